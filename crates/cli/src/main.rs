@@ -1,0 +1,2 @@
+//! The `sparoa` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! From ONNX bytes to outputs.

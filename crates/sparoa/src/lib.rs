@@ -1,0 +1,1 @@
+//! SparOA: hybrid CPU+GPU inference of ONNX models.
