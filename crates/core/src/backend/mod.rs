@@ -1,0 +1,193 @@
+//! Processors: what a device says of itself, and the program an accelerator makes of its share of
+//! a plan. The CPU is [`cpu`]; accelerators implement [`Accelerator`] in their own crates.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ops::{Op, Operands},
+    tensor::{Tensor, TensorType},
+};
+
+/// Which processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Device {
+    Cpu,
+    Gpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Device::Cpu => "cpu",
+            Device::Gpu => "gpu",
+        })
+    }
+}
+
+/// What a processor is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Which.
+    pub device: Device,
+    /// Marketing name.
+    pub name: String,
+    /// API and driver: `"Vulkan, Mesa 22.3.6"`, `"AVX2"`.
+    pub driver: String,
+    /// A GPU emulated on the CPU; `auto` does not choose it for speed unless measurement does.
+    pub software: bool,
+    /// Shares physical memory with the CPU.
+    pub unified_memory: bool,
+    /// Hardware threads for a CPU, `None` for a GPU.
+    pub threads: Option<usize>,
+    /// Bytes of memory, where the driver tells.
+    pub memory_bytes: Option<u64>,
+    /// Optional abilities: `avx2`, `f16`, `timestamps`, `zero-copy`.
+    pub features: Vec<String>,
+}
+
+/// A processor other than the CPU.
+pub trait Accelerator: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &DeviceInfo;
+
+    /// Whether it can run this operator.
+    ///
+    /// # Errors
+    /// Why it cannot, as a phrase.
+    fn supports(&self, op: &dyn Op, operands: &Operands<'_>) -> Result<(), String>;
+
+    /// Prepares a program: compiles pipelines, uploads weights, allocates slots.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError>;
+}
+
+/// An accelerator's share of a plan.
+#[derive(Clone, Debug, Default)]
+pub struct ProgramSpec {
+    /// Kernels in launch order.
+    pub tasks: Vec<TaskSpec>,
+    /// Consecutive ranges of `tasks`; each is one submission.
+    pub segments: Vec<Range<usize>>,
+    /// Bytes of each buffer slot. A slot serves several values whose lifetimes do not overlap.
+    pub slots: Vec<usize>,
+    /// Host-to-device copies, by index.
+    pub uploads: Vec<View>,
+    /// Device-to-host copies, by index.
+    pub downloads: Vec<View>,
+}
+
+/// One kernel of a program.
+#[derive(Clone, Debug)]
+pub struct TaskSpec {
+    /// Node name, with the part for split nodes.
+    pub name: String,
+    /// What to compute.
+    pub op: Arc<dyn Op>,
+    /// Inputs; `None` for an omitted one.
+    pub inputs: Vec<Option<Arg>>,
+    /// Outputs.
+    pub outputs: Vec<(View, TensorType)>,
+}
+
+/// Input of a task.
+#[derive(Clone, Debug)]
+pub enum Arg {
+    /// A constant; the kernel decides what becomes resident.
+    Constant(Arc<Tensor>),
+    /// Bytes of a slot.
+    Slot(View, TensorType),
+}
+
+/// Contiguous bytes of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct View {
+    /// Slot index.
+    pub slot: usize,
+    /// First byte; a multiple of 4.
+    pub offset: usize,
+    /// Length in bytes.
+    pub bytes: usize,
+}
+
+/// A loaded program. `launch`, `upload` and `download` are called from different threads, one
+/// thread each, in the order that the plan's events impose; none may allocate on the host beyond
+/// what the device API itself does.
+pub trait Program: Send + Sync {
+    /// Submits a segment and returns without waiting for it. Submissions execute in order.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn launch(&self, segment: usize) -> Result<(), BackendError>;
+
+    /// Copies `bytes` to the device, ordered before any later launch; `bytes` may be reused when
+    /// it returns.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn upload(&self, copy: usize, bytes: &[u8]) -> Result<(), BackendError>;
+
+    /// Waits for everything submitted before this call that the copy needs and copies the
+    /// device's bytes into `bytes`.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn download(&self, copy: usize, bytes: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Waits until the device is idle.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn wait_idle(&self) -> Result<(), BackendError>;
+
+    /// Runs one segment alone with per-task timestamps and waits: nanoseconds of each of its
+    /// tasks, in order. Slot contents are whatever they are. For profiling, not for inference.
+    ///
+    /// # Errors
+    /// See [`BackendError`]; [`BackendError::NoTimestamps`] where the device has none.
+    fn time_segment(&self, segment: usize) -> Result<Vec<u64>, BackendError>;
+
+    /// Bytes of device memory held (weights, slots, staging).
+    fn device_bytes(&self) -> usize;
+}
+
+/// What a device can fail with.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// No such device, or its driver is missing.
+    #[error("no GPU: {0}")]
+    Unavailable(String),
+    /// The device lacks memory.
+    #[error("{device} is out of memory: {detail}")]
+    OutOfMemory {
+        /// Device name.
+        device: String,
+        /// What was being allocated.
+        detail: String,
+    },
+    /// The device vanished (driver reset, unplugged).
+    #[error("{device} was lost: {detail}")]
+    Lost {
+        /// Device name.
+        device: String,
+        /// The driver's words.
+        detail: String,
+    },
+    /// A kernel failed to compile or launch.
+    #[error("{task}: {detail}")]
+    Kernel {
+        /// Node.
+        task: String,
+        /// The driver's words.
+        detail: String,
+    },
+    /// The device cannot time single kernels.
+    #[error("{0} has no timestamp queries")]
+    NoTimestamps(String),
+}

@@ -1,0 +1,13 @@
+//! The graph: models as imported (symbolic shapes) and graphs as executed (concrete types).
+
+mod graph;
+mod ids;
+mod model;
+mod specialize;
+
+pub use graph::{Graph, GraphError, Node, Value};
+pub use ids::{NodeId, ValueId};
+pub use model::{Dim, InputSpec, Model, ModelBuilder, ModelNode, ModelValueId};
+pub use specialize::{
+    Expansion, OutputSource, Shapes, SpecializeError, Specialized, Tail, specialize,
+};

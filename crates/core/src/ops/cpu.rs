@@ -1,0 +1,83 @@
+//! The CPU form of an operator: a prepared kernel run on borrowed tensors.
+
+use smallvec::SmallVec;
+use sparoa_kernels::pool::Pool;
+
+use super::{Op, OpError, Operand, Operands};
+use crate::tensor::{Storage, Tensor, TensorMut, TensorRef};
+
+/// A CPU kernel prepared for fixed types: weights packed, algorithm chosen. It may be run any
+/// number of times, from one thread at a time per [`KernelIo`].
+pub trait CpuKernel: Send + Sync {
+    /// Bytes of scratch memory that [`CpuKernel::run`] needs with a pool of `threads`; 64-byte
+    /// aligned memory of that size is passed in `KernelIo::scratch`, its contents arbitrary.
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        let _ = threads;
+        0
+    }
+
+    /// Bytes that the prepared kernel holds (packed weights).
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
+    /// Computes the outputs. Must not allocate on the hot paths (convolution, GEMM, elementwise,
+    /// normalisation, attention, layout).
+    ///
+    /// # Errors
+    /// [`OpError::Value`] when a run-time value is out of the operator's domain.
+    fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError>;
+}
+
+/// Tensors of one kernel run.
+pub struct KernelIo<'a, 'b> {
+    /// Inputs in order; constants too (the prepared kernel may ignore those it packed).
+    pub inputs: &'b [Option<TensorRef<'a>>],
+    /// Outputs in order. Contents are arbitrary before the run.
+    pub outputs: &'b mut [TensorMut<'a>],
+    /// Scratch memory, [`CpuKernel::scratch_bytes`] long or longer.
+    pub scratch: &'b mut [u8],
+}
+
+impl<'a> KernelIo<'a, '_> {
+    /// Input `i`.
+    ///
+    /// # Panics
+    /// When it is absent: the kernel was prepared for a node that has it.
+    pub fn input(&self, i: usize) -> TensorRef<'a> {
+        self.get(i).expect("the kernel was prepared for a node with this input")
+    }
+
+    /// Input `i`, if present.
+    pub fn get(&self, i: usize) -> Option<TensorRef<'a>> {
+        self.inputs.get(i).copied().flatten()
+    }
+}
+
+/// Runs an operator once on tensors: type inference, kernel preparation, execution. For constant
+/// folding, the reference and data-dependent graphs; every input value is available to `infer`.
+///
+/// # Errors
+/// Those of [`Op::infer`], [`Op::cpu`] and [`CpuKernel::run`].
+pub fn evaluate(
+    op: &dyn Op,
+    inputs: &[Option<&Tensor>],
+    pool: &Pool,
+) -> Result<Vec<Tensor>, OpError> {
+    let operands: Vec<Option<Operand>> = inputs
+        .iter()
+        .map(|t| t.map(|t| Operand::constant(std::sync::Arc::new(t.clone()))))
+        .collect();
+    let types = op.infer(&operands)?;
+    let kernel = op.cpu(&Operands { inputs: &operands, outputs: &types })?;
+    let mut outputs: Vec<Tensor> = types.into_iter().map(Tensor::zeros).collect();
+    let mut scratch = Storage::zeroed(kernel.scratch_bytes(pool.threads()));
+    let views: SmallVec<[_; 8]> = inputs.iter().map(|t| t.map(Tensor::view)).collect();
+    let mut targets: SmallVec<[_; 4]> = outputs.iter_mut().map(Tensor::view_mut).collect();
+    kernel.run(
+        &mut KernelIo { inputs: &views, outputs: &mut targets, scratch: scratch.bytes_mut() },
+        pool,
+    )?;
+    drop(targets);
+    Ok(outputs)
+}

@@ -1,0 +1,74 @@
+//! The GPU form of an operator: kernels as data, in WGSL. Nothing here talks to a device.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::Tensor;
+
+/// What a GPU kernel may use of the adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuCaps {
+    /// 16-bit floats in shaders and wanted by the user.
+    pub f16: bool,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Invocations per workgroup at most.
+    pub workgroup_size: u32,
+    /// Workgroups per grid dimension at most.
+    pub max_grid: u32,
+    /// Bytes of one storage binding at most.
+    pub max_binding_bytes: u64,
+    /// The adapter is a software rasteriser: barriers and workgroup memory are slow there,
+    /// register tiles and vec4 loads are not.
+    pub software: bool,
+}
+
+/// A GPU kernel: dispatches run in order, each seeing the writes of those before it.
+#[derive(Clone, Debug, Default)]
+pub struct GpuKernel {
+    /// Dispatches in order.
+    pub dispatches: Vec<Dispatch>,
+    /// Constant buffers (weights in the layout the shader wants), resident on the device.
+    pub constants: Vec<Arc<Tensor>>,
+    /// Bytes of temporary buffers that live from the first dispatch to the last.
+    pub temps: Vec<usize>,
+}
+
+/// One compute dispatch.
+///
+/// The runtime binds, in group 0: binding 0 a uniform block, bindings 1.. the buffers of
+/// `bindings` in order, all as `var<storage, read_write>` (so that one buffer may serve several
+/// of them). The uniform block is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first
+/// the element offset (in 4-byte elements) at which each of up to 8 bindings begins, filled in by
+/// the runtime, then `params`, padded to 16 bytes. Buffers hold f32, i32 or u32 elements; boolean
+/// and 64-bit tensors never reach the GPU.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    /// Name for traces and caches.
+    pub label: &'static str,
+    /// Complete WGSL with one entry point, `main`. Identical text shares one pipeline, so put
+    /// sizes into `params`, not into the text.
+    pub source: Cow<'static, str>,
+    /// Values of the shader's `override` constants.
+    pub overrides: Vec<(&'static str, f64)>,
+    /// Buffers, at most 8.
+    pub bindings: Vec<Binding>,
+    /// Operator parameters; floats by `f32::to_bits`.
+    pub params: Vec<u32>,
+    /// Workgroups in x, y, z, each at least 1 and at most `GpuCaps::max_grid`.
+    pub grid: [u32; 3],
+}
+
+/// A buffer of a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binding {
+    /// Input of the node, by index.
+    Input(usize),
+    /// Output of the node, by index.
+    Output(usize),
+    /// Entry of [`GpuKernel::constants`].
+    Constant(usize),
+    /// Entry of [`GpuKernel::temps`].
+    Temp(usize),
+}

@@ -1,0 +1,190 @@
+//! Operators: what each computes, costs and how each processor runs it. One file per operator or
+//! family; [`registry`] holds the one explicit list.
+
+mod attributes;
+mod cpu;
+mod gpu;
+mod operands;
+mod registry;
+mod spec;
+
+use std::{any::Any, fmt, ops::Range, sync::Arc};
+
+use crate::tensor::{DType, TensorType};
+
+pub use attributes::{AttributeValue, Attributes};
+pub use cpu::{CpuKernel, KernelIo, evaluate};
+pub use gpu::{Binding, Dispatch, GpuCaps, GpuKernel};
+pub use operands::{InputsExt, Operand, Operands};
+pub use registry::{find, nearest, specs};
+pub use spec::{Example, ExampleInput, OpSpec};
+
+/// An operator with its attributes parsed: one node's worth of meaning, without the node.
+///
+/// Its `Debug` text must show every attribute: it is part of the key under which measured
+/// latencies are cached.
+pub trait Op: Any + fmt::Debug + Send + Sync {
+    /// The ONNX op_type, or the field's name for a fused operator.
+    fn op_type(&self) -> &'static str;
+
+    /// Types of the outputs, from the types (and, for shape-like inputs, the constant values) of
+    /// the inputs.
+    ///
+    /// # Errors
+    /// [`OpError::DataDependent`] when an output shape depends on run-time values; any other
+    /// error makes the model invalid.
+    fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError>;
+
+    /// Floating-point (or integer) operations of one evaluation, 2 per multiply-add. Bytes moved
+    /// follow from the operand types.
+    fn flops(&self, x: &Operands<'_>) -> u64;
+
+    /// Prepares the CPU kernel: packs constant weights, picks the algorithm.
+    ///
+    /// # Errors
+    /// [`OpError::Unsupported`] for an element type or attribute that the CPU kernel lacks.
+    fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError>;
+
+    /// The GPU kernel as data, or `None` when this operator (with these types) has none.
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let _ = (x, caps);
+        None
+    }
+
+    /// The output axis along which the operator can be computed in independent contiguous parts,
+    /// or `None`. All output dimensions before it must be 1, so that a range of it is one
+    /// contiguous range of bytes. Only operators with one output may be split.
+    fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
+        let _ = x;
+        None
+    }
+
+    /// How to compute output range `range` along [`Op::split_axis`]: the operator for that part
+    /// and what it needs of each input. A run-time input may only be sliced along an axis whose
+    /// preceding dimensions are all 1 (contiguous bytes); constants along any axis.
+    fn split(&self, x: &Operands<'_>, range: Range<usize>) -> Option<Part> {
+        let _ = (x, range);
+        None
+    }
+
+    /// For an operator defined on NCHW tensors: the same on NHWC tensors (activations only,
+    /// weights unchanged).
+    fn channels_last(&self) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// The operator that commutes with transposition: if every input in `inputs` order is
+    /// replaced by its transposition as `Permuted::inputs` says, the outputs come out transposed
+    /// by `perm` (`out'[i] = out[perm[i]]` in dimensions). `None` when a transposition cannot
+    /// pass.
+    fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {
+        let _ = (x, perm);
+        None
+    }
+
+    /// The model that this node equals when these inputs are as they are, e.g. the branch of an
+    /// `If` whose condition is constant.
+    fn expand(&self, inputs: &[Option<Operand>]) -> Option<crate::ir::Expansion> {
+        let _ = inputs;
+        None
+    }
+
+    /// False for operators that must not be folded (random generators).
+    fn is_pure(&self) -> bool {
+        true
+    }
+
+    /// Attributes for writing the node as ONNX, by name.
+    fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
+        Vec::new()
+    }
+
+    /// Domain for writing the node as ONNX: `""` for standard operators, `"ai.sparoa"` for fused
+    /// ones.
+    fn domain(&self) -> &'static str {
+        ""
+    }
+}
+
+impl dyn Op {
+    /// This operator as a concrete type.
+    pub fn downcast<T: Op>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+
+    /// True when the operator is a `T`.
+    pub fn is<T: Op>(&self) -> bool {
+        self.downcast::<T>().is_some()
+    }
+}
+
+/// A part of a split operator.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Computes the part. Its output type is the full one with the split axis shortened.
+    pub op: Arc<dyn Op>,
+    /// What it reads of each input, in input order.
+    pub inputs: Vec<PartInput>,
+}
+
+/// What a part reads of one input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartInput {
+    /// All of it.
+    Whole,
+    /// `range` along `axis`.
+    Range {
+        /// Axis of the input.
+        axis: usize,
+        /// Half-open range of indices.
+        range: Range<usize>,
+    },
+}
+
+/// An operator rewritten for transposed tensors; see [`Op::permuted`].
+#[derive(Clone, Debug)]
+pub struct Permuted {
+    /// The rewritten operator.
+    pub op: Arc<dyn Op>,
+    /// Transposition each input needs, in input order; `None` leaves that input as it is.
+    pub inputs: Vec<Option<Vec<usize>>>,
+}
+
+/// What can go wrong in an operator. The graph adds the node's name and op_type.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpError {
+    /// The node contradicts the operator's definition.
+    #[error("{0}")]
+    Invalid(String),
+    /// Legal ONNX that SparOA does not run; the text names the nearest supported thing.
+    #[error("{0}")]
+    Unsupported(String),
+    /// An output shape depends on run-time values.
+    #[error("output shape depends on the run-time value of input {input}")]
+    DataDependent {
+        /// Index of the input.
+        input: usize,
+    },
+    /// A run-time value is out of the operator's domain (an index beyond the axis).
+    #[error("{0}")]
+    Value(String),
+}
+
+impl OpError {
+    /// An [`OpError::Invalid`] from text.
+    pub fn invalid(text: impl Into<String>) -> OpError {
+        OpError::Invalid(text.into())
+    }
+
+    /// An [`OpError::Unsupported`] from text.
+    pub fn unsupported(text: impl Into<String>) -> OpError {
+        OpError::Unsupported(text.into())
+    }
+
+    /// An [`OpError::Unsupported`] for an element type, naming those that work.
+    pub fn dtype(got: DType, supported: &[DType]) -> OpError {
+        let names: Vec<_> = supported.iter().map(|d| d.name()).collect();
+        OpError::Unsupported(format!("element type {got} (supported: {})", names.join(", ")))
+    }
+}

@@ -1,0 +1,9 @@
+//! Element types, tensor types and tensors: the values that flow through a graph.
+
+mod dtype;
+mod storage;
+mod value;
+
+pub use dtype::{DType, Element};
+pub use storage::Storage;
+pub use value::{Tensor, TensorMut, TensorRef, TensorType};

@@ -1,0 +1,74 @@
+//! Bytes of a tensor: owned and cache-line aligned, or borrowed from a mapped file.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Immutable-when-shared bytes. Owned storage starts on a 64-byte boundary.
+#[derive(Clone)]
+pub struct Storage(Inner);
+
+#[derive(Clone)]
+enum Inner {
+    Owned { lines: Arc<Vec<Line>>, bytes: usize },
+    Mapped { owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize> },
+}
+
+impl Storage {
+    /// `bytes` zero bytes.
+    pub fn zeroed(bytes: usize) -> Storage {
+        let lines = vec![Line([0; 64]); bytes.div_ceil(64)];
+        Storage(Inner::Owned { lines: Arc::new(lines), bytes })
+    }
+
+    /// An aligned copy of `bytes`.
+    pub fn copy_from(bytes: &[u8]) -> Storage {
+        let mut storage = Storage::zeroed(bytes.len());
+        storage.bytes_mut().copy_from_slice(bytes);
+        storage
+    }
+
+    /// Borrows `range` of a shared owner (a mapped file) without copying, or copies it when its
+    /// address is not a multiple of `align`. `None` when the range lies outside the owner.
+    pub fn borrowed(
+        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        range: Range<usize>,
+        align: usize,
+    ) -> Option<Storage> {
+        let bytes = (*owner).as_ref().get(range.clone())?;
+        if bytes.as_ptr().addr().is_multiple_of(align) {
+            Some(Storage(Inner::Mapped { owner, range }))
+        } else {
+            Some(Storage::copy_from(bytes))
+        }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Inner::Owned { lines, bytes } => &bytemuck::cast_slice(lines)[..*bytes],
+            Inner::Mapped { owner, range } => &(**owner).as_ref()[range.clone()],
+        }
+    }
+
+    /// The bytes for writing; shared or mapped storage is copied first.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        if let Inner::Mapped { .. } = self.0 {
+            *self = Storage::copy_from(self.bytes());
+        }
+        match &mut self.0 {
+            Inner::Owned { lines, bytes } => {
+                &mut bytemuck::cast_slice_mut(Arc::make_mut(lines).as_mut_slice())[..*bytes]
+            }
+            Inner::Mapped { .. } => unreachable!("mapped storage was copied above"),
+        }
+    }
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Storage({} bytes)", self.bytes().len())
+    }
+}
