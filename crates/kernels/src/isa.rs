@@ -1,0 +1,116 @@
+//! Which instruction set the kernels use: detected once, capped by `SPAROA_ISA`.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// An instruction set the kernels are compiled for, from slowest to fastest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, whatever the target's baseline makes of it.
+    Scalar,
+    /// x86-64 SSE2, 4 lanes.
+    Sse,
+    /// AArch64 NEON, 4 lanes.
+    Neon,
+    /// AVX2 with FMA, 8 lanes.
+    Avx2,
+    /// AVX-512 (F, BW, DQ, VL), 16 lanes.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set, from slowest to fastest.
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Sse, Isa::Neon, Isa::Avx2, Isa::Avx512];
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            Isa::Sse => cfg!(target_arch = "x86_64"),
+            Isa::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => false,
+        }
+    }
+
+    /// The instruction sets this machine can run, from slowest to fastest.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// The name `SPAROA_ISA` knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Sse => "sse",
+            Isa::Neon => "neon",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The fastest available instruction set that is not above `cap`.
+fn capped(cap: Isa) -> Isa {
+    Isa::available().filter(|&isa| isa <= cap).last().unwrap_or(Isa::Scalar)
+}
+
+fn parse(value: Option<&str>) -> Result<Isa, String> {
+    let Some(value) = value else {
+        return Ok(capped(Isa::Avx512));
+    };
+    match Isa::ALL.into_iter().find(|isa| isa.name() == value) {
+        Some(cap) => Ok(capped(cap)),
+        None => Err(format!(
+            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2 or avx512"
+        )),
+    }
+}
+
+/// The instruction set to use: the machine's best, capped by `SPAROA_ISA`.
+///
+/// The variable is read once per process. A value that names no instruction set is an error; a
+/// value above what the machine has is only a cap, hence no error.
+pub fn from_env() -> Result<Isa, String> {
+    static CHOICE: OnceLock<Result<Isa, String>> = OnceLock::new();
+    CHOICE.get_or_init(|| parse(std::env::var("SPAROA_ISA").ok().as_deref())).clone()
+}
+
+/// [`from_env`], or the machine's best where `SPAROA_ISA` is invalid.
+pub fn best() -> Isa {
+    static BEST: OnceLock<Isa> = OnceLock::new();
+    *BEST.get_or_init(|| from_env().unwrap_or_else(|_| capped(Isa::Avx512)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caps_and_rejects() {
+        assert_eq!(parse(Some("scalar")), Ok(Isa::Scalar));
+        assert!(parse(None).unwrap().is_available());
+        assert!(parse(Some("avx512")).unwrap().is_available());
+        let error = parse(Some("mmx")).unwrap_err();
+        assert!(error.contains("mmx") && error.contains("avx2"), "{error}");
+    }
+}

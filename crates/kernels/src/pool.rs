@@ -1,0 +1,274 @@
+//! A fork-join pool: workers spin briefly, then park; tasks are claimed from one counter.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long an idle worker spins before it parks.
+const SPIN: Duration = Duration::from_micros(80);
+
+/// `state` is `generation << 32 | OPEN? | workers inside the job`.
+const OPEN: u64 = 1 << 31;
+const STOP: u64 = u64::MAX;
+
+thread_local! {
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
+type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+struct Job {
+    task: *const Task<'static>,
+    tasks: usize,
+}
+
+struct Shared {
+    /// Who may read `job`: a worker that raised the count while `OPEN` was set, until it lowers it.
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    parked: Box<[AtomicBool]>,
+}
+
+// SAFETY: `job` is written only by the thread that holds `Pool::busy`, while no worker is counted
+// in `state` and OPEN is clear; it is read only by workers counted in `state`.
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointer in `job` points to a `Sync` closure that outlives the job (see `run`).
+unsafe impl Send for Shared {}
+
+/// A fork-join pool of a fixed number of threads, the caller being one of them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<(Thread, Option<JoinHandle<()>>)>,
+    busy: AtomicBool,
+}
+
+impl Pool {
+    /// A pool in which `threads` threads work, the calling thread included; 0 counts as 1.
+    pub fn new(threads: usize) -> Pool {
+        let helpers = threads.max(1) - 1;
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
+        });
+        let workers = (0..helpers)
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                let handle = thread::Builder::new()
+                    .name(format!("sparoa-{}", index + 1))
+                    .spawn(move || work(&shared, index))
+                    .expect("the system can start a thread");
+                (handle.thread().clone(), Some(handle))
+            })
+            .collect();
+        Pool { shared, workers, busy: AtomicBool::new(false) }
+    }
+
+    /// A pool of the calling thread alone: `run` is a plain loop.
+    pub fn single() -> Pool {
+        Pool::new(1)
+    }
+
+    /// How many threads work, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `f(0)` .. `f(tasks - 1)`, each once, on the pool's threads, and waits for all.
+    ///
+    /// A panic in a task ends the job early and goes on in the caller. Inside a task, or while
+    /// another thread's job occupies the pool, the tasks run inline on the calling thread.
+    pub fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.run_with_worker(tasks, &|task, _| f(task));
+    }
+
+    /// [`Pool::run`] with `f(task, worker)`: `worker < threads()`, and no two tasks of this call
+    /// run at the same time under one worker number (to index per-worker scratch).
+    pub fn run_with_worker(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+        let inline = self.workers.is_empty() || tasks <= 1 || IN_TASK.get();
+        if inline || self.busy.swap(true, Ordering::Acquire) {
+            for task in 0..tasks {
+                f(task, 0);
+            }
+            return;
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. No worker keeps the reference after this function
+        // closes the job and waits below for the count of workers inside to reach zero.
+        let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(f) };
+        // SAFETY: `busy` is ours and the last job was closed with no worker inside: no reader.
+        unsafe { *shared.job.get() = Some(Job { task, tasks }) };
+        shared.next.store(0, Ordering::Relaxed);
+        let generation = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
+        let generation = generation & 0x7fff_ffff;
+        shared.state.store(generation << 32 | OPEN, Ordering::SeqCst);
+        for (index, (worker, _)) in self.workers.iter().enumerate().take(tasks - 1) {
+            let parked = &shared.parked[index];
+            if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
+                worker.unpark();
+            }
+        }
+        claim(shared, f, tasks, 0);
+        shared.state.fetch_and(!OPEN, Ordering::SeqCst);
+        let mut spins = 0u32;
+        while shared.state.load(Ordering::Acquire) & (OPEN - 1) != 0 {
+            spins += 1;
+            if spins < 20_000 {
+                std::hint::spin_loop();
+            } else {
+                thread::yield_now();
+            }
+        }
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.busy.store(false, Ordering::Release);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.state.store(STOP, Ordering::SeqCst);
+        for (thread, handle) in &mut self.workers {
+            thread.unpark();
+            if let Some(handle) = handle.take() {
+                // A worker catches its tasks' panics: nothing to report here.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads())
+    }
+}
+
+fn claim(shared: &Shared, f: &Task<'_>, tasks: usize, worker: usize) {
+    IN_TASK.set(true);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            let task = shared.next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            f(task, worker);
+        }
+    }));
+    IN_TASK.set(false);
+    if let Err(payload) = result {
+        shared.next.store(tasks, Ordering::Relaxed);
+        let mut first = shared.panic.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(payload);
+    }
+}
+
+fn work(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        let state = wait(shared, index, seen);
+        if state == STOP {
+            return;
+        }
+        if shared
+            .state
+            .compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed)
+            .is_err()
+        {
+            continue;
+        }
+        seen = state >> 32;
+        // SAFETY: this worker is counted in `state` while OPEN was set: the job is published, its
+        // closure alive, and neither changes before the count is lowered below.
+        let (task, tasks) = unsafe {
+            let job = (*shared.job.get()).as_ref().expect("an open state has a job");
+            (&*job.task, job.tasks)
+        };
+        claim(shared, task, tasks, index + 1);
+        shared.state.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Waits for an open job of a generation other than `seen`, or for STOP.
+fn wait(shared: &Shared, index: usize, seen: u64) -> u64 {
+    let ready = |state: u64| state == STOP || (state & OPEN != 0 && state >> 32 != seen);
+    loop {
+        let start = Instant::now();
+        loop {
+            for _ in 0..64 {
+                let state = shared.state.load(Ordering::Acquire);
+                if ready(state) {
+                    return state;
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() > SPIN {
+                break;
+            }
+        }
+        shared.parked[index].store(true, Ordering::SeqCst);
+        let state = shared.state.load(Ordering::SeqCst);
+        if !ready(state) {
+            thread::park();
+        }
+        shared.parked[index].store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_every_task_once() {
+        let pool = Pool::new(3);
+        for tasks in [0, 1, 2, 3, 17, 1000] {
+            for _ in 0..50 {
+                let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, &|i| {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn wakes_parked_workers() {
+        let pool = Pool::new(2);
+        for _ in 0..5 {
+            thread::sleep(Duration::from_millis(2));
+            let both = std::sync::Barrier::new(2);
+            pool.run(2, &|_| {
+                both.wait();
+            });
+        }
+    }
+
+    #[test]
+    fn nested_runs_inline_and_panics_propagate() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        pool.run(4, &|i| {
+            pool.run(3, &|j| {
+                sum.fetch_add(i * j, Ordering::Relaxed);
+            })
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 18);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(8, &|i| assert!(i != 5, "task five"));
+        }));
+        assert!(caught.is_err());
+        pool.run(8, &|_| {});
+    }
+}
