@@ -4,6 +4,7 @@ mod graph;
 mod ids;
 mod model;
 mod specialize;
+pub mod passes;
 
 pub use graph::{Graph, GraphError, Node, Value};
 pub use ids::{NodeId, ValueId};

@@ -8,6 +8,39 @@ mod operands;
 mod registry;
 mod spec;
 
+pub mod attention;
+pub mod batch_norm;
+pub mod cast;
+pub mod concat;
+pub mod constant;
+pub mod control;
+pub mod conv;
+pub mod conv_transpose;
+pub mod cumulative;
+pub mod dynamic;
+pub mod einsum;
+pub mod elementwise;
+pub mod expand;
+pub mod gather;
+pub mod gemm;
+pub mod matmul;
+pub mod norm;
+pub mod pad;
+pub mod pooling;
+pub mod quantize;
+pub mod quantized;
+pub mod recurrent;
+pub mod reduce;
+pub mod reshape;
+pub mod resize;
+pub mod scatter;
+pub mod select;
+pub mod shape;
+pub mod slice;
+pub mod softmax;
+pub mod space_depth;
+pub mod transpose;
+
 use std::{any::Any, fmt, ops::Range, sync::Arc};
 
 use crate::tensor::{DType, TensorType};
@@ -80,6 +113,12 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {
         let _ = (x, perm);
         None
+    }
+
+    /// True when output 0 holds the same bytes as input 0 under another shape: the plan makes
+    /// them one buffer and runs nothing.
+    fn is_view(&self) -> bool {
+        false
     }
 
     /// The model that this node equals when these inputs are as they are, e.g. the branch of an

@@ -1,9 +1,42 @@
 //! The one list of operators.
 
-use super::OpSpec;
+use super::*;
 
 /// Every operator family's table.
-const FAMILIES: &[&[OpSpec]] = &[];
+const FAMILIES: &[&[OpSpec]] = &[
+    attention::SPECS,
+    batch_norm::SPECS,
+    cast::SPECS,
+    concat::SPECS,
+    constant::SPECS,
+    control::SPECS,
+    conv::SPECS,
+    conv_transpose::SPECS,
+    cumulative::SPECS,
+    dynamic::SPECS,
+    einsum::SPECS,
+    elementwise::SPECS,
+    expand::SPECS,
+    gather::SPECS,
+    gemm::SPECS,
+    matmul::SPECS,
+    norm::SPECS,
+    pad::SPECS,
+    pooling::SPECS,
+    quantize::SPECS,
+    quantized::SPECS,
+    recurrent::SPECS,
+    reduce::SPECS,
+    reshape::SPECS,
+    resize::SPECS,
+    scatter::SPECS,
+    select::SPECS,
+    shape::SPECS,
+    slice::SPECS,
+    softmax::SPECS,
+    space_depth::SPECS,
+    transpose::SPECS,
+];
 
 /// Every registered operator.
 pub fn specs() -> impl Iterator<Item = &'static OpSpec> {

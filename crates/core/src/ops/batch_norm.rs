@@ -1,0 +1,5 @@
+//! BatchNormalization (inference).
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

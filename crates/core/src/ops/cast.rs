@@ -1,0 +1,5 @@
+//! Cast, CastLike.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! Concat, Split.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! If, Loop.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

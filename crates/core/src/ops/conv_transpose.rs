@@ -1,0 +1,5 @@
+//! ConvTranspose.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

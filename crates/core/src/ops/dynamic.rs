@@ -1,0 +1,5 @@
+//! Operators whose output shape depends on run-time values: NonZero, NonMaxSuppression, Compress, Unique.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

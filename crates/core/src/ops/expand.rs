@@ -1,0 +1,5 @@
+//! Expand, Tile.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! Gather, GatherElements, GatherND.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

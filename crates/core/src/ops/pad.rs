@@ -1,0 +1,5 @@
+//! Pad.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

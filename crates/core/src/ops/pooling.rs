@@ -1,0 +1,5 @@
+//! MaxPool, AveragePool, LpPool, GlobalAveragePool, GlobalMaxPool.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! LSTM, GRU, RNN.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! Operators that only rename dimensions: Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! ScatterND, ScatterElements.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

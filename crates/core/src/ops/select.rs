@@ -1,0 +1,5 @@
+//! ArgMax, ArgMin, TopK.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! Shape, Size.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

@@ -1,0 +1,5 @@
+//! Slice.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

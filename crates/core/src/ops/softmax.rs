@@ -1,0 +1,5 @@
+//! Softmax, LogSoftmax, Hardmax.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];

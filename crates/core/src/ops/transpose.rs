@@ -1,0 +1,5 @@
+//! Transpose.
+
+use super::OpSpec;
+
+pub(super) const SPECS: &[OpSpec] = &[];
