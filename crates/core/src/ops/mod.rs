@@ -2,6 +2,7 @@
 //! family; [`registry`] holds the one explicit list.
 
 mod attributes;
+pub mod axes;
 mod cpu;
 mod epilogue;
 mod gpu;
