@@ -54,6 +54,48 @@ impl<'a> KernelIo<'a, '_> {
     }
 }
 
+/// A kernel made of closures.
+struct Prepared<S, R> {
+    weight_bytes: usize,
+    scratch_bytes: S,
+    run: R,
+}
+
+impl<S, R> CpuKernel for Prepared<S, R>
+where
+    S: Fn(usize) -> usize + Send + Sync,
+    R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync,
+{
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        (self.scratch_bytes)(threads)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
+        (self.run)(io, pool)
+    }
+}
+
+/// The kernel that runs a closure and needs no scratch memory.
+pub fn kernel<R>(run: R) -> Box<dyn CpuKernel>
+where
+    R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync + 'static,
+{
+    kernel_with(0, |_| 0, run)
+}
+
+/// The kernel that runs a closure; `scratch_bytes` gets the number of threads.
+pub fn kernel_with<S, R>(weight_bytes: usize, scratch_bytes: S, run: R) -> Box<dyn CpuKernel>
+where
+    S: Fn(usize) -> usize + Send + Sync + 'static,
+    R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync + 'static,
+{
+    Box::new(Prepared { weight_bytes, scratch_bytes, run })
+}
+
 /// Runs an operator once on tensors: type inference, kernel preparation, execution. For constant
 /// folding, the reference and data-dependent graphs; every input value is available to `infer`.
 ///
