@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 use sparoa_kernels::pool::Pool;
 
 use super::{Op, OpError, Operand, Operands};
-use crate::tensor::{Storage, Tensor, TensorMut, TensorRef};
+use crate::tensor::{Element, Storage, Tensor, TensorMut, TensorRef};
 
 /// A CPU kernel prepared for fixed types: weights packed, algorithm chosen. It may be run any
 /// number of times, from one thread at a time per [`KernelIo`].
@@ -51,6 +51,32 @@ impl<'a> KernelIo<'a, '_> {
     /// Input `i`, if present.
     pub fn get(&self, i: usize) -> Option<TensorRef<'a>> {
         self.inputs.get(i).copied().flatten()
+    }
+}
+
+/// Divides scratch memory into typed slices, each on a 64-byte boundary.
+#[derive(Debug)]
+pub struct Scratch<'a>(&'a mut [u8]);
+
+impl<'a> Scratch<'a> {
+    /// All of `bytes`, which start on a 64-byte boundary.
+    pub fn new(bytes: &'a mut [u8]) -> Scratch<'a> {
+        Scratch(bytes)
+    }
+
+    /// Bytes that [`Scratch::take`] uses up for `len` elements.
+    pub fn bytes<T>(len: usize) -> usize {
+        (len * size_of::<T>()).next_multiple_of(64)
+    }
+
+    /// The next `len` elements, contents arbitrary.
+    ///
+    /// # Panics
+    /// When `scratch_bytes` asked for too little.
+    pub fn take<T: Element>(&mut self, len: usize) -> &'a mut [T] {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(Scratch::bytes::<T>(len));
+        self.0 = rest;
+        bytemuck::cast_slice_mut(&mut taken[..len * size_of::<T>()])
     }
 }
 

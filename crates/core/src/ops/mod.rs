@@ -4,10 +4,12 @@
 mod attributes;
 pub mod axes;
 mod cpu;
+mod epilogue;
 mod gpu;
 mod operands;
 mod registry;
 mod spec;
+pub mod window;
 
 pub mod attention;
 pub mod batch_norm;
@@ -47,7 +49,7 @@ use std::{any::Any, fmt, ops::Range, sync::Arc};
 use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
-pub use cpu::{CpuKernel, KernelIo, evaluate, kernel, kernel_with};
+pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with};
 pub use gpu::{Binding, Dispatch, GpuCaps, GpuKernel};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};
