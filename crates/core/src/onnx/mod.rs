@@ -1,4 +1,4 @@
-//! ONNX files: [`load`] turns one into a [`Model`], `save` writes one, `annotate` adds
+//! ONNX files: [`load`] turns one into a [`Model`], [`save()`] writes one, [`annotate()`] adds
 //! metadata to one. Nothing here knows a single operator: those are found in [`crate::ops`].
 //!
 //! A model file is hostile until proven otherwise: sizes are checked before they are used,
@@ -8,8 +8,10 @@
 
 #![deny(clippy::as_conversions)]
 
+mod annotate;
 mod attribute;
 mod error;
+mod export;
 mod external;
 mod functions;
 mod import;
@@ -17,6 +19,7 @@ mod mmap;
 mod names;
 mod opset;
 pub mod proto;
+mod save;
 mod sort;
 mod tensor;
 
@@ -34,8 +37,10 @@ use self::{
 };
 use crate::{ir::Model, tensor::Tensor};
 
+pub use annotate::{NodeMetadata, annotate};
 pub use error::{LoadError, LoadErrorKind, MissingOperator};
 pub use opset::{NEWEST_ACCEPTED_OPSET, NEWEST_OPSET, OLDEST_OPSET};
+pub use save::{SaveError, SaveOptions, Saveable, save, to_bytes};
 
 /// Limits and choices for loading.
 #[derive(Clone, Debug)]
