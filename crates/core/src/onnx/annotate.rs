@@ -25,8 +25,7 @@ pub type NodeMetadata = BTreeMap<String, Vec<(String, String)>>;
 /// # Errors
 /// When the bytes are not an ONNX model.
 pub fn annotate(model: impl Into<Bytes>, metadata: &NodeMetadata) -> Result<Vec<u8>, LoadError> {
-    let mut proto =
-        decode(model.into()).map_err(|kind| LoadError { file: "model".to_owned(), kind })?;
+    let mut proto = decode(model.into()).map_err(|kind| LoadError::new("model", kind))?;
     let functions: BTreeSet<(String, String)> =
         proto.functions.iter().map(|f| (f.domain().to_owned(), f.name().to_owned())).collect();
     if let Some(graph) = &mut proto.graph {

@@ -73,7 +73,7 @@ impl Default for LoadOptions {
 /// # Errors
 /// [`LoadError`] names the file, the node or tensor, the cause and the remedy.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
-    let error = |kind| LoadError { file: path.display().to_string(), kind };
+    let error = |kind| LoadError::new(path.display().to_string(), kind);
     let file = File::open(path).map_err(|e| error(LoadErrorKind::Read(e)))?;
     let bytes =
         mmap::contents(file, options.map_files).map_err(|e| error(LoadErrorKind::Read(e)))?;
@@ -91,7 +91,7 @@ pub fn load_bytes(
     options: &LoadOptions,
 ) -> Result<Model, LoadError> {
     decode_and_import(bytes.into(), base_dir.map(Path::to_owned), options)
-        .map_err(|kind| LoadError { file: "model".to_owned(), kind })
+        .map_err(|kind| LoadError::new("model", kind))
 }
 
 /// Decodes a TensorProto file, the form in which ONNX keeps test data (`input_0.pb`).
@@ -99,7 +99,7 @@ pub fn load_bytes(
 /// # Errors
 /// When it is damaged, of an unsupported element type, or refers to external data.
 pub fn tensor_from_bytes(bytes: impl Into<Bytes>) -> Result<Tensor, LoadError> {
-    let error = |kind| LoadError { file: "tensor".to_owned(), kind };
+    let error = |kind| LoadError::new("tensor", kind);
     let proto = proto::TensorProto::decode(bytes.into())
         .map_err(|e| error(LoadErrorKind::Decode(e.to_string())))?;
     let mut reader = TensorReader {

@@ -37,7 +37,7 @@ impl Files {
     fn load(&self, entries: &[(&str, &str)]) -> Result<Tensor, LoadErrorKind> {
         let path = self.path("model/model.onnx");
         fs::write(&path, external_model(&[2], entries)).unwrap();
-        let model = onnx::load(&path, &LoadOptions::default()).map_err(|e| e.kind)?;
+        let model = onnx::load(&path, &LoadOptions::default()).map_err(|e| *e.kind)?;
         Ok((*model.constants[0].1).clone())
     }
 

@@ -96,7 +96,7 @@ fn every_missing_operator_is_named() {
     microsoft.name = Some("fancy".into());
     let nodes = vec![node("Reluu", &["x"], &["a"]), node("Reluu", &["a"], &["b"]), microsoft];
     let error = load(&model(graph(nodes, &["x"], &["y"]))).unwrap_err();
-    let LoadErrorKind::MissingOperators(missing) = &error.kind else { panic!("{error}") };
+    let LoadErrorKind::MissingOperators(missing) = &*error.kind else { panic!("{error}") };
     assert_eq!((missing.len(), missing[0].count, missing[0].first.as_str()), (2, 2, "Reluu_0"));
     assert!(missing[0].nearest.contains(&"Relu"));
     let text = error.to_string();

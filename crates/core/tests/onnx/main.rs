@@ -3,7 +3,10 @@
 
 mod build;
 mod external;
+mod hostile;
 mod import;
 mod interpret;
+mod models;
 mod nodes;
 mod python;
+mod save;
