@@ -8,6 +8,7 @@ mod epilogue;
 mod gpu;
 mod operands;
 mod registry;
+mod runs;
 mod spec;
 pub mod window;
 
