@@ -10,7 +10,7 @@ fn example(name: &'static str, inputs: impl IntoIterator<Item = (Tensor, bool)>)
         .into_iter()
         .map(|(value, constant)| Some(ExampleInput { value, constant }))
         .collect();
-    vec![Example { name, attributes: Vec::new(), inputs, outputs: 1 }]
+    vec![Example { name, attributes: Vec::new(), inputs, outputs: 1, opset: 0 }]
 }
 
 /// Distinct values from `low` to `high`.
