@@ -123,15 +123,13 @@ pub(super) fn kind(e: &Editor, id: NodeId) -> Option<Kind> {
 }
 
 /// Follows the chain that ends in `value` back to where it starts. `selections`: also through
-/// Slice, Split and Gather.
-pub(super) fn trace(e: &Editor, value: ValueId, selections: bool) -> View {
+/// Slice, Split and Gather. `scalars`: also through products with numbers; see [`factor`].
+pub(super) fn trace(e: &Editor, value: ValueId, selections: bool, scalars: bool) -> View {
     let mut chain = Vec::new();
     let mut base = value;
     while chain.len() < MAX_CHAIN
         && let Some(id) = e.producer(base)
-        && let Some(kind) = kind(e, id)
-        && (selections || kind != Kind::Select)
-        && let Some(source) = e.input(id, 0)
+        && let Some(source) = source(e, id, selections, scalars)
     {
         chain.push((id, base));
         base = source;
@@ -148,6 +146,30 @@ pub(super) fn trace(e: &Editor, value: ValueId, selections: bool) -> View {
         };
     }
     view
+}
+
+/// The input that a node only renames the elements of.
+fn source(e: &Editor, id: NodeId, selections: bool, scalars: bool) -> Option<ValueId> {
+    match kind(e, id) {
+        Some(Kind::Select) if !selections => None,
+        Some(_) => e.input(id, 0),
+        None if scalars => scaled(e, id).map(|(x, _)| x),
+        None => None,
+    }
+}
+
+/// A value times a number.
+fn scaled(e: &Editor, id: NodeId) -> Option<(ValueId, f32)> {
+    pattern::with_scalar(e, id, "Mul").or_else(|| {
+        let (x, s) = pattern::binary(e, id, "Div")?;
+        let s = pattern::scalar(e, s)?;
+        (e.shape(x) == e.shape(e.output(id)?)).then_some((x, 1.0 / s))
+    })
+}
+
+/// The product of the numbers that the chain of a view multiplies with.
+pub(super) fn factor(e: &Editor, view: &View) -> f32 {
+    view.nodes.iter().filter_map(|id| scaled(e, *id)).map(|(_, s)| s).product()
 }
 
 /// The view after one more node.
@@ -204,6 +226,7 @@ fn step(e: &Editor, view: &View, id: NodeId, output: ValueId) -> Option<(usize, 
             let axes = reshaped_with_ones(&axes, shape)?;
             Some((view.offset + index as usize * view.axes[axis].stride, axes))
         }
+        "Mul" | "Div" => Some((view.offset, view.axes.clone())),
         _ => Some((view.offset, reshaped(&view.axes, shape)?)),
     }
 }

@@ -23,7 +23,7 @@ fn shorten(e: &mut Editor, id: NodeId) -> Option<()> {
     if !e.is_output(output) && e.users(output).iter().all(continues) {
         return None;
     }
-    let view = strided::trace(e, output, false);
+    let view = strided::trace(e, output, false, false);
     let transposes =
         view.nodes.iter().filter(|n| strided::kind(e, **n) == Some(Kind::Transpose)).count();
     let axes = view.merged();
