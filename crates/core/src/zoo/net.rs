@@ -208,11 +208,8 @@ impl Net {
         let beta = self.weight(&format!("{name}.bias"), &shape, around(0.0, 0.2));
         let mean =
             self.weight(&format!("{name}.running_mean"), &shape, around(0.0, 0.1 * deviation));
-        let variance = self.weight(
-            &format!("{name}.running_var"),
-            &shape,
-            around(x.moment, 0.2 * x.moment),
-        );
+        let variance =
+            self.weight(&format!("{name}.running_var"), &shape, around(x.moment, 0.2 * x.moment));
         let id = self.op(
             name,
             "BatchNormalization",
@@ -245,8 +242,7 @@ impl Net {
         let std = 1.0 / (inputs as f32).sqrt();
         let init = Init::Normal { mean: 0.0, std };
         let pruned = self.pruned_percent;
-        let w =
-            self.weight_pruned(&format!("{name}.weight"), &[inputs, outputs], init, pruned);
+        let w = self.weight_pruned(&format!("{name}.weight"), &[inputs, outputs], init, pruned);
         let product = self.op(&format!("{name}/MatMul"), "MatMul", &[x, w], &[]);
         if !bias {
             return product;

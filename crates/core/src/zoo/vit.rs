@@ -53,12 +53,8 @@ fn class_token(net: &mut Net, image: ModelValueId) -> ModelValueId {
         &[("start", AttributeValue::Int(0)), ("end", AttributeValue::Int(1))],
     );
     let rest = net.ints("class_token_dims", &[1, FEATURES as i64]);
-    let shape = net.op(
-        "class_token/Concat",
-        "Concat",
-        &[batch, rest],
-        &[("axis", AttributeValue::Int(0))],
-    );
+    let shape =
+        net.op("class_token/Concat", "Concat", &[batch, rest], &[("axis", AttributeValue::Int(0))]);
     net.op("class_token/Expand", "Expand", &[token, shape], &[])
 }
 

@@ -101,7 +101,8 @@ pub(super) fn kept_energy(percent: u8) -> f32 {
 
 /// FNV-1a: stable across platforms and Rust versions.
 pub(super) fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 fn fill(seed: u64, init: Init, out: &mut [f32]) {

@@ -28,9 +28,10 @@ pub(super) struct Found {
 pub(super) fn find(e: &Editor, root: NodeId) -> Option<Found> {
     let found = simple(e, root).or_else(|| written_out(e, root))?;
     let whole: Vec<NodeId> = found.inner.iter().copied().chain([root]).collect();
-    let closed = found.inner.iter().all(|id| {
-        e.node(*id).outputs.iter().flatten().all(|v| e.used_only_by(*v, &whole))
-    });
+    let closed = found
+        .inner
+        .iter()
+        .all(|id| e.node(*id).outputs.iter().flatten().all(|v| e.used_only_by(*v, &whole)));
     (closed && e.shape(found.x) == e.shape(e.output(root)?)).then_some(found)
 }
 
@@ -85,10 +86,8 @@ fn gated(
     let gate = gate(e, factor, Some(x), &mut nodes).filter(|g| g.x == x)?;
     let activation = match gate.kind {
         Gate::Clip { a, b, low, high } => {
-            let hard_swish = near(c * a, 1.0 / 6.0)
-                && near(c * b, 0.5)
-                && low == 0.0
-                && near(c * high, 1.0);
+            let hard_swish =
+                near(c * a, 1.0 / 6.0) && near(c * b, 0.5) && low == 0.0 && near(c * high, 1.0);
             hard_swish.then_some(Activation::HardSwish)?
         }
         Gate::Sigmoid if near(c, 1.0) => Activation::Silu,
@@ -122,12 +121,7 @@ enum Gate {
 }
 
 /// Reads a gate; of `x`, if that is known.
-fn gate(
-    e: &Editor,
-    value: ValueId,
-    x: Option<ValueId>,
-    nodes: &mut Vec<NodeId>,
-) -> Option<Gated> {
+fn gate(e: &Editor, value: ValueId, x: Option<ValueId>, nodes: &mut Vec<NodeId>) -> Option<Gated> {
     let known = x;
     let line = line(e, value, None, nodes);
     let id = e.producer(line.x)?;

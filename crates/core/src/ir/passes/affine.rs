@@ -78,13 +78,7 @@ fn weights(e: &Editor, id: NodeId) -> Option<Weights> {
 }
 
 /// What node `next` does to `x`, if it is a product or sum with a constant per channel.
-fn affine(
-    e: &Editor,
-    next: NodeId,
-    x: ValueId,
-    axis: usize,
-    channels: usize,
-) -> Option<Affine> {
+fn affine(e: &Editor, next: NodeId, x: ValueId, axis: usize, channels: usize) -> Option<Affine> {
     let rank = e.shape(x).len();
     let channel_values = |v: ValueId| per_channel(e.constant(v)?, rank, axis, channels);
     let name = pattern::name(e, next);

@@ -285,13 +285,7 @@ impl Editor {
         inputs: Vec<Option<ValueId>>,
     ) {
         let name = self.fresh(name.to_owned());
-        self.push_node(Node {
-            name,
-            op,
-            inputs,
-            outputs: vec![Some(value)],
-            origin: Vec::new(),
-        });
+        self.push_node(Node { name, op, inputs, outputs: vec![Some(value)], origin: Vec::new() });
     }
 
     /// Takes a node out. Its outputs have no producer afterwards.
@@ -312,12 +306,7 @@ impl Editor {
     }
 
     /// Puts another operator and other inputs into a node's place; outputs and names stay.
-    pub(super) fn replace_op(
-        &mut self,
-        id: NodeId,
-        op: Arc<dyn Op>,
-        inputs: Vec<Option<ValueId>>,
-    ) {
+    pub(super) fn replace_op(&mut self, id: NodeId, op: Arc<dyn Op>, inputs: Vec<Option<ValueId>>) {
         let mut node = self.nodes[id.index()].take().expect("the node is there");
         for input in node.inputs.iter().flatten() {
             let users = &mut self.users[input.index()];
@@ -487,12 +476,6 @@ impl Editor {
             node.inputs.iter_mut().chain(&mut node.outputs).flatten().for_each(place);
         }
         self.inputs.iter_mut().chain(&mut self.outputs).for_each(place);
-        Graph {
-            name: self.graph_name,
-            values,
-            nodes,
-            inputs: self.inputs,
-            outputs: self.outputs,
-        }
+        Graph { name: self.graph_name, values, nodes, inputs: self.inputs, outputs: self.outputs }
     }
 }

@@ -51,11 +51,7 @@ pub(super) fn reshape(
 }
 
 /// The shape constant and the operator of a Reshape.
-pub(super) fn reshape_parts(
-    e: &mut Editor,
-    name: &str,
-    shape: &[usize],
-) -> (ValueId, Arc<dyn Op>) {
+pub(super) fn reshape_parts(e: &mut Editor, name: &str, shape: &[usize]) -> (ValueId, Arc<dyn Op>) {
     let dims: Vec<i64> = shape.iter().map(|&d| d as i64).collect();
     let dims = e.add_constant(format!("{name}_shape"), Tensor::from_slice([dims.len()], &dims));
     // 0 means "keep" unless allowzero says otherwise.

@@ -11,9 +11,13 @@ pub(super) fn run(e: &mut Editor) {
         }
         let Some(output) = e.output(id) else { continue };
         let Some(source) = passed_on(e, id) else { continue };
-        let others_unused = e.node(id).outputs.iter().flatten().skip(1).all(|&o| {
-            e.users(o).is_empty() && !e.is_output(o)
-        });
+        let others_unused = e
+            .node(id)
+            .outputs
+            .iter()
+            .flatten()
+            .skip(1)
+            .all(|&o| e.users(o).is_empty() && !e.is_output(o));
         if others_unused && e.can_replace(output, source) {
             e.replace_value(output, source);
             e.remove(id);

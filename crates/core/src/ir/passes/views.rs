@@ -57,9 +57,8 @@ fn rebuild(e: &mut Editor, view: &View, output: ValueId, id: NodeId) -> Option<V
     let perm = pattern::inverse(&order);
     let mut x = view.base;
     if !pattern::is_identity(&perm) {
-        let (shape, perm) = in_base_dims(e.shape(view.base), &shape, view).unwrap_or_else(|| {
-            (order.iter().map(|&i| axes[i].size).collect(), perm.clone())
-        });
+        let (shape, perm) = in_base_dims(e.shape(view.base), &shape, view)
+            .unwrap_or_else(|| (order.iter().map(|&i| axes[i].size).collect(), perm.clone()));
         x = pattern::reshape(e, &format!("{name}/shaped"), x, &shape, origin.clone());
         x = pattern::transpose(e, &format!("{name}/transposed"), x, &perm, origin.clone());
     }

@@ -55,9 +55,11 @@ fn cast_op(to: i64) -> std::sync::Arc<dyn crate::ops::Op> {
 fn wide_inputs_known(e: &Editor, id: NodeId, wide: &[Option<ValueId>]) -> bool {
     let node = e.node(id);
     let own = node.outputs.iter().flatten().any(|o| wide.contains(&Some(*o)));
-    !own && node.inputs.iter().flatten().all(|v| {
-        e.ty(*v).dtype != DType::F16 || wide.get(v.index()).is_some_and(Option::is_some)
-    })
+    !own && node
+        .inputs
+        .iter()
+        .flatten()
+        .all(|v| e.ty(*v).dtype != DType::F16 || wide.get(v.index()).is_some_and(Option::is_some))
 }
 
 /// Gives the node f32 inputs and outputs; where it refuses, it stays between casts.
@@ -82,7 +84,9 @@ fn widen_node(e: &mut Editor, id: NodeId, wide: &mut Vec<Option<ValueId>>) {
         _ => ty.clone(),
     };
     let inferred = op.infer(&e.operands(&inputs));
-    let fits = inferred.is_ok_and(|types| types.iter().eq(old_types.iter().map(expected).collect::<Vec<_>>().iter()));
+    let fits = inferred.is_ok_and(|types| {
+        types.iter().eq(old_types.iter().map(expected).collect::<Vec<_>>().iter())
+    });
     if !fits {
         // The node keeps f16; what it makes is widened behind it.
         for old in old_outputs.into_iter().flatten() {
