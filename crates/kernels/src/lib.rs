@@ -2,7 +2,10 @@
 
 pub mod isa;
 pub mod pool;
+mod simd;
+mod aligned;
 pub mod activation;
+mod vmath;
 pub mod math;
 pub mod gemm;
 pub mod conv;
@@ -13,6 +16,9 @@ pub mod attention;
 pub mod permute;
 pub mod reduce;
 pub mod int8;
+
+#[cfg(test)]
+mod testing;
 
 pub use activation::{Activation, Epilogue, Residual};
 pub use isa::Isa;

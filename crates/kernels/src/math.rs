@@ -161,3 +161,34 @@ pub fn activation(act: Activation, x: &[f32], y: &mut [f32]) {
 pub fn activation_in_place(act: Activation, y: &mut [f32]) {
     unary_in_place(UnaryOp::Activation(act), y);
 }
+
+/// This core's peak of fused multiply-adds in FLOP/s, measured for about 20 ms: a yardstick.
+pub fn fma_peak_flops() -> f64 {
+    struct Peak(usize);
+    impl crate::simd::Kernel for Peak {
+        type Output = f64;
+        #[inline(always)]
+        fn run<S: crate::simd::Simd>(self, s: S) -> f64 {
+            let x = s.splat(std::hint::black_box(0.5));
+            let mut acc = [s.splat(std::hint::black_box(1.0)); 12];
+            for _ in 0..self.0 {
+                for a in &mut acc {
+                    *a = s.mul_add(*a, x, x);
+                }
+            }
+            let mut sum = s.splat(0.0);
+            for a in acc {
+                sum = s.add(sum, a);
+            }
+            std::hint::black_box(s.reduce_add(sum));
+            (self.0 * 12 * 2 * S::LANES) as f64
+        }
+    }
+    let mut best = 0.0f64;
+    for _ in 0..20 {
+        let start = std::time::Instant::now();
+        let flops = crate::simd::dispatch(crate::isa::best(), Peak(400_000));
+        best = best.max(flops / start.elapsed().as_secs_f64());
+    }
+    best
+}
