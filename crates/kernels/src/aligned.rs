@@ -58,6 +58,11 @@ impl SharedMut {
         self.0
     }
 
+    /// The pointer `start` elements on, inside the slice it was made from.
+    pub(crate) fn at(self, start: usize) -> SharedMut {
+        SharedMut(self.0.wrapping_add(start))
+    }
+
     /// # Safety
     /// The range lies inside the slice it was made from, and no other task touches it.
     #[allow(clippy::mut_from_ref)]

@@ -148,18 +148,5 @@ pub(crate) fn run_dense(product: &Product<'_>, m: usize, a: &[f32], lda: usize, 
     });
 }
 
-pub(crate) fn finish(acc: f32, bias: Option<f32>, epi: &Epilogue<'_>, i: usize) -> f32 {
-    use crate::activation::Residual;
-    let mut v = acc + bias.unwrap_or(0.0);
-    if let Residual::BeforeActivation(r) = epi.residual {
-        v += r[i];
-    }
-    v = epi.activation.apply(v);
-    if let Residual::AfterActivation(r) = epi.residual {
-        v += r[i];
-    }
-    v
-}
-
 #[cfg(test)]
 mod tests;

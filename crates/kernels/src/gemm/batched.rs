@@ -114,8 +114,7 @@ impl BatchedGemm {
                 Residual::AfterActivation(r) => Residual::AfterActivation(part(r)),
             };
             let epi = Epilogue { activation: epi.activation, residual };
-            // SAFETY: batch i's part of c, which only batch i's tasks write.
-            let c = SharedMut::new(unsafe { out.slice(i * m * n, m * n) });
+            let c = out.at(i * m * n);
             let mut product = Product::new(&shape, 1, bias, &epi, c, n);
             product.packed = packed;
             product.finish.alpha = alpha;
