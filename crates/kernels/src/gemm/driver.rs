@@ -27,6 +27,8 @@ pub(crate) struct Product<'a> {
     pub(crate) finish: Finish,
     pub(crate) c: SharedMut,
     pub(crate) ldc: usize,
+    /// Whether to add to c instead of overwriting it.
+    pub(crate) accumulate: bool,
 }
 
 impl<'a> Product<'a> {
@@ -44,7 +46,18 @@ impl<'a> Product<'a> {
         };
         let finish = Finish::new(1.0, bias.is_some(), epi);
         let run = b.k() / taps;
-        Product { b, packed: b.packed(), taps, run, bias, residual, finish, c, ldc }
+        Product {
+            b,
+            packed: b.packed(),
+            taps,
+            run,
+            bias,
+            residual,
+            finish,
+            c,
+            ldc,
+            accumulate: false,
+        }
     }
 }
 
@@ -208,7 +221,7 @@ impl Block<'_> {
                     bias,
                     residual: p.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
                     tail: columns - (nv - 1) * S::LANES,
-                    accumulate: depth > 0,
+                    accumulate: depth > 0 || p.accumulate,
                     finish: finishes.then_some(&p.finish),
                 };
                 call_tile(s, mr, nv, tile);
