@@ -3,7 +3,10 @@
 pub mod isa;
 pub mod pool;
 mod parts;
+mod simd;
+mod aligned;
 pub mod activation;
+mod vmath;
 pub mod math;
 pub mod gemm;
 pub mod conv;
@@ -14,6 +17,9 @@ pub mod attention;
 pub mod permute;
 pub mod reduce;
 pub mod int8;
+
+#[cfg(test)]
+mod testing;
 
 pub use activation::{Activation, Epilogue, Residual};
 pub use isa::Isa;
