@@ -66,7 +66,9 @@ enum Algorithm {
     Pointwise(PackedB),
     /// Pointers to each tap's pixel, a matrix of weights per group.
     Indirect { groups: Vec<PackedB>, zeros: Vec<f32> },
-    /// Few input channels: a block's patches are copied into rows first.
+    /// Few input channels: a tap is a whole row of the kernel.
+    KernelRows { b: PackedB, zeros: Vec<f32> },
+    /// Few input channels per group: a block's patches are copied into rows first.
     Copied(Vec<PackedB>),
     /// One input channel per group.
     Depthwise(Depthwise),
@@ -75,7 +77,10 @@ enum Algorithm {
 /// A convolution with its weights packed.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
+    /// As computed: with groups merged.
     params: Conv2dParams,
+    /// As asked for.
+    given: Conv2dParams,
     isa: Isa,
     algorithm: Algorithm,
     bias: Option<Vec<f32>>,
@@ -98,6 +103,12 @@ impl Conv2d {
         params.check(weight.len(), bias);
         let p = &params;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
+        let merged = if ci > 1 || taps > depthwise::MAX_TAPS { merge_groups(isa, p) } else { 1 };
+        if merged > 1 {
+            let dense = block_diagonal(p, merged, weight);
+            let params = Conv2dParams { groups: p.groups / merged, ..params };
+            return Conv2d { given: *p, ..Conv2d::new_with_isa(isa, params, &dense, bias) };
+        }
         let pack = |group: usize| {
             PackedB::from_fn(isa, taps * ci, co, |k, j| {
                 let (tap, c) = (k / ci, k % ci);
@@ -108,18 +119,20 @@ impl Conv2d {
             Algorithm::Pointwise(pack(0))
         } else if ci == 1 && p.groups > 1 && taps <= depthwise::MAX_TAPS {
             Algorithm::Depthwise(Depthwise::new(p, weight))
+        } else if ci < 16 && taps > 1 && p.groups == 1 && p.dilation[1] == 1 {
+            Algorithm::KernelRows { b: pack(0), zeros: vec![0.0; p.kernel[1] * ci] }
         } else if ci < 16 && taps > 1 {
             Algorithm::Copied((0..p.groups).map(pack).collect())
         } else {
             let groups = (0..p.groups).map(pack).collect();
             Algorithm::Indirect { groups, zeros: vec![0.0; ci] }
         };
-        Conv2d { params, isa, algorithm, bias: bias.map(<[f32]>::to_vec) }
+        Conv2d { params, given: params, isa, algorithm, bias: bias.map(<[f32]>::to_vec) }
     }
 
     /// The shape.
     pub fn params(&self) -> &Conv2dParams {
-        &self.params
+        &self.given
     }
 
     /// The name of the method chosen for this shape.
@@ -127,6 +140,7 @@ impl Conv2d {
         match &self.algorithm {
             Algorithm::Pointwise(_) => "pointwise",
             Algorithm::Indirect { .. } => "indirect",
+            Algorithm::KernelRows { .. } => "kernel rows",
             Algorithm::Copied(_) => "copied",
             Algorithm::Depthwise(_) => "depthwise",
         }
@@ -135,7 +149,7 @@ impl Conv2d {
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
         match &self.algorithm {
-            Algorithm::Pointwise(b) => b.bytes(),
+            Algorithm::Pointwise(b) | Algorithm::KernelRows { b, .. } => b.bytes(),
             Algorithm::Indirect { groups, .. } | Algorithm::Copied(groups) => {
                 groups.iter().map(PackedB::bytes).sum()
             }
@@ -162,6 +176,9 @@ impl Conv2d {
                 let split = self.split(n * oh * ow, &groups[0], threads);
                 16 + threads * self.worker_scratch(&split)
             }
+            Algorithm::KernelRows { b, .. } => {
+                16 + threads * self.worker_scratch(&self.split(n * oh * ow, b, threads))
+            }
         }
     }
 
@@ -176,13 +193,14 @@ impl Conv2d {
         let per_row = match &self.algorithm {
             // A pointer is two elements of f32.
             Algorithm::Indirect { .. } => 2 * p.taps(),
+            // A pointer per row of the kernel, and copies where it crosses the border.
+            Algorithm::KernelRows { .. } => 2 * p.kernel[0] + p.taps() * p.c_in,
             _ => p.taps() * p.c_in / p.groups,
         };
-        (split.block_rows() * per_row + simd::MAX_LANES).next_multiple_of(16)
+        (split.block_rows() * per_row + 2 * simd::MAX_LANES).next_multiple_of(16)
     }
 
     /// y = epilogue(conv(x) + bias), x: n, h, w, c_in; y: n, out h, out w, c_out.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         n: usize,
@@ -215,23 +233,26 @@ impl Conv2d {
             }
             Algorithm::Depthwise(d) => d.run(self.isa, n, &geometry, x, bias, epi, y, pool),
             Algorithm::Indirect { groups, zeros } => {
-                self.run_blocks(n, &geometry, x, groups, Some(zeros), epi, y, scratch, pool);
+                self.run_blocks(n, &geometry, x, groups, zeros, epi, y, scratch, pool);
+            }
+            Algorithm::KernelRows { b, zeros } => {
+                let groups = std::slice::from_ref(b);
+                self.run_blocks(n, &geometry, x, groups, zeros, epi, y, scratch, pool);
             }
             Algorithm::Copied(groups) => {
-                self.run_blocks(n, &geometry, x, groups, None, epi, y, scratch, pool);
+                self.run_blocks(n, &geometry, x, groups, &[], epi, y, scratch, pool);
             }
         }
     }
 
-    /// Blocks of output pixels as tasks; with `zeros` by pointers, without by copies.
-    #[allow(clippy::too_many_arguments)]
+    /// Blocks of output pixels as tasks.
     fn run_blocks(
         &self,
         n: usize,
         geometry: &Geometry,
         x: &[f32],
         groups: &[PackedB],
-        zeros: Option<&[f32]>,
+        zeros: &[f32],
         epi: &Epilogue<'_>,
         y: &mut [f32],
         scratch: &mut [f32],
@@ -256,34 +277,50 @@ impl Conv2d {
             let bias = self.bias.as_deref().map(|bias| &bias[group * co..][..co]);
             let epi = offset(epi, group * co);
             let c = y.at(group * co);
-            let taps = if zeros.is_some() { p.taps() } else { 1 };
+            let taps = match self.algorithm {
+                Algorithm::Indirect { .. } => p.taps(),
+                Algorithm::KernelRows { .. } => p.kernel[0],
+                _ => 1,
+            };
             let product = Product::new(b, taps, bias, &epi, c, p.c_out);
-            let first_row = rows.start;
-            let block_rows = match zeros {
-                Some(zeros) => {
-                    let mr = b.tile().0;
-                    let table = geometry.pointers(x, group * ci, zeros, rows.clone(), mr, scratch);
-                    Rows::Table(table)
+            let (first_row, m, mr) = (rows.start, rows.len(), b.tile().0);
+            let channel = group * ci;
+            let rows = match self.algorithm {
+                Algorithm::Indirect { .. } => {
+                    Rows::Table(geometry.pointers(x, channel, zeros, rows, mr, scratch))
                 }
-                None => {
-                    let lda = taps_len(p);
+                Algorithm::KernelRows { .. } => {
+                    Rows::Table(geometry.kernel_rows(x, zeros, rows, mr, scratch))
+                }
+                _ => {
                     let a = scratch.as_ptr();
-                    simd::dispatch(
-                        self.isa,
-                        CopyRows { geometry, x, channel: group * ci, rows: rows.clone(), scratch },
-                    );
-                    Rows::Dense { a, lda }
+                    simd::dispatch(self.isa, CopyRows { geometry, x, channel, rows, scratch });
+                    Rows::Dense { a, lda: b.k() }
                 }
             };
-            let block =
-                Block { product: &product, rows: block_rows, m: rows.len(), first_row, panels };
+            let block = Block { product: &product, rows, m, first_row, panels };
             simd::dispatch(self.isa, block);
         });
     }
 }
 
-fn taps_len(p: &Conv2dParams) -> usize {
-    p.taps() * p.c_in / p.groups
+/// How many groups to treat as one, so that a group's outputs fill the vectors of a tile.
+fn merge_groups(isa: Isa, p: &Conv2dParams) -> usize {
+    let (lanes, _, vectors) = simd::tile_of(isa);
+    let most = (lanes * vectors).min(16) / (p.c_out / p.groups).max(1);
+    (1..=most.max(1)).rev().find(|&f| p.groups.is_multiple_of(f)).unwrap_or(1)
+}
+
+/// The weights of `merged` groups as those of one, zeros between them. (An infinite input so
+/// spreads NaN over the merged groups' outputs.)
+fn block_diagonal(p: &Conv2dParams, merged: usize, weight: &[f32]) -> Vec<f32> {
+    let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
+    let mut dense = vec![0.0; p.c_out * ci * merged * taps];
+    for (o, row) in dense.chunks_exact_mut((ci * merged * taps).max(1)).enumerate() {
+        let start = o / co % merged * ci * taps;
+        row[start..start + ci * taps].copy_from_slice(&weight[o * ci * taps..][..ci * taps]);
+    }
+    dense
 }
 
 /// The epilogue of the output from element `start` on.

@@ -108,7 +108,6 @@ impl PackedB {
 }
 
 /// c = epilogue(a b + bias): `a` is m x k with rows `lda` apart, `c` m x n without gaps.
-#[allow(clippy::too_many_arguments)]
 pub fn gemm(
     m: usize,
     a: &[f32],

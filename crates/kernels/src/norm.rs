@@ -25,7 +25,6 @@ impl Affine<'_> {
 }
 
 /// y = (x - mean) / sqrt(variance + eps) * gamma + beta over each row of `len`.
-#[allow(clippy::too_many_arguments)]
 pub fn layer_norm(
     rows: usize,
     len: usize,
@@ -40,7 +39,6 @@ pub fn layer_norm(
 }
 
 /// y = x / sqrt(mean square + eps) * gamma over each row of `len`.
-#[allow(clippy::too_many_arguments)]
 pub fn rms_norm(
     rows: usize,
     len: usize,
@@ -53,7 +51,6 @@ pub fn rms_norm(
     row_norm(isa::best(), false, rows, len, Affine { gamma, beta: None }, eps, x, y, pool);
 }
 
-#[allow(clippy::too_many_arguments)]
 fn row_norm(
     isa: Isa,
     centre: bool,
@@ -157,7 +154,6 @@ fn apply(x: &[f32], y: &mut [f32], mean: f32, scale: f32, affine: Affine<'_>) {
 }
 
 /// Group normalisation of n x pixels x channels; groups = channels is instance normalisation.
-#[allow(clippy::too_many_arguments)]
 pub fn group_norm(
     n: usize,
     pixels: usize,
@@ -174,7 +170,6 @@ pub fn group_norm(
 }
 
 /// [`group_norm`] for a given instruction set, which must be available.
-#[allow(clippy::too_many_arguments)]
 pub fn group_norm_with_isa(
     isa: Isa,
     n: usize,

@@ -49,7 +49,6 @@ pub fn max_pool2d(
 /// Mean over each window, of the input's elements only, or of the padding's too.
 ///
 /// A window without any element gives NaN.
-#[allow(clippy::too_many_arguments)]
 pub fn avg_pool2d(
     params: &Pool2dParams,
     shape: Nhwc,
@@ -81,7 +80,6 @@ pub enum PoolKind {
 }
 
 /// Pooling for a given instruction set, which must be available.
-#[allow(clippy::too_many_arguments)]
 pub fn pool2d_with_isa(
     isa: Isa,
     kind: PoolKind,

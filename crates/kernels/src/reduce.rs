@@ -43,7 +43,6 @@ pub fn reduce(
 }
 
 /// [`reduce`] for a given instruction set, which must be available.
-#[allow(clippy::too_many_arguments)]
 pub fn reduce_with_isa(
     isa: Isa,
     op: ReduceOp,

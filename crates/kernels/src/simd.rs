@@ -31,6 +31,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rows and vectors of the largest matrix-multiplication tile.
     const TILE: (usize, usize);
     type V: Copy;
+    type I: Copy;
     type M: Copy;
 
     /// Runs `kernel` in a function of its own compiled for this instruction set.
@@ -83,7 +84,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     fn reduce_add(self, a: Self::V) -> f32;
     fn reduce_max(self, a: Self::V) -> f32;
-    fn reduce_min(self, a: Self::V) -> f32;
+
+    fn zero_i32(self) -> Self::I;
+    /// Lane i gains pair.0 * b[2 i] + pair.1 * b[2 i + 1]; `pair` is two i16, the first low.
+    /// # Safety
+    /// `2 * LANES` elements at `b` are readable.
+    unsafe fn dot_pairs(self, acc: Self::I, pair: i32, b: *const i16) -> Self::I;
+    /// # Safety
+    /// `LANES` elements at `p` are writable.
+    unsafe fn store_i32(self, p: *mut i32, v: Self::I);
 }
 
 /// Runs `kernel` compiled for `isa`; panics if the machine does not have it.

@@ -24,7 +24,6 @@ pub fn log_softmax(outer: usize, len: usize, inner: usize, x: &[f32], y: &mut [f
 }
 
 /// [`softmax`], or its logarithm, for a given instruction set, which must be available.
-#[allow(clippy::too_many_arguments)]
 pub fn softmax_with_isa(
     isa: Isa,
     log: bool,

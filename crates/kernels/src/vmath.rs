@@ -95,7 +95,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let p = poly(
         s,
         z,
-        [-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1],
+        [-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1],
     );
     let small = s.mul_add(s.mul(p, z), x, x);
     let one = s.splat(1.0);
@@ -150,7 +150,7 @@ pub(crate) fn sin_cos<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let q = s.round(s.mul(x, s.splat(std::f32::consts::FRAC_2_PI)));
     // pi/2 in three parts, the first two short enough for exact products with q.
     let r = s.mul_add(q, s.splat(-1.570_312_5), x);
-    let r = s.mul_add(q, s.splat(-4.837_512_970e-4), r);
+    let r = s.mul_add(q, s.splat(-4.837_513e-4), r);
     let r = s.mul_add(q, s.splat(-7.549_79e-8), r);
     let z = s.mul(r, r);
     let sine = poly(s, z, [2.718_311_5e-6, -1.983_933_8e-4, 8.333_293e-3, -1.666_666_6e-1]);
@@ -198,7 +198,7 @@ pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
         }
         Activation::GeluTanh => {
             let inner = s.mul_add(s.mul(s.mul(x, x), s.splat(0.044_715)), x, x);
-            gated(s, x, sigmoid(s, s.mul(inner, s.splat(1.595_769_1))))
+            gated(s, x, sigmoid(s, s.mul(inner, s.splat(1.595_769))))
         }
         Activation::Elu { alpha } => {
             // Near zero exp(x) - 1 cancels; tanh(x/2) (exp(x) + 1) is the same without it.

@@ -52,7 +52,6 @@ impl Depthwise {
         size_of_val(self.weight.as_slice())
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn run(
         &self,
         isa: Isa,
@@ -100,12 +99,16 @@ impl Kernel for RowsOf<'_> {
             Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
         };
         let step = p.stride[1] * p.c_in;
+        let none = std::ptr::null();
+        let mut taps = [Tap { x: none, weight: none, first: 0, last: 0 }; MAX_TAPS];
+        let weights = self.weights.weight.as_slice();
         for row in self.rows.clone() {
             let (image, oy) = (row / g.oh, row % g.oh);
             for (ox, columns) in tiles(g.ow, COLUMNS) {
-                let mut taps =
-                    [Tap { x: std::ptr::null(), weight: std::ptr::null(), first: 0, last: 0 };
-                        MAX_TAPS];
+                // Columns whose taps all lie inside the image need no bounds.
+                let left = ox * p.stride[1];
+                let right = left + (columns - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1];
+                let inside = left >= p.pads[1] && right < g.w + p.pads[1];
                 let mut count = 0;
                 for ky in 0..p.kernel[0] {
                     let iy = (oy * p.stride[0] + ky * p.dilation[0]).wrapping_sub(p.pads[0]);
@@ -114,12 +117,13 @@ impl Kernel for RowsOf<'_> {
                     }
                     for kx in 0..p.kernel[1] {
                         // Column c reads input column left + c * stride - pad.
-                        let left = ox * p.stride[1] + kx * p.dilation[1];
-                        let first = p.pads[1].saturating_sub(left).div_ceil(p.stride[1]);
-                        let last = (g.w + p.pads[1])
-                            .saturating_sub(left)
-                            .div_ceil(p.stride[1])
-                            .min(columns);
+                        let left = left + kx * p.dilation[1];
+                        let (mut first, mut last) = (0, columns);
+                        if !inside {
+                            first = p.pads[1].saturating_sub(left).div_ceil(p.stride[1]);
+                            let right = (g.w + p.pads[1]).saturating_sub(left);
+                            last = right.div_ceil(p.stride[1]).min(columns);
+                        }
                         if first >= last {
                             continue;
                         }
@@ -127,8 +131,7 @@ impl Kernel for RowsOf<'_> {
                         taps[count] = Tap {
                             // Possibly before x, for a first column that is then not read.
                             x: self.x.as_ptr().wrapping_add(at.wrapping_mul(p.c_in)),
-                            weight: self.weights.weight.as_slice()
-                                [(ky * p.kernel[1] + kx) * self.weights.stride..]
+                            weight: weights[(ky * p.kernel[1] + kx) * self.weights.stride..]
                                 .as_ptr(),
                             first,
                             last,

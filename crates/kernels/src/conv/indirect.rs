@@ -78,6 +78,63 @@ impl Geometry {
     }
 }
 
+impl Geometry {
+    /// For each tile of the output pixels `rows` and each row of the kernel, pointers to the
+    /// kernel row's elements in the input: into `x` where they lie inside the image, to copies in
+    /// `scratch` where they cross its border, to `zeros` above and below it. One group, no gaps
+    /// between horizontal taps. The table is in `scratch`, which is aligned to 64 bytes.
+    pub(crate) fn kernel_rows(
+        &self,
+        x: &[f32],
+        zeros: &[f32],
+        rows: Range<usize>,
+        mr: usize,
+        scratch: &mut [f32],
+    ) -> *const *const f32 {
+        let p = &self.params;
+        let [kh, kw] = p.kernel;
+        let run = kw * p.c_in;
+        assert!(p.groups == 1 && p.dilation[1] == 1 && zeros.len() >= run);
+        let (table, mut patches) = scratch.split_at_mut((2 * rows.len() * kh).next_multiple_of(16));
+        let table = table.as_mut_ptr().cast::<*const f32>();
+        assert!(table.is_aligned(), "scratch is aligned");
+        for (row, height) in tiles(rows.len(), mr) {
+            for r in 0..height {
+                let pixel = self.pixel(rows.start + row + r);
+                let inside = pixel.left >= p.pads[1] && pixel.left - p.pads[1] + kw <= self.w;
+                for ky in 0..kh {
+                    let y = (pixel.top + ky * p.dilation[0]).wrapping_sub(p.pads[0]);
+                    let pointer = if y >= self.h {
+                        zeros.as_ptr()
+                    } else {
+                        let line = (pixel.image * self.h + y) * self.w * p.c_in;
+                        let line = &x[line..line + self.w * p.c_in];
+                        if inside {
+                            line[(pixel.left - p.pads[1]) * p.c_in..][..run].as_ptr()
+                        } else {
+                            let (patch, rest) = patches.split_at_mut(run);
+                            patches = rest;
+                            for (kx, out) in patch.chunks_exact_mut(p.c_in).enumerate() {
+                                let column = (pixel.left + kx).wrapping_sub(p.pads[1]);
+                                match line.get(column.saturating_mul(p.c_in)..) {
+                                    Some(from) if column < self.w => {
+                                        out.copy_from_slice(&from[..p.c_in]);
+                                    }
+                                    _ => out.fill(0.0),
+                                }
+                            }
+                            patch.as_ptr()
+                        }
+                    };
+                    // SAFETY: the table has rows.len() * kh entries, aligned.
+                    unsafe { table.add(row * kh + ky * height + r).write(pointer) };
+                }
+            }
+        }
+        table
+    }
+}
+
 /// Copies the patches of the output pixels `rows` into `scratch`, one row each, without gaps.
 pub(crate) struct CopyRows<'a> {
     pub(crate) geometry: &'a Geometry,
@@ -92,13 +149,11 @@ impl Kernel for CopyRows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, _: S) {
         let g = self.geometry;
         let p = &g.params;
         let ci = p.c_in / p.groups;
         let [kh, kw] = p.kernel;
-        // Taps of one kernel row lie side by side.
-        let joined = p.groups == 1 && p.dilation[1] == 1;
         let len = kh * kw * ci;
         for (row, index) in self.rows.clone().enumerate() {
             let pixel = g.pixel(index);
@@ -111,12 +166,6 @@ impl Kernel for CopyRows<'_> {
                     continue;
                 }
                 let line = &self.x[(pixel.image * g.h + y) * g.w * p.c_in..][..g.w * p.c_in];
-                let inside = pixel.left >= p.pads[1] && pixel.left - p.pads[1] + kw <= g.w;
-                if joined && inside {
-                    let from = &line[(pixel.left - p.pads[1]) * ci..][..kw * ci];
-                    copy(s, from, out);
-                    continue;
-                }
                 for (kx, out) in out.chunks_exact_mut(ci).enumerate() {
                     let column = (pixel.left + kx * p.dilation[1]).wrapping_sub(p.pads[1]);
                     if column < g.w {
@@ -131,26 +180,4 @@ impl Kernel for CopyRows<'_> {
             }
         }
     }
-}
-
-/// A short copy: whole vectors, the last one overlapping.
-#[inline(always)]
-fn copy<S: Simd>(s: S, from: &[f32], to: &mut [f32]) {
-    let len = from.len();
-    assert!(to.len() == len);
-    if len < S::LANES {
-        for (to, &x) in to.iter_mut().zip(from) {
-            *to = x;
-        }
-        return;
-    }
-    let mut i = 0;
-    while i + S::LANES < len {
-        // SAFETY: i + LANES <= len.
-        unsafe { s.store(to.as_mut_ptr().add(i), s.load(from.as_ptr().add(i))) };
-        i += S::LANES;
-    }
-    let last = len - S::LANES;
-    // SAFETY: last + LANES = len.
-    unsafe { s.store(to.as_mut_ptr().add(last), s.load(from.as_ptr().add(last))) };
 }

@@ -105,7 +105,6 @@ impl ConvTranspose2d {
     }
 
     /// y = epilogue(conv_transpose(x) + bias), x: n, h, w, c_in; y: n, out h, out w, c_out.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         n: usize,

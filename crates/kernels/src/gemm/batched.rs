@@ -49,7 +49,6 @@ impl BatchedGemm {
     }
 
     /// c = epilogue(alpha a b + bias), bias of n elements.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         a: &[f32],
@@ -64,7 +63,6 @@ impl BatchedGemm {
     }
 
     /// [`BatchedGemm::run`] for a given instruction set, which must be available.
-    #[allow(clippy::too_many_arguments)]
     pub fn run_with_isa(
         &self,
         isa: Isa,

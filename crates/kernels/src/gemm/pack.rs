@@ -7,7 +7,6 @@ use crate::simd::{self, Kernel, Simd};
 
 /// Packs the given panels of `b` (k x n with rows `stride` apart, or n x k if `transposed`) into
 /// `out`, which starts with panel 0.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn pack_panels(
     isa: Isa,
     k: usize,

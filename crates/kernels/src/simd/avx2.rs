@@ -43,6 +43,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE: (usize, usize) = (6, 2);
     type V = __m256;
+    type I = __m256i;
     type M = __m256;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -179,11 +180,22 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
-    fn reduce_min(self, a: Self::V) -> f32 {
-        proven!({
-            let a = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let a = _mm_min_ps(a, _mm_movehl_ps(a, a));
-            _mm_cvtss_f32(_mm_min_ss(a, _mm_shuffle_ps::<1>(a, a)))
-        })
+    fn zero_i32(self) -> __m256i {
+        proven!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: __m256i, pair: i32, b: *const i16) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            _mm256_add_epi32(
+                acc,
+                _mm256_madd_epi16(_mm256_set1_epi32(pair), _mm256_loadu_si256(b.cast())),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
 }

@@ -34,6 +34,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE: (usize, usize) = (12, 2);
     type V = __m512;
+    type I = __m512i;
     type M = __mmask16;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -161,7 +162,22 @@ impl Simd for Avx512 {
         proven!(_mm512_reduce_max_ps(a))
     }
     #[inline(always)]
-    fn reduce_min(self, a: Self::V) -> f32 {
-        proven!(_mm512_reduce_min_ps(a))
+    fn zero_i32(self) -> __m512i {
+        proven!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: __m512i, pair: i32, b: *const i16) -> __m512i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            _mm512_add_epi32(
+                acc,
+                _mm512_madd_epi16(_mm512_set1_epi32(pair), _mm512_loadu_si512(b.cast())),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: __m512i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
 }

@@ -34,6 +34,7 @@ impl Simd for Neon {
     const LANES: usize = 4;
     const TILE: (usize, usize) = (8, 2);
     type V = float32x4_t;
+    type I = int32x4_t;
     type M = uint32x4_t;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -171,7 +172,25 @@ impl Simd for Neon {
         proven!(vmaxvq_f32(a))
     }
     #[inline(always)]
-    fn reduce_min(self, a: Self::V) -> f32 {
-        proven!(vminvq_f32(a))
+    fn zero_i32(self) -> int32x4_t {
+        proven!(vdupq_n_s32(0))
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: int32x4_t, pair: i32, b: *const i16) -> int32x4_t {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            {
+                let pair = vreinterpretq_s16_s32(vdupq_n_s32(pair));
+                let b = vld1q_s16(b);
+                let low = vmull_s16(vget_low_s16(pair), vget_low_s16(b));
+                let high = vmull_high_s16(pair, b);
+                vaddq_s32(acc, vpaddq_s32(low, high))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: int32x4_t) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { vst1q_s32(p, v) }
     }
 }

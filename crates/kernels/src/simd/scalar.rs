@@ -9,6 +9,7 @@ impl Simd for Scalar {
     const LANES: usize = 1;
     const TILE: (usize, usize) = (4, 4);
     type V = f32;
+    type I = i32;
     type M = bool;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -127,7 +128,19 @@ impl Simd for Scalar {
         a
     }
     #[inline(always)]
-    fn reduce_min(self, a: f32) -> f32 {
-        a
+    fn zero_i32(self) -> i32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: i32, pair: i32, b: *const i16) -> i32 {
+        // SAFETY: the caller's contract.
+        unsafe {
+            acc + (pair as i16) as i32 * b.read() as i32 + (pair >> 16) * b.add(1).read() as i32
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: i32) {
+        // SAFETY: the caller's contract.
+        unsafe { p.write(v) }
     }
 }

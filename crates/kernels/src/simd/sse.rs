@@ -34,6 +34,7 @@ impl Simd for Sse {
     const LANES: usize = 4;
     const TILE: (usize, usize) = (6, 2);
     type V = __m128;
+    type I = __m128i;
     type M = __m128;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -179,10 +180,19 @@ impl Simd for Sse {
         })
     }
     #[inline(always)]
-    fn reduce_min(self, a: Self::V) -> f32 {
-        proven!({
-            let a = _mm_min_ps(a, _mm_movehl_ps(a, a));
-            _mm_cvtss_f32(_mm_min_ss(a, _mm_shuffle_ps::<1>(a, a)))
-        })
+    fn zero_i32(self) -> __m128i {
+        proven!(_mm_setzero_si128())
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: __m128i, pair: i32, b: *const i16) -> __m128i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            _mm_add_epi32(acc, _mm_madd_epi16(_mm_set1_epi32(pair), _mm_loadu_si128(b.cast())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: __m128i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm_storeu_si128(p.cast(), v) }
     }
 }
