@@ -18,3 +18,6 @@ pub mod predict;
 pub mod schedule;
 pub mod engine;
 pub mod session;
+
+#[cfg(test)]
+mod toy;

@@ -162,7 +162,12 @@ impl Host {
     }
 
     /// Performs a download.
-    pub fn download(&self, plan: &Plan, copy: usize, from: &dyn Program) -> Result<(), BackendError> {
+    pub fn download(
+        &self,
+        plan: &Plan,
+        copy: usize,
+        from: &dyn Program,
+    ) -> Result<(), BackendError> {
         let transfer = &plan.downloads[copy];
         // SAFETY: this copy of the plan writes this range now.
         from.download(copy, unsafe { self.write(transfer.buffer, transfer.range.clone()) })

@@ -51,22 +51,17 @@ impl KernelCache {
             .iter()
             .map(|arg| {
                 arg.as_ref().map(|arg| match arg {
-                    Arg::Constant { .. } => Operand {
-                        ty: arg.ty().clone(),
-                        constant: Some(self.constant(graph, arg)),
-                    },
+                    Arg::Constant { .. } => {
+                        Operand { ty: arg.ty().clone(), constant: Some(self.constant(graph, arg)) }
+                    }
                     Arg::Region(region) => Operand::dynamic(region.ty.clone()),
                 })
             })
             .collect();
         let outputs: Vec<TensorType> = task.outputs.iter().map(|r| r.ty.clone()).collect();
-        let kernel = task
-            .op
-            .cpu(&Operands { inputs: &inputs, outputs: &outputs })
-            .map_err(|source| EngineError::Prepare {
-                node: task.name.clone(),
-                op_type: task.op.op_type(),
-                source,
+        let kernel =
+            task.op.cpu(&Operands { inputs: &inputs, outputs: &outputs }).map_err(|source| {
+                EngineError::Prepare { node: task.name.clone(), op_type: task.op.op_type(), source }
             })?;
         let kernel: Arc<dyn CpuKernel> = Arc::from(kernel);
         lock(&self.kernels).insert(key, kernel.clone());

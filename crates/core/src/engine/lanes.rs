@@ -4,7 +4,7 @@
 
 use std::{
     any::Any,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -155,12 +155,16 @@ impl Lanes {
             recorder.start();
         }
         if self.threads.is_empty() {
-            return shared.host.lend(inputs, || {
+            let walk = || {
                 for &(lane, index) in &self.sequence {
                     let step = shared.plan.lane(lane)[index];
                     shared.perform(lane, index, step, scratch, pool, recorder.as_deref())?;
                 }
                 Ok(())
+            };
+            return shared.host.lend(inputs, || match catch_unwind(AssertUnwindSafe(walk)) {
+                Ok(result) => result,
+                Err(payload) => Err(panicked(Lane::Cpu, &*payload)),
             });
         }
         self.run += 1;
@@ -171,18 +175,14 @@ impl Lanes {
         shared.abort.store(false, Ordering::SeqCst);
         *lock(&shared.failure) = None;
         *lock(&shared.recorder) = recorder.clone();
-        let panic = shared.host.lend(inputs, || {
+        shared.host.lend(inputs, || {
             shared.run.set(self.run);
             let walk = || shared.walk(Lane::Cpu, scratch, pool, recorder.as_deref());
-            let panic = shared.conclude(Lane::Cpu, catch_unwind(AssertUnwindSafe(walk)));
+            shared.conclude(Lane::Cpu, catch_unwind(AssertUnwindSafe(walk)));
             for (lane, _) in &self.threads {
                 shared.finished[lane.index()].wait(self.run, Duration::ZERO, || false);
             }
-            panic
         });
-        if let Some(payload) = panic {
-            resume_unwind(payload);
-        }
         match lock(&shared.failure).take() {
             None => Ok(()),
             Some(error) => {
@@ -219,8 +219,7 @@ fn serve(shared: &Shared, lane: Lane) {
         }
         let recorder = lock(&shared.recorder).clone();
         let walk = || shared.walk(lane, &mut [], &pool, recorder.as_deref());
-        // A panic here has been turned into the run's error.
-        let _ = shared.conclude(lane, catch_unwind(AssertUnwindSafe(walk)));
+        shared.conclude(lane, catch_unwind(AssertUnwindSafe(walk)));
         drop(recorder);
         shared.finished[lane.index()].set(run);
     }
@@ -295,29 +294,27 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes a lane's early end known to all lanes. Returns the payload of a panic.
-    fn conclude(
-        &self,
-        lane: Lane,
-        result: Result<Result<(), Stop>, Box<dyn Any + Send>>,
-    ) -> Option<Box<dyn Any + Send>> {
-        let (error, payload) = match result {
-            Ok(Ok(()) | Err(Stop::Aborted)) => return None,
-            Ok(Err(Stop::Failed(error))) => (error, None),
-            Err(payload) => {
-                let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
-                let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-                let message = text.unwrap_or_else(|| "panicked".to_owned());
-                (EngineError::Panic { lane: lane.name(), message }, Some(payload))
-            }
+    /// Makes a lane's early end known to all lanes.
+    fn conclude(&self, lane: Lane, result: Result<Result<(), Stop>, Box<dyn Any + Send>>) {
+        let error = match result {
+            Ok(Ok(()) | Err(Stop::Aborted)) => return,
+            Ok(Err(Stop::Failed(error))) => error,
+            Err(payload) => panicked(lane, &*payload),
         };
         lock(&self.failure).get_or_insert(error);
         self.abort.store(true, Ordering::SeqCst);
         for signals in &self.signals {
             signals.wake_all();
         }
-        payload
     }
+}
+
+/// A panic as an error: one inference fails, not the process.
+fn panicked(lane: Lane, payload: &(dyn Any + Send)) -> EngineError {
+    let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+    let message = text.unwrap_or_else(|| "panicked".to_owned());
+    EngineError::Panic { lane: lane.name(), message }
 }
 
 /// All lanes' working steps in one order that respects every wait, each lane going as far as it

@@ -117,9 +117,7 @@ impl Engine {
         let program = match accelerator {
             _ if !plan.uses_gpu() => None,
             None => return Err(EngineError::NoAccelerator),
-            Some(accelerator) => {
-                Some(accelerator.load(prepare::program(&plan, graph, kernels)?)?)
-            }
+            Some(accelerator) => Some(accelerator.load(prepare::program(&plan, graph, kernels)?)?),
         };
         let threads = pool.threads();
         let scratch = tasks.iter().map(|t| t.kernel.scratch_bytes(threads)).max().unwrap_or(0);
@@ -253,3 +251,6 @@ impl std::fmt::Debug for Engine {
         write!(f, "Engine({})", self.plan().model)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,7 +61,8 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub fn new(plan: &Plan) -> Recorder {
-        let times = Lane::ALL.map(|lane| plan.lane(lane).iter().map(|_| Default::default()).collect());
+        let times =
+            Lane::ALL.map(|lane| plan.lane(lane).iter().map(|_| Default::default()).collect());
         Recorder { epoch: OnceLock::new(), times }
     }
 
@@ -99,5 +100,32 @@ impl Recorder {
         }
         let makespan_ns = events.iter().map(|e| e.end_ns).max().unwrap_or(0);
         Trace { events, makespan_ns }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlap_counts_cpu_and_gpu_only() {
+        let event = |lane, start_ns, end_ns| TraceEvent {
+            lane,
+            index: 0,
+            name: String::new(),
+            start_ns,
+            end_ns,
+        };
+        let trace = Trace {
+            events: vec![
+                event(Lane::Cpu, 0, 10),
+                event(Lane::Cpu, 20, 30),
+                event(Lane::Gpu, 5, 25),
+                event(Lane::HostToDevice, 0, 30),
+            ],
+            makespan_ns: 30,
+        };
+        assert_eq!(trace.overlap_ns(), 10);
+        assert_eq!(trace.busy_ns(Lane::Cpu), 20);
     }
 }

@@ -205,9 +205,7 @@ impl Builder<'_> {
         let inputs = node
             .inputs
             .iter()
-            .map(|input| {
-                input.map(|v| self.arg(v, self.graph.value(v).ty.clone(), None))
-            })
+            .map(|input| input.map(|v| self.arg(v, self.graph.value(v).ty.clone(), None)))
             .collect();
         let outputs = stores
             .iter()

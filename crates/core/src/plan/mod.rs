@@ -329,3 +329,6 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,9 +57,7 @@ pub(super) fn order(actions: &[Action], profile: Option<&Profile>) -> Vec<usize>
 
 fn cost_ns(action: &Action, profile: &Profile) -> u64 {
     match (&action.work, action.lane) {
-        (Work::Task(task), Lane::Gpu) => {
-            profile.part_ns(task.node, Device::Gpu, task.fraction())
-        }
+        (Work::Task(task), Lane::Gpu) => profile.part_ns(task.node, Device::Gpu, task.fraction()),
         (Work::Task(task), _) => profile.part_ns(task.node, Device::Cpu, task.fraction()),
         (Work::Copy(copy), Lane::HostToDevice) => profile.upload.copy_ns(copy.range.len()),
         (Work::Copy(copy), _) => profile.download.copy_ns(copy.range.len()),

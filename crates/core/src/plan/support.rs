@@ -48,9 +48,7 @@ impl Support {
             let (gpu, split) = match accelerator {
                 _ if view => (Ok(()), None),
                 None => (Err("this machine has no GPU".to_owned()), None),
-                Some(accelerator) => {
-                    graph.with_operands(node, |x| probe(node, x, accelerator))
-                }
+                Some(accelerator) => graph.with_operands(node, |x| probe(node, x, accelerator)),
             };
             support.gpu.push(gpu);
             support.split.push(split);

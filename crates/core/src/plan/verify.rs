@@ -127,9 +127,8 @@ fn contents(plan: &Plan, b: usize, list: &[Access<'_>], host: bool) -> Result<()
     let buffer = &plan.buffers[b];
     let given = host && matches!(buffer.host, Some(HostPlace::Input(_)));
     let here = || list.iter().filter(|a| a.host == host && !a.range.is_empty());
-    let meet = |a: &Access<'_>, b: &Access<'_>| {
-        a.range.start < b.range.end && b.range.start < a.range.end
-    };
+    let meet =
+        |a: &Access<'_>, b: &Access<'_>| a.range.start < b.range.end && b.range.start < a.range.end;
     for write in here().filter(|a| a.write) {
         let same = |a: &Access<'_>| a.lane == write.lane && a.item == write.item;
         for other in here().filter(|a| meet(a, write)) {

@@ -131,9 +131,8 @@ fn file(dir: &Path, machine: &str) -> PathBuf {
 
 /// FNV-1a of a text: stable over runs, machines and compiler versions.
 pub fn hash_text(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Writes a file through a temporary sibling and a rename, making its directory if need be.

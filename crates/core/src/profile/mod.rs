@@ -178,7 +178,14 @@ impl fmt::Display for Profile {
             None => "-".to_owned(),
         };
         for n in &self.nodes {
-            writeln!(f, "  {} ({}): cpu {} us, gpu {} us", n.name, n.op_type, us(n.cpu), us(n.gpu))?;
+            writeln!(
+                f,
+                "  {} ({}): cpu {} us, gpu {} us",
+                n.name,
+                n.op_type,
+                us(n.cpu),
+                us(n.gpu)
+            )?;
         }
         for (name, link) in [("upload", self.upload), ("download", self.download)] {
             writeln!(

@@ -65,7 +65,8 @@ impl MachineModel {
             .map(|(i, node)| {
                 let view = node.op.is_view();
                 let (flops, bytes) = graph.with_operands(node, |x| (node.op.flops(x), x.bytes()));
-                let cost = |d: &DeviceModel| if view { Cost::default() } else { d.cost(flops, bytes) };
+                let cost =
+                    |d: &DeviceModel| if view { Cost::default() } else { d.cost(flops, bytes) };
                 NodeCosts {
                     name: node.name.clone(),
                     op_type: node.op.op_type().to_owned(),
@@ -94,12 +95,8 @@ mod tests {
 
     #[test]
     fn the_slower_of_arithmetic_and_memory_decides() {
-        let device = DeviceModel {
-            name: "d".into(),
-            flops_per_s: 1e9,
-            bytes_per_s: 1e9,
-            launch_ns: 100,
-        };
+        let device =
+            DeviceModel { name: "d".into(), flops_per_s: 1e9, bytes_per_s: 1e9, launch_ns: 100 };
         assert_eq!(device.cost(2000, 10).latency_ns, 2100);
         assert_eq!(device.cost(10, 3000).latency_ns, 3100);
         assert_eq!(device.cost(2000, 10).part_ns(0.5), 1100);
