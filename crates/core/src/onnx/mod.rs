@@ -32,7 +32,7 @@ use self::{
     external::ExternalData, functions::Budget, import::Importer, opset::Opsets, proto::ModelProto,
     tensor::TensorReader,
 };
-use crate::ir::Model;
+use crate::{ir::Model, tensor::Tensor};
 
 pub use error::{LoadError, LoadErrorKind, MissingOperator};
 pub use opset::{NEWEST_ACCEPTED_OPSET, NEWEST_OPSET, OLDEST_OPSET};
@@ -87,6 +87,21 @@ pub fn load_bytes(
 ) -> Result<Model, LoadError> {
     decode_and_import(bytes.into(), base_dir.map(Path::to_owned), options)
         .map_err(|kind| LoadError { file: "model".to_owned(), kind })
+}
+
+/// Decodes a TensorProto file, the form in which ONNX keeps test data (`input_0.pb`).
+///
+/// # Errors
+/// When it is damaged, of an unsupported element type, or refers to external data.
+pub fn tensor_from_bytes(bytes: impl Into<Bytes>) -> Result<Tensor, LoadError> {
+    let error = |kind| LoadError { file: "tensor".to_owned(), kind };
+    let proto = proto::TensorProto::decode(bytes.into())
+        .map_err(|e| error(LoadErrorKind::Decode(e.to_string())))?;
+    let mut reader = TensorReader {
+        external: ExternalData::new(None, false),
+        max_bytes: LoadOptions::default().max_tensor_bytes,
+    };
+    reader.read(proto.name(), &proto).map_err(error)
 }
 
 fn decode_and_import(
