@@ -47,7 +47,7 @@ use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
 pub use cpu::{CpuKernel, KernelIo, evaluate};
-pub use gpu::{Binding, Dispatch, GpuCaps, GpuKernel};
+pub use gpu::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};
 pub use spec::{Example, ExampleInput, OpSpec};
