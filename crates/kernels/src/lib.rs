@@ -2,6 +2,7 @@
 
 pub mod isa;
 pub mod pool;
+mod parts;
 pub mod activation;
 pub mod math;
 pub mod gemm;

@@ -35,6 +35,31 @@ impl AttributeValue {
     }
 }
 
+macro_rules! from {
+    ($($ty:ty => $make:expr),* $(,)?) => {
+        $(impl From<$ty> for AttributeValue {
+            fn from(value: $ty) -> AttributeValue {
+                $make(value)
+            }
+        })*
+    };
+}
+from!(
+    i64 => AttributeValue::Int,
+    bool => |v| AttributeValue::Int(i64::from(v)),
+    f32 => AttributeValue::Float,
+    &str => |v: &str| AttributeValue::String(v.to_owned()),
+    Tensor => |v| AttributeValue::Tensor(Arc::new(v)),
+    Vec<i64> => AttributeValue::Ints,
+    Vec<f32> => AttributeValue::Floats,
+);
+
+impl<const N: usize> From<[i64; N]> for AttributeValue {
+    fn from(value: [i64; N]) -> AttributeValue {
+        AttributeValue::Ints(value.to_vec())
+    }
+}
+
 /// Attributes of one node, with the opset that gives them their meaning.
 #[derive(Debug, Default)]
 pub struct Attributes {

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 use sparoa_kernels::pool::Pool;
 
 use super::{Op, OpError, Operand, Operands};
-use crate::tensor::{Storage, Tensor, TensorMut, TensorRef};
+use crate::tensor::{Element, Storage, Tensor, TensorMut, TensorRef};
 
 /// A CPU kernel prepared for fixed types: weights packed, algorithm chosen. It may be run any
 /// number of times, from one thread at a time per [`KernelIo`].
@@ -52,6 +52,74 @@ impl<'a> KernelIo<'a, '_> {
     pub fn get(&self, i: usize) -> Option<TensorRef<'a>> {
         self.inputs.get(i).copied().flatten()
     }
+}
+
+/// Divides scratch memory into typed slices, each on a 64-byte boundary.
+#[derive(Debug)]
+pub struct Scratch<'a>(&'a mut [u8]);
+
+impl<'a> Scratch<'a> {
+    /// All of `bytes`, which start on a 64-byte boundary.
+    pub fn new(bytes: &'a mut [u8]) -> Scratch<'a> {
+        Scratch(bytes)
+    }
+
+    /// Bytes that [`Scratch::take`] uses up for `len` elements.
+    pub fn bytes<T>(len: usize) -> usize {
+        (len * size_of::<T>()).next_multiple_of(64)
+    }
+
+    /// The next `len` elements, contents arbitrary.
+    ///
+    /// # Panics
+    /// When `scratch_bytes` asked for too little.
+    pub fn take<T: Element>(&mut self, len: usize) -> &'a mut [T] {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(Scratch::bytes::<T>(len));
+        self.0 = rest;
+        bytemuck::cast_slice_mut(&mut taken[..len * size_of::<T>()])
+    }
+}
+
+/// A kernel made of closures.
+struct Prepared<S, R> {
+    weight_bytes: usize,
+    scratch_bytes: S,
+    run: R,
+}
+
+impl<S, R> CpuKernel for Prepared<S, R>
+where
+    S: Fn(usize) -> usize + Send + Sync,
+    R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync,
+{
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        (self.scratch_bytes)(threads)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
+        (self.run)(io, pool)
+    }
+}
+
+/// The kernel that runs a closure and needs no scratch memory.
+pub fn kernel<R>(run: R) -> Box<dyn CpuKernel>
+where
+    R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync + 'static,
+{
+    kernel_with(0, |_| 0, run)
+}
+
+/// The kernel that runs a closure; `scratch_bytes` gets the number of threads.
+pub fn kernel_with<S, R>(weight_bytes: usize, scratch_bytes: S, run: R) -> Box<dyn CpuKernel>
+where
+    S: Fn(usize) -> usize + Send + Sync + 'static,
+    R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync + 'static,
+{
+    Box::new(Prepared { weight_bytes, scratch_bytes, run })
 }
 
 /// Runs an operator once on tensors: type inference, kernel preparation, execution. For constant

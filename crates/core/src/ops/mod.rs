@@ -2,11 +2,14 @@
 //! family; [`registry`] holds the one explicit list.
 
 mod attributes;
+pub mod axes;
 mod cpu;
+mod epilogue;
 mod gpu;
 mod operands;
 mod registry;
 mod spec;
+pub mod window;
 
 pub mod attention;
 pub mod batch_norm;
@@ -46,11 +49,11 @@ use std::{any::Any, fmt, ops::Range, sync::Arc};
 use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
-pub use cpu::{CpuKernel, KernelIo, evaluate};
+pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with};
 pub use gpu::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};
-pub use spec::{Example, ExampleInput, OpSpec};
+pub use spec::{Example, ExampleInput, OpSpec, floats, integers, sample};
 
 /// An operator with its attributes parsed: one node's worth of meaning, without the node.
 ///
