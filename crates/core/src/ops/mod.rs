@@ -9,6 +9,7 @@ mod gpu;
 mod number;
 mod operands;
 mod registry;
+mod runs;
 mod spec;
 pub mod window;
 

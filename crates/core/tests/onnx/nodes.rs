@@ -147,7 +147,7 @@ fn check(
     let model = match onnx::load_bytes(bytes.to_vec(), None, &LoadOptions::default()) {
         Ok(model) => model,
         Err(e) => {
-            return match e.kind {
+            return match &*e.kind {
                 LoadErrorKind::MissingOperators(_)
                 | LoadErrorKind::Opset { .. }
                 | LoadErrorKind::Type { .. }
