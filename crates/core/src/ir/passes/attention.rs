@@ -416,3 +416,141 @@ fn settle_one(e: &mut Editor, id: NodeId) -> Option<()> {
     e.fuse(id, &[next], next, Arc::new(Attention { out_layout, ..op }), inputs);
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ir::{
+            ModelValueId,
+            passes::{
+                cse, linear,
+                testing::{Build, check, summary},
+                views,
+            },
+        },
+        ops::AttributeValue,
+        tensor::TensorType,
+    };
+
+    const PASSES: &[fn(&mut Editor)] = &[linear::run, cse::run, run, views::run, settle];
+    const HEADS: i64 = 2;
+    const HEAD: i64 = 4;
+
+    fn softmax(b: &mut Build, x: ModelValueId) -> ModelValueId {
+        b.node("Softmax", &[x], &[("axis", AttributeValue::Int(-1))])
+    }
+
+    fn part(b: &mut Build, x: ModelValueId, i: i64) -> ModelValueId {
+        let index = b.constant(Tensor::scalar(i));
+        b.node("Gather", &[x, index], &[("axis", AttributeValue::Int(0))])
+    }
+
+    /// softmax(q k^T) v with the heads put side by side again.
+    fn attend(
+        b: &mut Build,
+        [q, k, v]: [ModelValueId; 3],
+        scores: impl Fn(&mut Build, ModelValueId) -> ModelValueId,
+    ) -> ModelValueId {
+        let k = b.transpose(k, &[0, 1, 3, 2]);
+        let s = b.op("MatMul", &[q, k]);
+        let s = scores(b, s);
+        let s = softmax(b, s);
+        let y = b.op("MatMul", &[s, v]);
+        let y = b.transpose(y, &[0, 2, 1, 3]);
+        b.reshape(y, &[0, 0, -1])
+    }
+
+    /// Queries, keys and values from one projection.
+    fn packed(b: &mut Build, x: ModelValueId) -> [ModelValueId; 3] {
+        let w = b.weights(&[8, 3 * 8]);
+        let qkv = b.op("MatMul", &[x, w]);
+        let qkv = b.reshape(qkv, &[0, 0, 3, HEADS, HEAD]);
+        let qkv = b.transpose(qkv, &[2, 0, 3, 1, 4]);
+        [0, 1, 2].map(|i| part(b, qkv, i))
+    }
+
+    #[test]
+    fn one_projection_is_read_in_place() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 5, 8]);
+        let [q, k, v] = packed(&mut b, x);
+        let scale = b.scalar(0.5);
+        let q = b.op("Mul", &[q, scale]);
+        let y = attend(&mut b, [q, k, v], |_, s| s);
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 1");
+        let op = after.nodes.iter().find_map(|n| n.op.downcast::<Attention>()).unwrap();
+        assert!(op.packed && op.scale == 0.5, "{op:?}");
+    }
+
+    #[test]
+    fn three_projections_scaled_scores_and_a_mask() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 5, 8]);
+        let mask = b.input(&[2, 1, 1, 5]);
+        let heads = [0, 1, 2].map(|_| {
+            let w = b.weights(&[8, 8]);
+            let p = b.op("MatMul", &[x, w]);
+            let p = b.reshape(p, &[0, 0, HEADS, HEAD]);
+            b.transpose(p, &[0, 2, 1, 3])
+        });
+        let y = attend(&mut b, heads, |b, s| {
+            let two = b.scalar(2.0);
+            let s = b.op("Div", &[s, two]);
+            b.op("Add", &[s, mask])
+        });
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 3");
+    }
+
+    #[test]
+    fn windows_with_position_bias_and_mask() {
+        let mut b = Build::new();
+        // Three windows in each of two images.
+        let x = b.input(&[6, 5, 8]);
+        let heads = packed(&mut b, x);
+        let (bias, mask) = (b.weights(&[1, HEADS as usize, 5, 5]), b.weights(&[1, 3, 1, 5, 5]));
+        let y = attend(&mut b, heads, |b, s| {
+            let s = b.op("Add", &[s, bias]);
+            let s = b.reshape(s, &[2, 3, HEADS, 5, 5]);
+            let s = b.op("Add", &[s, mask]);
+            b.reshape(s, &[-1, HEADS, 5, 5])
+        });
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 1");
+    }
+
+    #[test]
+    fn causal_mask() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 4, 8]);
+        let heads = packed(&mut b, x);
+        let mask: Vec<f32> =
+            (0..16).map(|i| if i % 4 <= i / 4 { 0.0 } else { f32::NEG_INFINITY }).collect();
+        let mask = b.constant(Tensor::from_slice([4, 4], &mask));
+        let y = attend(&mut b, heads, |b, s| b.op("Add", &[mask, s]));
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 1");
+        let op = after.nodes.iter().find_map(|n| n.op.downcast::<Attention>()).unwrap();
+        assert!(op.causal);
+    }
+
+    #[test]
+    fn plain_operands_and_wanted_scores() {
+        let mut b = Build::new();
+        let [q, k, v] = [0, 1, 2].map(|_| b.input(&[3, 4, 8]));
+        let k = b.transpose(k, &[0, 2, 1]);
+        let s = b.op("MatMul", &[q, k]);
+        let s = softmax(&mut b, s);
+        let y = b.op("MatMul", &[s, v]);
+        let t = b.op("MatMul", &[q, k]);
+        let t = b.op("Tanh", &[t]);
+        let t = softmax(&mut b, t);
+        let z = b.op("MatMul", &[t, v]);
+        let after = check(&b.graph(&[y, z, t]), PASSES, 1e-5);
+        let expected = "Attention 1, MatMul 2, Softmax 1, Tanh 1, Transpose 1";
+        assert_eq!(summary(&after), expected, "{after}");
+        assert_eq!(after.value(after.outputs[0]).ty, TensorType::f32([3, 4, 8]));
+    }
+}

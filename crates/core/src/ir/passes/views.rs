@@ -112,7 +112,7 @@ mod tests {
         let x = b.input(&[2, 3, 4]);
         let y = b.transpose(x, &[1, 0, 2]);
         let y = b.transpose(y, &[0, 2, 1]);
-        let y = b.transpose(y, &[2, 0, 1]);
+        let y = b.transpose(y, &[1, 0, 2]);
         let after = check(&b.graph(&[y]), &[run], 0.0);
         assert!(counts(&after)["Transpose"] == 1, "{after}");
     }
