@@ -72,3 +72,5 @@ pub fn optimize(graph: Graph) -> Graph {
 mod testing;
 #[cfg(test)]
 mod zoo_tests;
+#[cfg(test)]
+mod model_tests;
