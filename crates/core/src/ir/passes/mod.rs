@@ -9,6 +9,7 @@ mod cse;
 mod editor;
 mod epilogue;
 mod fold;
+mod global_pool;
 mod layer_norm;
 mod layout;
 mod leading;
@@ -32,6 +33,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("simplify", simplify::run),
     ("fold", fold::run),
     ("cse", cse::run),
+    ("global_pool", global_pool::run),
     ("activation", activation::run),
     ("layer_norm", layer_norm::run),
     ("linear", linear::run),

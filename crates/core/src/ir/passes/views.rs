@@ -18,12 +18,15 @@ pub(super) fn run(e: &mut Editor) {
 
 fn shorten(e: &mut Editor, id: NodeId) -> Option<()> {
     let output = e.output(id)?;
-    let continues = |user: &NodeId| strided::kind(e, *user).is_some_and(|k| k != Kind::Select);
+    let view = strided::trace(e, output, false, false);
     // The end of the chain sees all of it.
+    let continues = |user: &NodeId| {
+        strided::kind(e, *user).is_some_and(|k| k != Kind::Select)
+            && e.output(*user).is_some_and(|o| strided::step(e, &view, *user, o).is_some())
+    };
     if !e.is_output(output) && e.users(output).iter().all(continues) {
         return None;
     }
-    let view = strided::trace(e, output, false, false);
     let transposes =
         view.nodes.iter().filter(|n| strided::kind(e, **n) == Some(Kind::Transpose)).count();
     let axes = view.merged();
@@ -115,6 +118,18 @@ mod tests {
         let y = b.transpose(y, &[1, 0, 2]);
         let after = check(&b.graph(&[y]), &[run], 0.0);
         assert!(counts(&after)["Transpose"] == 1, "{after}");
+    }
+
+    #[test]
+    fn pixel_shuffle_of_channels_last_is_one_transposition() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 4, 5, 9]);
+        let y = b.transpose(x, &[0, 3, 1, 2]);
+        let y = b.reshape(y, &[1, 1, 3, 3, 4, 5]);
+        let y = b.transpose(y, &[0, 1, 4, 2, 5, 3]);
+        let y = b.reshape(y, &[1, 1, 12, 15]);
+        let after = check(&b.graph(&[y]), &[run], 0.0);
+        assert_eq!(counts(&after)["Transpose"], 1, "{after}");
     }
 
     #[test]
