@@ -95,11 +95,12 @@ fn rewrite(e: &mut Editor, softmax: NodeId) -> Option<()> {
         causal,
     });
     let shape = e.shape(output).to_vec();
-    let origin: Vec<String> = [scores.product, softmax, second]
+    let origin: Vec<String> = [scores.product, softmax]
         .iter()
         .flat_map(|id| e.node(*id).origin.clone())
         .collect();
-    let result = e.add_node(&name, op, &inputs, origin).ok()?;
+    let (_, result) = *e.rewrite(second, op, inputs).ok()?.first()?;
+    e.add_origin(second, origin);
     let Sizes { batch, heads, q_len, .. } = sizes;
     debug_assert_eq!(e.ty(result).len(), batch * heads * q_len * v_dim);
     let split =
@@ -107,7 +108,6 @@ fn rewrite(e: &mut Editor, softmax: NodeId) -> Option<()> {
     let back = pattern::transpose(e, &format!("{name}/back"), split, &[0, 2, 1, 3], vec![]);
     let back = pattern::reshape(e, &format!("{name}/shape"), back, &shape, vec![]);
     e.replace_value(output, back);
-    e.remove(second);
     Some(())
 }
 
@@ -544,7 +544,7 @@ mod tests {
         let s = b.op("MatMul", &[q, k]);
         let s = softmax(&mut b, s);
         let y = b.op("MatMul", &[s, v]);
-        let t = b.op("MatMul", &[q, k]);
+        let t = b.op("MatMul", &[v, k]);
         let t = b.op("Tanh", &[t]);
         let t = softmax(&mut b, t);
         let z = b.op("MatMul", &[t, v]);

@@ -2,7 +2,7 @@
 
 mod activation;
 mod affine;
-//mod attention;
+mod attention;
 mod batch_norm;
 mod chains;
 mod cse;
@@ -40,14 +40,18 @@ const PASSES: &[(&str, Pass)] = &[
     ("batch_norm", batch_norm::run),
     // Bigger operators.
     ("affine", affine::run),
-    //("attention", attention::run),
+    ("attention", attention::run),
     ("epilogue", epilogue::run),
     // Fewer transpositions.
     ("layout", layout::run),
-    ("leading", leading::run),
     ("views", views::run),
     ("sink", layout::sink),
     ("views", views::run),
+    ("sink", layout::sink),
+    ("views", views::run),
+    ("leading", leading::run),
+    ("views", views::run),
+    ("settle", attention::settle),
     ("fold", fold::run),
     ("simplify", simplify::run),
     // What became neighbours.
@@ -71,8 +75,10 @@ pub fn optimize(graph: Graph) -> Graph {
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod zoo_tests;
-#[cfg(test)]
-mod model_tests;

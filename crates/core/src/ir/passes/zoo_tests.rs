@@ -36,3 +36,20 @@ fn mobilenet_v3_small() {
     let graph = optimised("mobilenet_v3_small", true);
     assert_eq!(summary(&graph), "Conv 52, GlobalAveragePool 10, Linear 2, Mul 9, Transpose 1");
 }
+
+#[test]
+fn vit_b_16() {
+    let graph = optimised("vit_b_16", std::env::var("NUM").is_ok());
+    if std::env::var("SHOW").is_ok() { println!("{graph}"); }
+    let expected = "Add 1, Attention 12, Concat 1, Conv 1, LayerNormalization 25, Linear 49, \
+                    Transpose 1";
+    assert_eq!(summary(&graph), expected);
+}
+
+#[test]
+fn swin_t() {
+    let graph = optimised("swin_t", std::env::var("NUM").is_ok());
+    if std::env::var("SHOW").is_ok() { println!("{graph}"); }
+    let expected = "";
+    assert_eq!(summary(&graph), expected);
+}
