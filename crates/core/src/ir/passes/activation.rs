@@ -197,12 +197,7 @@ fn line(e: &Editor, value: ValueId, stop: Option<ValueId>, nodes: &mut Vec<NodeI
 
 /// The x of sqrt(2/pi) * (x + 0.044715 x^3), or of sqrt(2/pi) * x * (1 + 0.044715 x^2), which
 /// should be `known`.
-fn cubic(
-    e: &Editor,
-    value: ValueId,
-    known: ValueId,
-    nodes: &mut Vec<NodeId>,
-) -> Option<ValueId> {
+fn cubic(e: &Editor, value: ValueId, known: ValueId, nodes: &mut Vec<NodeId>) -> Option<ValueId> {
     const ROOT: f32 = 0.797_884_6;
     const CUBIC: f32 = 0.044_715;
     let outer = pattern::product(e, value, 2, Some(known), nodes);

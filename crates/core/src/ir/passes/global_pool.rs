@@ -1,11 +1,7 @@
 //! A mean over all spatial dimensions is global average pooling, which has a layout.
 
 use super::{editor::Editor, pattern};
-use crate::{
-    ir::NodeId,
-    ops::InputsExt,
-    tensor::DType,
-};
+use crate::{ir::NodeId, ops::InputsExt, tensor::DType};
 
 pub(super) fn run(e: &mut Editor) {
     for id in e.ids() {
