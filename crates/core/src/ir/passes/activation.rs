@@ -315,23 +315,23 @@ mod tests {
             Activation::Gelu,
             &[
                 |b, x| {
-                    let (gate, half) = (half_gate(b, x, 1.414_213_5), b.scalar(0.5));
+                    let (gate, half) = (half_gate(b, x, std::f32::consts::SQRT_2), b.scalar(0.5));
                     let y = b.op("Mul", &[x, gate]);
                     b.op("Mul", &[y, half])
                 },
                 |b, x| {
-                    let (gate, half) = (half_gate(b, x, 1.414_213_5), b.scalar(0.5));
+                    let (gate, half) = (half_gate(b, x, std::f32::consts::SQRT_2), b.scalar(0.5));
                     let gate = b.op("Mul", &[half, gate]);
                     b.op("Mul", &[x, gate])
                 },
                 |b, x| {
                     let half = b.scalar(0.5);
                     let y = b.op("Mul", &[x, half]);
-                    let gate = half_gate(b, x, 1.414_213_5);
+                    let gate = half_gate(b, x, std::f32::consts::SQRT_2);
                     b.op("Mul", &[y, gate])
                 },
                 |b, x| {
-                    let (root, half) = (b.scalar(0.707_106_8), b.scalar(0.5));
+                    let (root, half) = (b.scalar(std::f32::consts::FRAC_1_SQRT_2), b.scalar(0.5));
                     let y = b.op("Mul", &[root, x]);
                     let y = b.op("Erf", &[y]);
                     let y = b.op("Mul", &[y, half]);

@@ -3,6 +3,7 @@
 mod activation;
 mod affine;
 mod attention;
+mod attention_bias;
 mod batch_norm;
 mod chains;
 mod cse;
