@@ -41,7 +41,6 @@ fn tolerance(model: &str) -> (f64, f64) {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn models_agree_with_onnx_runtime() {
     let models = model_files();
     if models.is_empty() {
