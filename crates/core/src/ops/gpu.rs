@@ -30,9 +30,45 @@ pub struct GpuKernel {
     /// Dispatches in order.
     pub dispatches: Vec<Dispatch>,
     /// Constant buffers (weights in the layout the shader wants), resident on the device.
-    pub constants: Vec<Arc<Tensor>>,
+    pub constants: Vec<GpuConstant>,
     /// Bytes of temporary buffers that live from the first dispatch to the last.
     pub temps: Vec<usize>,
+}
+
+/// A constant buffer: a constant of the graph, and how to rearrange it for the shader. The
+/// rearrangement runs when the kernel is loaded, not when it is described.
+#[derive(Clone, Debug)]
+pub struct GpuConstant {
+    /// The graph's constant.
+    pub source: Arc<Tensor>,
+    /// Name of the rearrangement; equal names and `args` on one source give equal buffers.
+    pub form: &'static str,
+    /// Sizes that the rearrangement needs.
+    pub args: Vec<usize>,
+    /// Rearranges. Its result holds f32, i32, u32 or (packed in pairs) f16 elements.
+    pub make: fn(&Tensor, &[usize]) -> Tensor,
+}
+
+impl GpuConstant {
+    /// A constant used as it is.
+    pub fn plain(source: Arc<Tensor>) -> GpuConstant {
+        GpuConstant { source, form: "plain", args: Vec::new(), make: |t, _| t.clone() }
+    }
+
+    /// A rearranged constant.
+    pub fn packed(
+        source: Arc<Tensor>,
+        form: &'static str,
+        args: Vec<usize>,
+        make: fn(&Tensor, &[usize]) -> Tensor,
+    ) -> GpuConstant {
+        GpuConstant { source, form, args, make }
+    }
+
+    /// The buffer's contents.
+    pub fn tensor(&self) -> Tensor {
+        (self.make)(&self.source, &self.args)
+    }
 }
 
 /// One compute dispatch.
@@ -41,7 +77,8 @@ pub struct GpuKernel {
 /// `bindings` in order, all as `var<storage, read_write>` (so that one buffer may serve several
 /// of them). The uniform block is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first
 /// the element offset (in 4-byte elements) at which each of up to 8 bindings begins, filled in by
-/// the runtime, then `params`, padded to 16 bytes. Buffers hold f32, i32 or u32 elements; boolean
+/// the runtime, then `params`, padded to 16 bytes. A shader may declare a buffer that it only
+/// reads as `var<storage, read>`. Buffers are padded to 16 bytes. They hold f32, i32 or u32 elements; boolean
 /// and 64-bit tensors never reach the GPU.
 #[derive(Clone, Debug)]
 pub struct Dispatch {

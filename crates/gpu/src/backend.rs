@@ -1,0 +1,154 @@
+//! The backend: an opened device with its pipelines and resident weights.
+
+use std::sync::{Arc, OnceLock};
+
+use sparoa_core::{
+    backend::{Accelerator, BackendError, DeviceInfo, Program, ProgramSpec},
+    ops::{Binding, GpuCaps, GpuKernel, Op, Operands},
+    tensor::DType,
+};
+
+use crate::{
+    Transfer, WgpuOptions, adapter,
+    fault::Fault,
+    load,
+    pipelines::Pipelines,
+    residency::{Residency, padded},
+    transfer,
+};
+
+/// A GPU opened through wgpu. Cheap to clone; clones share the device, pipelines and weights.
+#[derive(Clone)]
+pub struct WgpuBackend {
+    shared: Arc<Shared>,
+}
+
+/// What programs keep of their backend.
+pub(crate) struct Shared {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) info: DeviceInfo,
+    pub(crate) caps: GpuCaps,
+    pub(crate) features: wgpu::Features,
+    pub(crate) limits: wgpu::Limits,
+    pub(crate) fault: Fault,
+    pub(crate) pipelines: Pipelines,
+    pub(crate) residency: Residency,
+    transfer: Transfer,
+    direct_is_faster: OnceLock<bool>,
+}
+
+impl WgpuBackend {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] when there is no driver, no adapter of the wanted name, or
+    /// only a software one that was not allowed; its text says which and what to do.
+    pub fn new(options: &WgpuOptions) -> Result<WgpuBackend, BackendError> {
+        let opened = adapter::open(options)?;
+        let fault = Fault::watch(&opened.info.name, &opened.device);
+        let cache_dir = options.cache_dir.as_deref();
+        let pipelines = fault.scoped(&opened.device, "pipeline cache", || {
+            Ok(Pipelines::new(&opened.device, opened.features, cache_dir, &opened.key))
+        })?;
+        Ok(WgpuBackend {
+            shared: Arc::new(Shared {
+                device: opened.device,
+                queue: opened.queue,
+                info: opened.info,
+                caps: opened.caps,
+                features: opened.features,
+                limits: opened.limits,
+                fault,
+                pipelines,
+                residency: Residency::default(),
+                transfer: options.transfer,
+                direct_is_faster: OnceLock::new(),
+            }),
+        })
+    }
+
+    /// What kernels may use of this adapter.
+    pub fn caps(&self) -> &GpuCaps {
+        &self.shared.caps
+    }
+}
+
+impl Shared {
+    /// Whether host and device may share buffers where a program allows it.
+    pub(crate) fn direct_transfers(&self) -> bool {
+        let possible = self.features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+        match self.transfer {
+            Transfer::Staged => false,
+            Transfer::Direct => possible,
+            Transfer::Auto => {
+                possible
+                    && self.info.unified_memory
+                    && *self.direct_is_faster.get_or_init(|| transfer::direct_is_faster(self))
+            }
+        }
+    }
+}
+
+impl Accelerator for WgpuBackend {
+    fn info(&self) -> &DeviceInfo {
+        &self.shared.info
+    }
+
+    fn supports(&self, op: &dyn Op, operands: &Operands<'_>) -> Result<(), String> {
+        let kernel = op
+            .gpu(operands, &self.shared.caps)
+            .ok_or_else(|| format!("{} has no GPU kernel for these types", op.op_type()))?;
+        check(&kernel, operands, &self.shared.caps)
+    }
+
+    fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {
+        self.shared.fault.check()?;
+        Ok(Box::new(load::load(&self.shared, spec)?))
+    }
+}
+
+/// Whether the adapter's limits admit a kernel.
+pub(crate) fn check(
+    kernel: &GpuKernel,
+    operands: &Operands<'_>,
+    caps: &GpuCaps,
+) -> Result<(), String> {
+    for dispatch in &kernel.dispatches {
+        if let Some(&groups) = dispatch.grid.iter().find(|&&g| g > caps.max_grid) {
+            return Err(format!("{groups} workgroups exceed the adapter's {}", caps.max_grid));
+        }
+        if dispatch.bindings.len() > 8 {
+            return Err(format!("{} needs more than 8 buffers", dispatch.label));
+        }
+        for &binding in &dispatch.bindings {
+            let (bytes, dtype) = match binding {
+                Binding::Input(i) => {
+                    let operand =
+                        operands.get(i).ok_or_else(|| format!("input {i} is missing"))?;
+                    (operand.ty.bytes(), Some(operand.ty.dtype))
+                }
+                Binding::Output(i) => {
+                    let ty = operands
+                        .outputs
+                        .get(i)
+                        .ok_or_else(|| format!("output {i} does not exist"))?;
+                    (ty.bytes(), Some(ty.dtype))
+                }
+                // Forms only rearrange or shrink.
+                Binding::Constant(i) => (kernel.constants[i].source.ty().bytes(), None),
+                Binding::Temp(i) => (kernel.temps[i], None),
+            };
+            if dtype.is_some_and(|d| !matches!(d, DType::F32 | DType::I32 | DType::U32)) {
+                return Err("the GPU holds 32-bit elements only".to_owned());
+            }
+            if padded(bytes) as u64 > caps.max_binding_bytes {
+                return Err(format!(
+                    "a tensor of {bytes} bytes exceeds the adapter's limit of {}",
+                    caps.max_binding_bytes
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Compiled pipelines: one per distinct shader text and set of overrides, kept for the backend's
+//! life; where the driver gives its compiled form, also on disk.
+
+use std::{
+    collections::HashMap,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+use sparoa_core::ops::Dispatch;
+
+/// First bytes of a cache file; the number is the format's.
+const MAGIC: &[u8; 16] = b"sparoa-pipeline1";
+/// Larger files are not of our making.
+const MAX_CACHE_BYTES: u64 = 256 << 20;
+
+/// Pipelines of one device.
+pub(crate) struct Pipelines {
+    device: wgpu::Device,
+    compiled: Mutex<HashMap<Key, wgpu::ComputePipeline>>,
+    layouts: Mutex<HashMap<usize, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>>,
+    cache: Option<wgpu::PipelineCache>,
+    file: Option<PathBuf>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    source: String,
+    overrides: Vec<(&'static str, u64)>,
+    bindings: usize,
+}
+
+impl Pipelines {
+    /// An empty set, warmed from `cache_dir` if it has a valid file for `adapter_key`.
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        features: wgpu::Features,
+        cache_dir: Option<&Path>,
+        adapter_key: &str,
+    ) -> Pipelines {
+        let mut file = None;
+        let mut cache = None;
+        if features.contains(wgpu::Features::PIPELINE_CACHE) {
+            file = cache_dir.map(|dir| dir.join(file_name(adapter_key)));
+            let data = file.as_deref().and_then(|path| read(path, adapter_key));
+            // SAFETY: the data, if any, was written by `save` from `PipelineCache::get_data`: its
+            // checksum and the adapter's key were compared. The driver checks its own header
+            // besides, and `fallback` makes it start empty if that does not fit.
+            cache = Some(unsafe {
+                device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+                    label: None,
+                    data: data.as_deref(),
+                    fallback: true,
+                })
+            });
+        }
+        Pipelines {
+            device: device.clone(),
+            compiled: Mutex::default(),
+            layouts: Mutex::default(),
+            cache,
+            file,
+        }
+    }
+
+    /// The layout of group 0 for a dispatch with this many buffers.
+    pub(crate) fn layout(&self, bindings: usize) -> wgpu::BindGroupLayout {
+        self.layouts(bindings).0
+    }
+
+    fn layouts(&self, bindings: usize) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+        let mut layouts = self.layouts.lock();
+        let entry = layouts.entry(bindings).or_insert_with(|| {
+            let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty,
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            };
+            let storage = wgpu::BufferBindingType::Storage { read_only: false };
+            let entries: Vec<_> = std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform))
+                .chain((1..=bindings as u32).map(|i| buffer(i, storage)))
+                .collect();
+            let group = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            });
+            let pipeline = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: None,
+                bind_group_layouts: &[Some(&group)],
+                immediate_size: 0,
+            });
+            (group, pipeline)
+        });
+        entry.clone()
+    }
+
+    /// The pipeline of a dispatch, compiled on first use. Errors arrive in the caller's error
+    /// scope.
+    pub(crate) fn get(&self, dispatch: &Dispatch) -> wgpu::ComputePipeline {
+        let key = Key {
+            source: dispatch.source.to_string(),
+            overrides: dispatch.overrides.iter().map(|&(n, v)| (n, v.to_bits())).collect(),
+            bindings: dispatch.bindings.len(),
+        };
+        if let Some(pipeline) = self.compiled.lock().get(&key) {
+            return pipeline.clone();
+        }
+        let checks = wgpu::ShaderRuntimeChecks {
+            bounds_checks: false,
+            force_loop_bounding: false,
+            int_div_checks: false,
+            ..wgpu::ShaderRuntimeChecks::checked()
+        };
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(dispatch.label),
+            source: wgpu::ShaderSource::Wgsl(dispatch.source.as_ref().into()),
+        };
+        // SAFETY: shader text comes from the operators of sparoa-core, never from a model file:
+        // their kernels compare every index with the sizes in their parameters, their loops run
+        // to such a size, and they divide by sizes that are at least 1.
+        let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(dispatch.label),
+            layout: Some(&self.layouts(key.bindings).1),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &dispatch.overrides,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.cache.as_ref(),
+        });
+        self.compiled.lock().entry(key).or_insert(pipeline).clone()
+    }
+
+    /// Forgets everything compiled: after an error some of it may be unusable.
+    pub(crate) fn clear(&self) {
+        self.compiled.lock().clear();
+    }
+
+    /// Writes the driver's compiled form to disk. A cache that cannot be written costs time, not
+    /// correctness: the reason is logged.
+    pub(crate) fn save(&self) {
+        let (Some(file), Some(cache)) = (&self.file, &self.cache) else { return };
+        let Some(data) = cache.get_data() else { return };
+        if let Err(error) = write(file, &data) {
+            tracing::warn!(file = %file.display(), %error, "pipeline cache was not written");
+        }
+    }
+}
+
+fn file_name(adapter_key: &str) -> String {
+    format!("pipelines-{:016x}.bin", checksum(adapter_key.as_bytes()))
+}
+
+/// FNV-1a over 8-byte words: stable across builds, unlike the standard hasher.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, |hash, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3).rotate_left(29)
+    })
+}
+
+fn read(file: &Path, adapter_key: &str) -> Option<Vec<u8>> {
+    if fs::metadata(file).ok()?.len() > MAX_CACHE_BYTES {
+        return None;
+    }
+    let bytes = fs::read(file).ok()?;
+    let data = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_first_chunk::<8>());
+    match data {
+        Some((sum, data)) if u64::from_le_bytes(*sum) == checksum(data) => Some(data.to_vec()),
+        _ => {
+            tracing::warn!(file = %file.display(), adapter_key, "pipeline cache is damaged, ignored");
+            None
+        }
+    }
+}
+
+/// Writes beside the target and renames, so that a reader sees the old file or the new one.
+fn write(file: &Path, data: &[u8]) -> io::Result<()> {
+    let sum = checksum(data);
+    let dir = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(dir)?;
+    let mut hasher = DefaultHasher::new();
+    std::thread::current().id().hash(&mut hasher);
+    let unique = format!("{}-{:x}.tmp", std::process::id(), hasher.finish());
+    let temporary = file.with_extension(unique);
+    let contents = [MAGIC.as_slice(), &sum.to_le_bytes(), data].concat();
+    fs::write(&temporary, contents)?;
+    fs::rename(&temporary, file).inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_file_round_trip_and_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sub").join(file_name("adapter"));
+        write(&file, b"compiled shaders").unwrap();
+        assert_eq!(read(&file, "adapter").as_deref(), Some(b"compiled shaders".as_slice()));
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        assert_eq!(read(&file, "adapter"), None);
+        fs::write(&file, b"short").unwrap();
+        assert_eq!(read(&file, "adapter"), None);
+        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "no temporary left");
+    }
+}

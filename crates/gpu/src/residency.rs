@@ -1,0 +1,161 @@
+//! Weights on the device. Several programs of one backend (plans of one model, parts of a split)
+//! share a buffer when they want the same constant in the same form.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use sparoa_core::{
+    ops::GpuConstant,
+    tensor::{DType, Tensor},
+};
+
+/// A constant buffer on the device; freed with its last user.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    pub(crate) buffer: wgpu::Buffer,
+    pub(crate) bytes: usize,
+}
+
+/// Constants of one device.
+#[derive(Default)]
+pub(crate) struct Residency {
+    by_address: Mutex<HashMap<(usize, Form), (Weak<Tensor>, Weak<Resident>)>>,
+    by_content: Mutex<HashMap<(Content, Form), Weak<Resident>>>,
+}
+
+/// A rearrangement.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Form {
+    name: &'static str,
+    args: Vec<usize>,
+}
+
+/// Fingerprint of a constant's value. 128 bits over at most gigabytes: equal fingerprints mean
+/// equal contents for all that is practical.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Content {
+    dtype: DType,
+    shape: Vec<usize>,
+    fingerprint: [u64; 2],
+}
+
+impl Residency {
+    /// The buffer of `constant`, uploaded unless it is there.
+    pub(crate) fn get(
+        &self,
+        constant: &GpuConstant,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+    ) -> Arc<Resident> {
+        let form = Form { name: constant.form, args: constant.args.clone() };
+        let address = (Arc::as_ptr(&constant.source).addr(), form.clone());
+        if let Some((tensor, resident)) = self.by_address.lock().get(&address)
+            && tensor.upgrade().is_some_and(|t| Arc::ptr_eq(&t, &constant.source))
+            && let Some(resident) = resident.upgrade()
+        {
+            return resident;
+        }
+        let content = Content {
+            dtype: constant.source.dtype(),
+            shape: constant.source.shape().to_vec(),
+            fingerprint: fingerprint(constant.source.bytes()),
+        };
+        let known = self.by_content.lock().get(&(content.clone(), form.clone())).cloned();
+        let resident = known.and_then(|weak| weak.upgrade()).unwrap_or_else(|| {
+            let resident = Arc::new(upload(&constant.tensor(), device, queue));
+            self.by_content.lock().insert((content, form), Arc::downgrade(&resident));
+            resident
+        });
+        let entry = (Arc::downgrade(&constant.source), Arc::downgrade(&resident));
+        self.by_address.lock().insert(address, entry);
+        resident
+    }
+
+    /// Drops the entries of buffers that are gone.
+    pub(crate) fn sweep(&self) {
+        self.by_address.lock().retain(|_, (tensor, resident)| {
+            tensor.strong_count() > 0 && resident.strong_count() > 0
+        });
+        self.by_content.lock().retain(|_, resident| resident.strong_count() > 0);
+    }
+}
+
+fn upload(tensor: &Tensor, device: &wgpu::Device, queue: &wgpu::Queue) -> Resident {
+    let data = tensor.bytes();
+    let bytes = padded(data.len());
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("constant"),
+        size: bytes as u64,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let whole = data.len() & !3;
+    if whole > 0 {
+        queue.write_buffer(&buffer, 0, &data[..whole]);
+    }
+    if whole < data.len() {
+        let mut last = [0; 4];
+        last[..data.len() - whole].copy_from_slice(&data[whole..]);
+        queue.write_buffer(&buffer, whole as u64, &last);
+    }
+    Resident { buffer, bytes }
+}
+
+/// Buffer size for `bytes` of data: whole vec4s, never empty.
+pub(crate) fn padded(bytes: usize) -> usize {
+    bytes.next_multiple_of(16).max(16)
+}
+
+/// Two independent 64-bit multiply-rotate hashes, four lanes wide so that they run at memory
+/// speed.
+fn fingerprint(bytes: &[u8]) -> [u64; 2] {
+    const SEEDS: [u64; 4] =
+        [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x27d4_eb2f_1656_67c5];
+    let word = |chunk: &[u8]| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    };
+    let mix = |state: u64, w: u64, k: u64| (state ^ w).wrapping_mul(k | 1).rotate_left(31);
+    let mut lanes = SEEDS;
+    let mut blocks = bytes.chunks_exact(32);
+    for block in &mut blocks {
+        for ((lane, chunk), seed) in lanes.iter_mut().zip(block.chunks_exact(8)).zip(SEEDS) {
+            *lane = mix(*lane, word(chunk), seed);
+        }
+    }
+    for (i, chunk) in blocks.remainder().chunks(8).enumerate() {
+        lanes[i] = mix(lanes[i], word(chunk), SEEDS[i]);
+    }
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a ^ SEEDS[0]) * u128::from(b | 1);
+        (product as u64) ^ ((product >> 64) as u64)
+    };
+    let length = bytes.len() as u64;
+    [
+        fold(lanes[0] ^ length, lanes[1].rotate_left(17)) ^ fold(lanes[2], lanes[3]),
+        fold(lanes[3] ^ length, lanes[0].rotate_left(29)) ^ fold(lanes[1], lanes[2]).rotate_left(7),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_tell_single_bits_and_lengths_apart() {
+        let base: Vec<u8> = (0..200).map(|i| i as u8).collect();
+        let mut seen = std::collections::HashSet::new();
+        for bit in 0..base.len() * 8 {
+            let mut changed = base.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(seen.insert(fingerprint(&changed)));
+        }
+        for len in 0..base.len() {
+            assert!(seen.insert(fingerprint(&base[..len])));
+        }
+    }
+}
