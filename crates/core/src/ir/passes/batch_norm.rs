@@ -66,11 +66,7 @@ mod tests {
         let (gamma, beta, mean) = (b.weights(&[3]), b.weights(&[3]), b.weights(&[3]));
         let variance = b.constant(Tensor::from_slice([3], &[0.5f32, 2.0, 1.0]));
         let inputs = [x, gamma, beta, mean, variance];
-        let y = b.node(
-            "BatchNormalization",
-            &inputs,
-            &[("epsilon", AttributeValue::Float(1e-3))],
-        );
+        let y = b.node("BatchNormalization", &inputs, &[("epsilon", AttributeValue::Float(1e-3))]);
         let after = check(&b.graph(&[y]), &[run], 1e-6);
         assert_eq!(counts(&after), [("Add", 1), ("Mul", 1)].into());
     }

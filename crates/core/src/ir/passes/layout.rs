@@ -237,8 +237,8 @@ fn transpose_constant(value: &Tensor, perm: &[usize], pool: &Pool) -> Option<Ten
 mod tests {
     use super::*;
     use crate::ir::passes::{
-        views,
         testing::{Build, check, summary},
+        views,
     };
 
     const LAYOUT: &[fn(&mut Editor)] = &[run, views::run];

@@ -10,9 +10,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{editor::Editor, pattern};
 use crate::{
-    ir::{
-        Dim, Graph, Model, ModelBuilder, ModelValueId, Shapes, ValueId, specialize,
-    },
+    ir::{Dim, Graph, Model, ModelBuilder, ModelValueId, Shapes, ValueId, specialize},
     ops::{self, AttributeValue},
     tensor::{DType, Tensor, TensorType},
 };
