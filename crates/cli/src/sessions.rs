@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, BackendError, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
+    Accelerator, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
     Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads,
     cpu_info, default_cache_dir, isa, onnx, zoo,
 };
@@ -361,8 +361,9 @@ fn session_error(e: SessionError) -> CliError {
 fn engine_kind(e: &EngineError) -> Kind {
     match e {
         EngineError::Prepare { .. } => Kind::Model,
-        EngineError::Backend(BackendError::Kernel { .. }) => Kind::Device,
-        EngineError::Backend(_) => Kind::Device,
+        EngineError::Device(_) | EngineError::NoAccelerator | EngineError::Panic { .. } => {
+            Kind::Device
+        }
         _ => Kind::Input,
     }
 }

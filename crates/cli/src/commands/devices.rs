@@ -1,7 +1,7 @@
 //! `sparoa devices`.
 
 use serde::Serialize;
-use sparoa::{Accelerator, DeviceInfo};
+use sparoa::DeviceInfo;
 
 use crate::{
     args::DeviceArgs,

@@ -110,7 +110,7 @@ fn annotated(session: &Session, request: &BuildRequest) -> CliResult<Vec<u8>> {
         }
     }
     let bytes = request.model_bytes()?;
-    onnx::annotate(&bytes, &notes).map_err(|e| CliError::new(Kind::Model, e))
+    onnx::annotate(bytes, &notes).map_err(|e| CliError::new(Kind::Model, e))
 }
 
 fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
