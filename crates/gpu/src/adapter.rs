@@ -12,6 +12,7 @@ use crate::{WgpuOptions, fault::ready};
 const WANTED: Features = Features::TIMESTAMP_QUERY
     .union(Features::SHADER_F16)
     .union(Features::PIPELINE_CACHE)
+    .union(Features::SUBGROUP)
     .union(Features::MAPPABLE_PRIMARY_BUFFERS);
 
 /// An opened adapter.

@@ -274,7 +274,7 @@ fn step(
     let pipeline = shared.pipelines.get(&pending.dispatch);
     let bind_group = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(pending.dispatch.label),
-        layout: &shared.pipelines.layout(buffers.len()),
+        layout: &shared.pipelines.layout(&pending.dispatch),
         entries: &entries,
     });
     Step { pipeline, bind_group, grid: pending.dispatch.grid }

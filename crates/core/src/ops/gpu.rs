@@ -74,12 +74,12 @@ impl GpuConstant {
 /// One compute dispatch.
 ///
 /// The runtime binds, in group 0: binding 0 a uniform block, bindings 1.. the buffers of
-/// `bindings` in order, all as `var<storage, read_write>` (so that one buffer may serve several
-/// of them). The uniform block is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first
-/// the element offset (in 4-byte elements) at which each of up to 8 bindings begins, filled in by
-/// the runtime, then `params`, padded to 16 bytes. A shader may declare a buffer that it only
-/// reads as `var<storage, read>`. Buffers are padded to 16 bytes. They hold f32, i32 or u32 elements; boolean
-/// and 64-bit tensors never reach the GPU.
+/// `bindings` in order: constants as `var<storage, read>`, all others as
+/// `var<storage, read_write>` (so that one buffer may serve several of them). The uniform block
+/// is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first the element offset (in 4-byte
+/// elements) at which each of up to 8 bindings begins, filled in by the runtime, then `params`,
+/// padded to 16 bytes. Buffers are padded to 16 bytes and hold f32, i32 or u32 elements, constants
+/// also pairs of f16; boolean and 64-bit tensors never reach the GPU.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
     /// Name for traces and caches.
