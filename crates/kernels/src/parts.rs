@@ -22,6 +22,9 @@ impl<T> Base<T> {
     }
 }
 
+/// Called with a part's index, the part, and scratch.
+pub type PartTask<'a, T, S> = dyn Fn(usize, &mut [T], &mut [S]) + Sync + 'a;
+
 impl Pool {
     /// Calls `f(i, part)` for the consecutive parts of `data`, each `part` elements long, the last
     /// one possibly shorter, on the pool's threads. Does not allocate.
@@ -48,7 +51,7 @@ impl Pool {
         part: usize,
         scratch: &mut [S],
         per_worker: usize,
-        f: &(dyn Fn(usize, &mut [T], &mut [S]) + Sync),
+        f: &PartTask<'_, T, S>,
     ) {
         if data.is_empty() {
             return;

@@ -12,7 +12,7 @@ use sparoa_kernels::pool::Pool;
 use super::{Dim, Graph, InputSpec, Model, ModelNode, ModelValueId, Node, Value, ValueId};
 use crate::{
     ops::{self, OpError, Operand},
-    tensor::{Tensor, TensorType},
+    tensor::{DType, Tensor, TensorType},
 };
 
 /// Requested input shapes by input name.
@@ -298,6 +298,27 @@ pub struct Expansion {
     pub model: Arc<Model>,
     /// For each input of the model, the node's input index.
     pub inputs: Vec<usize>,
+}
+
+impl Expansion {
+    /// The node's output is its input `input`.
+    pub fn identity(input: usize) -> Expansion {
+        let mut model = Model { values: vec!["x".to_owned()], ..Model::default() };
+        let id = ModelValueId::new(0);
+        let dtype = DType::F32; // Not looked at: a body's inputs take the types they are given.
+        model.inputs.push(InputSpec { id, name: "x".to_owned(), dtype, dims: None });
+        model.outputs.push(id);
+        Expansion { model: Arc::new(model), inputs: vec![input] }
+    }
+
+    /// The node's output is this tensor.
+    pub fn constant(value: Arc<Tensor>) -> Expansion {
+        let mut model = Model { values: vec!["value".to_owned()], ..Model::default() };
+        let id = ModelValueId::new(0);
+        model.constants.push((id, value));
+        model.outputs.push(id);
+        Expansion { model: Arc::new(model), inputs: Vec::new() }
+    }
 }
 
 fn op_error(node: &ModelNode, source: OpError, operands: &[Option<Operand>]) -> SpecializeError {

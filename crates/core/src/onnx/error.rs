@@ -10,9 +10,14 @@ use crate::ops::OpError;
 pub struct LoadError {
     /// The file, or `model` for one loaded from memory.
     pub file: String,
-    /// What is wrong.
-    #[source]
-    pub kind: LoadErrorKind,
+    /// What is wrong. Not the error's source: its text is part of this one's.
+    pub kind: Box<LoadErrorKind>,
+}
+
+impl LoadError {
+    pub(super) fn new(file: impl Into<String>, kind: LoadErrorKind) -> LoadError {
+        LoadError { file: file.into(), kind: Box::new(kind) }
+    }
 }
 
 /// What is wrong with a model.

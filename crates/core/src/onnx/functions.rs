@@ -15,7 +15,11 @@ use super::{
 };
 
 /// Functions by domain, name and overload.
-pub(super) struct Functions<'a>(HashMap<[String; 3], Function<'a>>);
+pub(super) struct Functions<'a> {
+    by_key: HashMap<[String; 3], Function<'a>>,
+    /// For nodes that inlining adds itself.
+    own: Opsets,
+}
 
 /// A function, with what its nodes mean.
 pub(super) struct Function<'a> {
@@ -89,15 +93,15 @@ impl<'a> Functions<'a> {
             let opsets = Opsets::parse(&proto.opset_import)?;
             functions.insert(key, Function { proto, opsets, bytes: proto.encoded_len() });
         }
-        Ok(Functions(functions))
+        Ok(Functions { by_key: functions, own: Opsets::newest() })
     }
 
     /// The function that a node calls, if it calls one.
     pub(super) fn find(&self, node: &NodeProto) -> Option<&Function<'a>> {
-        if self.0.is_empty() {
+        if self.by_key.is_empty() {
             return None;
         }
-        self.0.get(&key(node.domain(), node.op_type(), node.overload()))
+        self.by_key.get(&key(node.domain(), node.op_type(), node.overload()))
     }
 
     /// A graph's nodes with all calls replaced.
@@ -113,20 +117,18 @@ impl<'a> Functions<'a> {
             match self.find(node) {
                 None => items.push(Item { name, node: Cow::Borrowed(node), opsets }),
                 Some(function) => {
-                    self.call(&name, node, function, opsets, 1, budget, &mut items)?;
+                    self.call(&name, node, function, 1, budget, &mut items)?;
                 }
             }
         }
         Ok(items)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn call<'n>(
         &'a self,
         name: &str,
         node: &NodeProto,
         function: &'a Function<'a>,
-        outer: &'a Opsets,
         depth: usize,
         budget: &mut Budget,
         items: &mut Vec<Item<'n, 'a>>,
@@ -172,8 +174,7 @@ impl<'a> Functions<'a> {
                     opsets: &function.opsets,
                 }),
                 Some(callee) => {
-                    let opsets = &function.opsets;
-                    self.call(&inner_name, &inner, callee, opsets, depth + 1, budget, items)?;
+                    self.call(&inner_name, &inner, callee, depth + 1, budget, items)?;
                 }
             }
         }
@@ -187,7 +188,7 @@ impl<'a> Functions<'a> {
             items.push(Item {
                 name: format!("{prefix}copy_{target}"),
                 node: Cow::Owned(copy),
-                opsets: outer,
+                opsets: &self.own,
             });
         }
         Ok(())

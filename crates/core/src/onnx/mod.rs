@@ -1,4 +1,4 @@
-//! ONNX files: [`load`] turns one into a [`Model`], `save` writes one, `annotate` adds
+//! ONNX files: [`load`] turns one into a [`Model`], [`save()`] writes one, [`annotate()`] adds
 //! metadata to one. Nothing here knows a single operator: those are found in [`crate::ops`].
 //!
 //! A model file is hostile until proven otherwise: sizes are checked before they are used,
@@ -8,8 +8,10 @@
 
 #![deny(clippy::as_conversions)]
 
+mod annotate;
 mod attribute;
 mod error;
+mod export;
 mod external;
 mod functions;
 mod import;
@@ -17,6 +19,7 @@ mod mmap;
 mod names;
 mod opset;
 pub mod proto;
+mod save;
 mod sort;
 mod tensor;
 
@@ -32,10 +35,12 @@ use self::{
     external::ExternalData, functions::Budget, import::Importer, opset::Opsets, proto::ModelProto,
     tensor::TensorReader,
 };
-use crate::ir::Model;
+use crate::{ir::Model, tensor::Tensor};
 
+pub use annotate::{NodeMetadata, annotate};
 pub use error::{LoadError, LoadErrorKind, MissingOperator};
 pub use opset::{NEWEST_ACCEPTED_OPSET, NEWEST_OPSET, OLDEST_OPSET};
+pub use save::{SaveError, SaveOptions, Saveable, save, to_bytes};
 
 /// Limits and choices for loading.
 #[derive(Clone, Debug)]
@@ -68,7 +73,7 @@ impl Default for LoadOptions {
 /// # Errors
 /// [`LoadError`] names the file, the node or tensor, the cause and the remedy.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
-    let error = |kind| LoadError { file: path.display().to_string(), kind };
+    let error = |kind| LoadError::new(path.display().to_string(), kind);
     let file = File::open(path).map_err(|e| error(LoadErrorKind::Read(e)))?;
     let bytes =
         mmap::contents(file, options.map_files).map_err(|e| error(LoadErrorKind::Read(e)))?;
@@ -86,7 +91,22 @@ pub fn load_bytes(
     options: &LoadOptions,
 ) -> Result<Model, LoadError> {
     decode_and_import(bytes.into(), base_dir.map(Path::to_owned), options)
-        .map_err(|kind| LoadError { file: "model".to_owned(), kind })
+        .map_err(|kind| LoadError::new("model", kind))
+}
+
+/// Decodes a TensorProto file, the form in which ONNX keeps test data (`input_0.pb`).
+///
+/// # Errors
+/// When it is damaged, of an unsupported element type, or refers to external data.
+pub fn tensor_from_bytes(bytes: impl Into<Bytes>) -> Result<Tensor, LoadError> {
+    let error = |kind| LoadError::new("tensor", kind);
+    let proto = proto::TensorProto::decode(bytes.into())
+        .map_err(|e| error(LoadErrorKind::Decode(e.to_string())))?;
+    let mut reader = TensorReader {
+        external: ExternalData::new(None, false),
+        max_bytes: LoadOptions::default().max_tensor_bytes,
+    };
+    reader.read(proto.name(), &proto).map_err(error)
 }
 
 fn decode_and_import(

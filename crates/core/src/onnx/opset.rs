@@ -30,13 +30,18 @@ pub(super) fn canonical(domain: &str) -> &str {
 }
 
 impl Opsets {
+    /// The newest standard opset that is supported in full.
+    pub(super) fn newest() -> Opsets {
+        Opsets(BTreeMap::from([(String::new(), NEWEST_OPSET)]))
+    }
+
     /// Reads and checks the imports of a model or of one of its functions.
     pub(super) fn parse(imports: &[OperatorSetIdProto]) -> Result<Opsets, LoadErrorKind> {
         let mut versions = BTreeMap::new();
         for import in imports {
             let domain = canonical(import.domain());
             let given = import.version();
-            let version = u32::try_from(given).unwrap_or(0);
+            let version = u32::try_from(given.max(0)).unwrap_or(u32::MAX);
             if domain.is_empty() && version < OLDEST_OPSET {
                 return Err(LoadErrorKind::Opset {
                     what: format!(

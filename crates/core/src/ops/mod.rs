@@ -6,8 +6,10 @@ pub mod axes;
 mod cpu;
 mod epilogue;
 mod gpu;
+mod number;
 mod operands;
 mod registry;
+mod runs;
 mod spec;
 pub mod window;
 
@@ -53,7 +55,7 @@ pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with};
 pub use gpu::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};
-pub use spec::{Example, ExampleInput, OpSpec, floats, integers, sample};
+pub use spec::{Example, ExampleInput, NEWEST_OPSET, OpSpec, floats, integers, sample};
 
 /// An operator with its attributes parsed: one node's worth of meaning, without the node.
 ///

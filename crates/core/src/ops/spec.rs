@@ -5,6 +5,9 @@ use std::sync::Arc;
 use super::{AttributeValue, Attributes, Op, OpError};
 use crate::tensor::{DType, Tensor, TensorType};
 
+/// The newest opset of the standard domain whose operators are all read as it defines them.
+pub const NEWEST_OPSET: u32 = 22;
+
 /// Registration of one ONNX operator.
 #[derive(Clone, Copy)]
 pub struct OpSpec {
@@ -35,6 +38,8 @@ pub struct Example {
     pub inputs: Vec<Option<ExampleInput>>,
     /// Number of outputs.
     pub outputs: usize,
+    /// Opset of the operator's domain; 0 for the newest.
+    pub opset: u32,
 }
 
 /// Input of an [`Example`].
@@ -49,7 +54,7 @@ pub struct ExampleInput {
 impl Example {
     /// An example with one output, no attributes and no inputs yet.
     pub fn new(name: &'static str) -> Example {
-        Example { name, attributes: Vec::new(), inputs: Vec::new(), outputs: 1 }
+        Example { name, attributes: Vec::new(), inputs: Vec::new(), outputs: 1, opset: 0 }
     }
 
     /// Adds an attribute.
@@ -78,6 +83,29 @@ impl Example {
     pub fn omitted(mut self) -> Example {
         self.inputs.push(None);
         self
+    }
+
+    /// Sets the opset, for semantics that newer ones have changed.
+    #[must_use]
+    pub fn opset(mut self, opset: u32) -> Example {
+        self.opset = opset;
+        self
+    }
+
+    /// The example's node as operator `spec`.
+    ///
+    /// # Errors
+    /// Those of `OpSpec::parse`, and invalid when an attribute is not read.
+    pub fn op(&self, spec: &OpSpec) -> Result<Arc<dyn Op>, OpError> {
+        let newest = if spec.domain.is_empty() { NEWEST_OPSET } else { 1 };
+        let opset = if self.opset == 0 { newest } else { self.opset };
+        let values = self.attributes.iter().map(|(n, v)| ((*n).to_owned(), v.clone()));
+        let attributes = Attributes::new(opset, self.outputs, values);
+        let op = (spec.parse)(&attributes)?;
+        match attributes.unread().as_slice() {
+            [] => Ok(op),
+            unread => Err(OpError::invalid(format!("attributes {unread:?} are not read"))),
+        }
     }
 
     /// Sets the number of outputs.

@@ -50,6 +50,46 @@ impl Layout {
         }
         shape
     }
+
+    /// Distances in elements between neighbours in a tensor of these sizes.
+    pub(super) fn strides(self, spatial: &[usize], channels: usize) -> Strides {
+        let shape = self.shape(1, spatial, channels);
+        let all = axes::strides(&shape);
+        let first = self.spatial_axis();
+        Strides {
+            batch: shape.iter().product(),
+            channel: all[self.channel_axis(shape.len())],
+            channels,
+            spatial: all[first..first + spatial.len()].to_vec(),
+            sizes: spatial.to_vec(),
+        }
+    }
+}
+
+/// Distances in elements between neighbours of a non-empty tensor.
+pub(super) struct Strides {
+    pub batch: usize,
+    pub channel: usize,
+    pub spatial: Vec<usize>,
+    channels: usize,
+    sizes: Vec<usize>,
+}
+
+impl Strides {
+    /// Batch index of element `at`.
+    pub fn batch_of(&self, at: usize) -> usize {
+        at / self.batch
+    }
+
+    /// Channel of element `at`.
+    pub fn channel_of(&self, at: usize) -> usize {
+        at / self.channel % self.channels
+    }
+
+    /// Index of element `at` along spatial axis `d`.
+    pub fn spatial_of(&self, at: usize, d: usize) -> usize {
+        at / self.spatial[d] % self.sizes[d]
+    }
 }
 
 /// How the input is padded.
@@ -251,17 +291,23 @@ impl Window {
                 .checked_add(g.begin[i])
                 .and_then(|n| n.checked_add(g.end[i]))
                 .ok_or_else(too_large)?;
-            let Some(slack) = padded.checked_sub(span) else {
-                return Err(OpError::invalid(format!(
-                    "the window spans {span} elements along spatial axis {i} (kernel_shape {}, \
-                     dilations {}), the padded input has {padded}",
-                    g.kernel[i], g.dilations[i]
-                )));
+            let output = match padded.checked_sub(span) {
+                Some(slack) => {
+                    let begins_inside = |n: usize| n * stride < input[i] + g.begin[i];
+                    let floor = slack / stride + 1;
+                    let more = ceil && slack % stride != 0 && begins_inside(floor);
+                    floor + usize::from(more)
+                }
+                // A single window that reaches beyond the input by less than a stride.
+                None if ceil && span - padded < stride => 1,
+                None => {
+                    return Err(OpError::invalid(format!(
+                        "the window spans {span} elements along spatial axis {i} (kernel_shape \
+                         {}, dilations {}), the padded input has {padded}",
+                        g.kernel[i], g.dilations[i]
+                    )));
+                }
             };
-            let mut output = slack / stride + 1;
-            if ceil && slack % stride != 0 && output * stride < input[i] + g.begin[i] {
-                output += 1;
-            }
             g.span.push(span);
             g.output.push(output);
         }
@@ -291,6 +337,37 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The taps that fall on the input, for the output at index `output(d)` along each spatial
+    /// axis d: number of the tap in the kernel, and offset in an input with these strides.
+    pub(super) fn taps<'a>(
+        &'a self,
+        output: impl Fn(usize) -> usize + 'a,
+        strides: &'a [usize],
+    ) -> impl Iterator<Item = (usize, usize)> + 'a {
+        let count: usize = self.kernel.iter().product();
+        (0..count).filter_map(move |tap| {
+            let (mut rest, mut offset) = (tap, 0);
+            for d in (0..strides.len()).rev() {
+                let k = rest % self.kernel[d];
+                rest /= self.kernel[d];
+                let padded = output(d) * self.strides[d] + k * self.dilations[d];
+                let i = padded.checked_sub(self.begin[d]).filter(|&i| i < self.input[d])?;
+                offset += i * strides[d];
+            }
+            Some((tap, offset))
+        })
+    }
+
+    /// How many taps fall on the padded input, for an output as in [`Geometry::taps`].
+    pub(super) fn padded_taps(&self, output: impl Fn(usize) -> usize) -> usize {
+        let along = |d: usize| {
+            let padded = self.begin[d] + self.input[d] + self.end[d];
+            let room = padded.saturating_sub(output(d) * self.strides[d]);
+            room.div_ceil(self.dilations[d]).min(self.kernel[d])
+        };
+        (0..self.input.len()).map(along).product()
+    }
+
     /// The last two spatial axes as height and width, if there are at most two: a missing height
     /// is 1.
     pub fn two_dimensional(&self) -> Option<Flat> {

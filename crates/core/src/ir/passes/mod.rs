@@ -1,8 +1,72 @@
 //! Graph rewrites that leave the outputs as they are. One file per pass; [`optimize`] is the list.
 
+mod activation;
+mod affine;
+//mod attention;
+mod batch_norm;
+mod chains;
+mod cse;
+mod editor;
+mod epilogue;
+mod fold;
+mod layer_norm;
+mod layout;
+mod linear;
+mod pattern;
+mod simplify;
+mod strided;
+mod views;
+mod widen;
+
 use super::Graph;
+use editor::Editor;
+
+/// A rewrite.
+type Pass = fn(&mut Editor);
+
+/// Every pass, in order. Each sees a graph without dead code, in topological order.
+const PASSES: &[(&str, Pass)] = &[
+    // One spelling of everything.
+    ("widen", widen::run),
+    ("simplify", simplify::run),
+    ("fold", fold::run),
+    ("cse", cse::run),
+    ("activation", activation::run),
+    ("layer_norm", layer_norm::run),
+    ("linear", linear::run),
+    ("batch_norm", batch_norm::run),
+    // Bigger operators.
+    ("affine", affine::run),
+    //("attention", attention::run),
+    ("epilogue", epilogue::run),
+    // Fewer transpositions.
+    ("layout", layout::run),
+    ("views", views::run),
+    ("sink", layout::sink),
+    ("views", views::run),
+    ("fold", fold::run),
+    ("simplify", simplify::run),
+    // What became neighbours.
+    ("affine", affine::run),
+    ("activation", activation::run),
+    ("epilogue", epilogue::run),
+    ("cse", cse::run),
+    ("chains", chains::run),
+];
 
 /// Applies every pass, in order.
 pub fn optimize(graph: Graph) -> Graph {
-    graph
+    let mut editor = Editor::new(graph);
+    for (name, pass) in PASSES {
+        editor.tidy();
+        let before = editor.len();
+        pass(&mut editor);
+        tracing::debug!(pass = name, before, after = editor.len(), "nodes");
+    }
+    editor.finish()
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod zoo_tests;

@@ -1,0 +1,70 @@
+//! Removes operators that hand their input on: Identity, Dropout, casts to the same type,
+//! reshapes to the same shape, empty paddings, whole slices, sums with 0, products with 1.
+
+use super::{editor::Editor, pattern};
+use crate::ir::{NodeId, ValueId};
+
+pub(super) fn run(e: &mut Editor) {
+    for id in e.ids() {
+        if e.get(id).is_none() {
+            continue;
+        }
+        let Some(output) = e.output(id) else { continue };
+        let Some(source) = passed_on(e, id) else { continue };
+        let others_unused = e
+            .node(id)
+            .outputs
+            .iter()
+            .flatten()
+            .skip(1)
+            .all(|&o| e.users(o).is_empty() && !e.is_output(o));
+        if others_unused && e.can_replace(output, source) {
+            e.replace_value(output, source);
+            e.remove(id);
+        }
+    }
+}
+
+/// The input that the node's first output equals, if it does.
+fn passed_on(e: &Editor, id: NodeId) -> Option<ValueId> {
+    let x = e.input(id, 0)?;
+    let same_type = e.ty(x) == e.ty(e.output(id)?);
+    let op = &e.node(id).op;
+    let unchanged = match op.op_type() {
+        "Identity" | "Dropout" => same_type,
+        "Cast" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand" | "Tile" => same_type,
+        "Transpose" => {
+            // Moving only dimensions of size 1 past each other is a matter for the view pass.
+            pattern::permutation(e, id).is_some_and(|p| pattern::is_identity(&p))
+        }
+        "Concat" | "Sum" | "Mean" | "Max" | "Min" => e.node(id).inputs.len() == 1 && same_type,
+        "Split" => e.node(id).outputs.len() == 1 && same_type,
+        "Pad" => same_type && integers(e, id, 1, "pads")?.iter().all(|p| *p == 0),
+        "Slice" => {
+            let steps = match e.input(id, 4) {
+                None => true,
+                Some(_) => integers(e, id, 4, "steps")?.iter().all(|s| *s > 0),
+            };
+            same_type && steps
+        }
+        "Add" => return neutral(e, id, "Add", 0.0),
+        "Mul" => return neutral(e, id, "Mul", 1.0),
+        "Sub" => same_type && pattern::scalar(e, e.input(id, 1)?) == Some(0.0),
+        "Div" | "Pow" => same_type && pattern::scalar(e, e.input(id, 1)?) == Some(1.0),
+        _ => false,
+    };
+    unchanged.then_some(x)
+}
+
+fn neutral(e: &Editor, id: NodeId, op_type: &str, value: f32) -> Option<ValueId> {
+    let (x, s) = pattern::with_scalar(e, id, op_type)?;
+    (s == value && e.ty(x) == e.ty(e.output(id)?)).then_some(x)
+}
+
+/// Constant integers from an input, or from an attribute in old opsets.
+fn integers(e: &Editor, id: NodeId, input: usize, attribute: &str) -> Option<Vec<i64>> {
+    match e.input(id, input) {
+        Some(value) => e.constant(value)?.to_i64s(),
+        None => pattern::ints(&*e.node(id).op, attribute),
+    }
+}
