@@ -85,9 +85,9 @@ impl Pipelines {
                 },
                 count: None,
             };
-            let storages = (1..).zip(read_only).map(|(i, &read_only)| {
-                buffer(i, wgpu::BufferBindingType::Storage { read_only })
-            });
+            let storages = (1..)
+                .zip(read_only)
+                .map(|(i, &read_only)| buffer(i, wgpu::BufferBindingType::Storage { read_only }));
             let entries: Vec<_> = std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform))
                 .chain(storages)
                 .collect();

@@ -1,10 +1,32 @@
 //! The GPU form of an operator: kernels as data, in WGSL. Nothing here talks to a device.
 
+mod activation;
+mod attention;
+mod conv;
+mod copy;
+mod elementwise;
+mod gather;
+mod linear;
+mod packing;
+mod pooling;
+mod rows;
+mod shader;
+mod tile;
+
 use std::{borrow::Cow, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::Tensor;
+
+pub(in crate::ops) use attention::{Placement, attention};
+pub(in crate::ops) use conv::conv;
+pub(in crate::ops) use copy::{concat, expand, pad, slice, split, transpose};
+pub(in crate::ops) use elementwise::elementwise;
+pub(in crate::ops) use gather::gather;
+pub(in crate::ops) use linear::{gemm, linear, matmul};
+pub(in crate::ops) use pooling::{batch_norm, pool};
+pub(in crate::ops) use rows::{layer_norm, reduce, softmax};
 
 /// What a GPU kernel may use of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +44,12 @@ pub struct GpuCaps {
     /// The adapter is a software rasteriser: barriers and workgroup memory are slow there,
     /// register tiles and vec4 loads are not.
     pub software: bool,
+    /// Invocations per subgroup where that is one fixed number and shaders may use subgroup
+    /// operations, otherwise 0.
+    pub subgroup: u32,
+    /// Every operand begins at a multiple of 16 bytes, so that vec4 loads are possible. False
+    /// only for parts of split operators at odd places.
+    pub aligned: bool,
 }
 
 /// A GPU kernel: dispatches run in order, each seeing the writes of those before it.
