@@ -3,6 +3,8 @@
 //! Modules are declared in pipeline order; a module names only modules declared before it, with
 //! one exception: operators ([`ops`]) may name [`ir`]'s model type for subgraph bodies.
 
+#![deny(unsafe_code)]
+
 pub mod tensor;
 pub mod ops;
 pub mod ir;
@@ -16,3 +18,6 @@ pub mod predict;
 pub mod schedule;
 pub mod engine;
 pub mod session;
+
+#[cfg(test)]
+mod toy;

@@ -1,9 +1,21 @@
-//! Two-dimensional convolution and its transpose, channels last.
+//! Two-dimensional convolution, channels last, with packed weights.
 
-use crate::activation::Epilogue;
-use crate::gemm::finish;
+mod depthwise;
+mod indirect;
+mod transpose;
+
+pub use transpose::ConvTranspose2d;
+
+use crate::activation::{Epilogue, Residual};
+use crate::aligned::{SharedMut, align_scratch};
+use crate::gemm::PackedB;
+use crate::gemm::driver::{Block, Product, Rows, Split};
+use crate::gemm::run_dense;
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
+use crate::simd;
+use depthwise::Depthwise;
+use indirect::{CopyRows, Geometry};
 
 /// The shape of a two-dimensional convolution, height before width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,23 +37,52 @@ pub struct Conv2dParams {
 }
 
 impl Conv2dParams {
-    fn check(&self) {
+    fn check(&self, weight_len: usize, bias: Option<&[f32]>) {
         assert!(
-            self.groups > 0 && self.c_in % self.groups == 0 && self.c_out % self.groups == 0,
+            self.groups > 0
+                && self.c_in.is_multiple_of(self.groups)
+                && self.c_out.is_multiple_of(self.groups),
             "channels are multiples of groups"
         );
         assert!(
             self.kernel.iter().chain(&self.stride).chain(&self.dilation).all(|&d| d > 0),
             "kernel, stride and dilation are positive"
         );
+        assert!(
+            weight_len == self.c_out * (self.c_in / self.groups) * self.taps(),
+            "weight has channels times kernel elements"
+        );
+        assert!(bias.is_none_or(|b| b.len() == self.c_out), "bias has c_out elements");
     }
+
+    fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Algorithm {
+    /// One tap, step 1, no padding: the input is the matrix.
+    Pointwise(PackedB),
+    /// Pointers to each tap's pixel, a matrix of weights per group.
+    Indirect { groups: Vec<PackedB>, zeros: Vec<f32> },
+    /// Few input channels: a tap is a whole row of the kernel.
+    KernelRows { b: PackedB, zeros: Vec<f32> },
+    /// Few input channels per group: a block's patches are copied into rows first.
+    Copied(Vec<PackedB>),
+    /// One input channel per group.
+    Depthwise(Depthwise),
 }
 
 /// A convolution with its weights packed.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
+    /// As computed: with groups merged.
     params: Conv2dParams,
-    weight: Vec<f32>,
+    /// As asked for.
+    given: Conv2dParams,
+    isa: Isa,
+    algorithm: Algorithm,
     bias: Option<Vec<f32>>,
 }
 
@@ -59,27 +100,61 @@ impl Conv2d {
         bias: Option<&[f32]>,
     ) -> Conv2d {
         assert!(isa.is_available(), "the instruction set is available");
-        params.check();
-        assert!(
-            weight.len()
-                == params.c_out
-                    * (params.c_in / params.groups)
-                    * params.kernel[0]
-                    * params.kernel[1],
-            "weight has c_out * c_in / groups * kernel elements"
-        );
-        assert!(bias.is_none_or(|b| b.len() == params.c_out), "bias has c_out elements");
-        Conv2d { params, weight: weight.to_vec(), bias: bias.map(<[f32]>::to_vec) }
+        params.check(weight.len(), bias);
+        let p = &params;
+        let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
+        let merged = if ci > 1 || taps > depthwise::MAX_TAPS { merge_groups(isa, p) } else { 1 };
+        if merged > 1 {
+            let dense = block_diagonal(p, merged, weight);
+            let params = Conv2dParams { groups: p.groups / merged, ..params };
+            return Conv2d { given: *p, ..Conv2d::new_with_isa(isa, params, &dense, bias) };
+        }
+        let pack = |group: usize| {
+            PackedB::from_fn(isa, taps * ci, co, |k, j| {
+                let (tap, c) = (k / ci, k % ci);
+                weight[((group * co + j) * ci + c) * taps + tap]
+            })
+        };
+        let algorithm = if taps == 1 && p.stride == [1, 1] && p.pads == [0; 4] && p.groups == 1 {
+            Algorithm::Pointwise(pack(0))
+        } else if ci == 1 && p.groups > 1 && taps <= depthwise::MAX_TAPS {
+            Algorithm::Depthwise(Depthwise::new(p, weight))
+        } else if ci < 16 && taps > 1 && p.groups == 1 && p.dilation[1] == 1 {
+            Algorithm::KernelRows { b: pack(0), zeros: vec![0.0; p.kernel[1] * ci] }
+        } else if ci < 16 && taps > 1 {
+            Algorithm::Copied((0..p.groups).map(pack).collect())
+        } else {
+            let groups = (0..p.groups).map(pack).collect();
+            Algorithm::Indirect { groups, zeros: vec![0.0; ci] }
+        };
+        Conv2d { params, given: params, isa, algorithm, bias: bias.map(<[f32]>::to_vec) }
     }
 
     /// The shape.
     pub fn params(&self) -> &Conv2dParams {
-        &self.params
+        &self.given
+    }
+
+    /// The name of the method chosen for this shape.
+    pub fn algorithm(&self) -> &'static str {
+        match &self.algorithm {
+            Algorithm::Pointwise(_) => "pointwise",
+            Algorithm::Indirect { .. } => "indirect",
+            Algorithm::KernelRows { .. } => "kernel rows",
+            Algorithm::Copied(_) => "copied",
+            Algorithm::Depthwise(_) => "depthwise",
+        }
     }
 
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
-        self.weight.len() * 4
+        match &self.algorithm {
+            Algorithm::Pointwise(b) | Algorithm::KernelRows { b, .. } => b.bytes(),
+            Algorithm::Indirect { groups, .. } | Algorithm::Copied(groups) => {
+                groups.iter().map(PackedB::bytes).sum()
+            }
+            Algorithm::Depthwise(d) => d.bytes(),
+        }
     }
 
     /// Output height and width for an input of h x w.
@@ -94,12 +169,38 @@ impl Conv2d {
 
     /// How many elements of scratch [`Conv2d::run`] needs on a pool of `threads`.
     pub fn scratch_len(&self, n: usize, h: usize, w: usize, threads: usize) -> usize {
-        let _ = (n, h, w, threads);
-        0
+        let [oh, ow] = self.output_size(h, w);
+        match &self.algorithm {
+            Algorithm::Pointwise(_) | Algorithm::Depthwise(_) => 0,
+            Algorithm::Indirect { groups, .. } | Algorithm::Copied(groups) => {
+                let split = self.split(n * oh * ow, &groups[0], threads);
+                16 + threads * self.worker_scratch(&split)
+            }
+            Algorithm::KernelRows { b, .. } => {
+                16 + threads * self.worker_scratch(&self.split(n * oh * ow, b, threads))
+            }
+        }
+    }
+
+    fn split(&self, m: usize, b: &PackedB, threads: usize) -> Split {
+        // Groups are tasks already.
+        Split::new(m, b, if self.params.groups >= 4 * threads { 1 } else { threads })
+    }
+
+    /// Elements of scratch for one block of rows, in whole cache lines.
+    fn worker_scratch(&self, split: &Split) -> usize {
+        let p = &self.params;
+        let per_row = match &self.algorithm {
+            // A pointer is two elements of f32.
+            Algorithm::Indirect { .. } => 2 * p.taps(),
+            // A pointer per row of the kernel, and copies where it crosses the border.
+            Algorithm::KernelRows { .. } => 2 * p.kernel[0] + p.taps() * p.c_in,
+            _ => p.taps() * p.c_in / p.groups,
+        };
+        (split.block_rows() * per_row + 2 * simd::MAX_LANES).next_multiple_of(16)
     }
 
     /// y = epilogue(conv(x) + bias), x: n, h, w, c_in; y: n, out h, out w, c_out.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         n: usize,
@@ -111,162 +212,126 @@ impl Conv2d {
         scratch: &mut [f32],
         pool: &Pool,
     ) {
-        let _ = (scratch, pool);
         let p = &self.params;
         let [oh, ow] = self.output_size(h, w);
         assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
         assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
-        epi.check(y.len());
-        let (ci, co) = (p.c_in / p.groups, p.c_out / p.groups);
-        for at in 0..y.len() {
-            let (o, rest) = (at % p.c_out, at / p.c_out);
-            let (ox, rest) = (rest % ow, rest / ow);
-            let (oy, b) = (rest % oh, rest / oh);
-            let mut acc = 0.0;
-            for ky in 0..p.kernel[0] {
-                let iy = oy * p.stride[0] + ky * p.dilation[0];
-                if iy < p.pads[0] || iy - p.pads[0] >= h {
-                    continue;
-                }
-                for kx in 0..p.kernel[1] {
-                    let ix = ox * p.stride[1] + kx * p.dilation[1];
-                    if ix < p.pads[1] || ix - p.pads[1] >= w {
-                        continue;
-                    }
-                    let base =
-                        ((b * h + iy - p.pads[0]) * w + ix - p.pads[1]) * p.c_in + o / co * ci;
-                    for i in 0..ci {
-                        acc += x[base + i]
-                            * self.weight[((o * ci + i) * p.kernel[0] + ky) * p.kernel[1] + kx];
-                    }
-                }
-            }
-            y[at] = finish(acc, self.bias.as_ref().map(|b| b[o]), epi, at);
-        }
-    }
-}
-
-/// A transposed convolution with its weights packed; `pads` crop the output.
-#[derive(Clone, Debug)]
-pub struct ConvTranspose2d {
-    params: Conv2dParams,
-    output_padding: [usize; 2],
-    weight: Vec<f32>,
-    bias: Option<Vec<f32>>,
-}
-
-impl ConvTranspose2d {
-    /// Packs `weight` (ONNX order: c_in, c_out / groups, kernel height, kernel width).
-    pub fn new(
-        params: Conv2dParams,
-        output_padding: [usize; 2],
-        weight: &[f32],
-        bias: Option<&[f32]>,
-    ) -> ConvTranspose2d {
-        ConvTranspose2d::new_with_isa(isa::best(), params, output_padding, weight, bias)
-    }
-
-    /// [`ConvTranspose2d::new`] for a given instruction set, which must be available.
-    pub fn new_with_isa(
-        isa: Isa,
-        params: Conv2dParams,
-        output_padding: [usize; 2],
-        weight: &[f32],
-        bias: Option<&[f32]>,
-    ) -> ConvTranspose2d {
-        assert!(isa.is_available(), "the instruction set is available");
-        params.check();
         assert!(
-            weight.len()
-                == params.c_in
-                    * (params.c_out / params.groups)
-                    * params.kernel[0]
-                    * params.kernel[1],
-            "weight has c_in * c_out / groups * kernel elements"
+            scratch.len() >= self.scratch_len(n, h, w, pool.threads()),
+            "scratch has scratch_len elements"
         );
-        assert!(bias.is_none_or(|b| b.len() == params.c_out), "bias has c_out elements");
-        ConvTranspose2d {
-            params,
-            output_padding,
-            weight: weight.to_vec(),
-            bias: bias.map(<[f32]>::to_vec),
+        epi.check(y.len());
+        if y.is_empty() {
+            return;
+        }
+        let bias = self.bias.as_deref();
+        let geometry = Geometry { params: *p, h, w, oh, ow };
+        match &self.algorithm {
+            Algorithm::Pointwise(b) => {
+                let product = Product::new(b, 1, bias, epi, SharedMut::new(y), p.c_out);
+                run_dense(&product, n * h * w, x, p.c_in, pool);
+            }
+            Algorithm::Depthwise(d) => d.run(self.isa, n, &geometry, x, bias, epi, y, pool),
+            Algorithm::Indirect { groups, zeros } => {
+                self.run_blocks(n, &geometry, x, groups, zeros, epi, y, scratch, pool);
+            }
+            Algorithm::KernelRows { b, zeros } => {
+                let groups = std::slice::from_ref(b);
+                self.run_blocks(n, &geometry, x, groups, zeros, epi, y, scratch, pool);
+            }
+            Algorithm::Copied(groups) => {
+                self.run_blocks(n, &geometry, x, groups, &[], epi, y, scratch, pool);
+            }
         }
     }
 
-    /// The shape.
-    pub fn params(&self) -> &Conv2dParams {
-        &self.params
-    }
-
-    /// Size of the packed weights in memory.
-    pub fn bytes(&self) -> usize {
-        self.weight.len() * 4
-    }
-
-    /// Output height and width for an input of h x w.
-    pub fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
-        let p = &self.params;
-        let one = |i: usize, size: usize, pad: usize| {
-            (size.max(1) - 1) * p.stride[i]
-                + p.dilation[i] * (p.kernel[i] - 1)
-                + 1
-                + self.output_padding[i]
-                - pad
-        };
-        [one(0, h, p.pads[0] + p.pads[2]), one(1, w, p.pads[1] + p.pads[3])]
-    }
-
-    /// How many elements of scratch [`ConvTranspose2d::run`] needs on a pool of `threads`.
-    pub fn scratch_len(&self, n: usize, h: usize, w: usize, threads: usize) -> usize {
-        let _ = (n, h, w, threads);
-        0
-    }
-
-    /// y = epilogue(conv_transpose(x) + bias), x: n, h, w, c_in; y: n, out h, out w, c_out.
-    #[allow(clippy::too_many_arguments)]
-    pub fn run(
+    /// Blocks of output pixels as tasks.
+    fn run_blocks(
         &self,
         n: usize,
-        h: usize,
-        w: usize,
+        geometry: &Geometry,
         x: &[f32],
+        groups: &[PackedB],
+        zeros: &[f32],
         epi: &Epilogue<'_>,
         y: &mut [f32],
         scratch: &mut [f32],
         pool: &Pool,
     ) {
-        let _ = (scratch, pool);
         let p = &self.params;
-        let [oh, ow] = self.output_size(h, w);
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
-        epi.check(y.len());
         let (ci, co) = (p.c_in / p.groups, p.c_out / p.groups);
-        for at in 0..y.len() {
-            let (o, rest) = (at % p.c_out, at / p.c_out);
-            let (ox, rest) = (rest % ow, rest / ow);
-            let (oy, b) = (rest % oh, rest / oh);
-            let mut acc = 0.0;
-            for ky in 0..p.kernel[0] {
-                let sy = (oy + p.pads[0]).wrapping_sub(ky * p.dilation[0]);
-                if sy % p.stride[0] != 0 || sy / p.stride[0] >= h {
-                    continue;
-                }
-                for kx in 0..p.kernel[1] {
-                    let sx = (ox + p.pads[1]).wrapping_sub(kx * p.dilation[1]);
-                    if sx % p.stride[1] != 0 || sx / p.stride[1] >= w {
-                        continue;
-                    }
-                    let c0 = o / co * ci;
-                    let base = ((b * h + sy / p.stride[0]) * w + sx / p.stride[1]) * p.c_in + c0;
-                    for i in 0..ci {
-                        acc += x[base + i]
-                            * self.weight
-                                [(((c0 + i) * co + o % co) * p.kernel[0] + ky) * p.kernel[1] + kx];
-                    }
-                }
+        let m = n * geometry.oh * geometry.ow;
+        let split = self.split(m, &groups[0], pool.threads());
+        let per_worker = self.worker_scratch(&split);
+        let scratch = SharedMut::new(align_scratch(scratch));
+        let y = SharedMut::new(y);
+        pool.run_with_worker(groups.len() * split.tasks(), &|task, worker| {
+            let (group, task) = (task / split.tasks(), task % split.tasks());
+            let (rows, panels) = split.part(task);
+            if rows.is_empty() || panels.is_empty() {
+                return;
             }
-            y[at] = finish(acc, self.bias.as_ref().map(|b| b[o]), epi, at);
-        }
+            let b = &groups[group];
+            // SAFETY: each worker has its own part, and runs one task at a time.
+            let scratch = unsafe { scratch.slice(worker * per_worker, per_worker) };
+            let bias = self.bias.as_deref().map(|bias| &bias[group * co..][..co]);
+            let epi = offset(epi, group * co);
+            let c = y.at(group * co);
+            let taps = match self.algorithm {
+                Algorithm::Indirect { .. } => p.taps(),
+                Algorithm::KernelRows { .. } => p.kernel[0],
+                _ => 1,
+            };
+            let product = Product::new(b, taps, bias, &epi, c, p.c_out);
+            let (first_row, m, mr) = (rows.start, rows.len(), b.tile().0);
+            let channel = group * ci;
+            let rows = match self.algorithm {
+                Algorithm::Indirect { .. } => {
+                    Rows::Table(geometry.pointers(x, channel, zeros, rows, mr, scratch))
+                }
+                Algorithm::KernelRows { .. } => {
+                    Rows::Table(geometry.kernel_rows(x, zeros, rows, mr, scratch))
+                }
+                _ => {
+                    let a = scratch.as_ptr();
+                    simd::dispatch(self.isa, CopyRows { geometry, x, channel, rows, scratch });
+                    Rows::Dense { a, lda: b.k() }
+                }
+            };
+            let block = Block { product: &product, rows, m, first_row, panels };
+            simd::dispatch(self.isa, block);
+        });
     }
 }
+
+/// How many groups to treat as one, so that a group's outputs fill the vectors of a tile.
+fn merge_groups(isa: Isa, p: &Conv2dParams) -> usize {
+    let (lanes, _, vectors) = simd::tile_of(isa);
+    let most = (lanes * vectors).min(16) / (p.c_out / p.groups).max(1);
+    (1..=most.max(1)).rev().find(|&f| p.groups.is_multiple_of(f)).unwrap_or(1)
+}
+
+/// The weights of `merged` groups as those of one, zeros between them. (An infinite input so
+/// spreads NaN over the merged groups' outputs.)
+fn block_diagonal(p: &Conv2dParams, merged: usize, weight: &[f32]) -> Vec<f32> {
+    let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
+    let mut dense = vec![0.0; p.c_out * ci * merged * taps];
+    for (o, row) in dense.chunks_exact_mut((ci * merged * taps).max(1)).enumerate() {
+        let start = o / co % merged * ci * taps;
+        row[start..start + ci * taps].copy_from_slice(&weight[o * ci * taps..][..ci * taps]);
+    }
+    dense
+}
+
+/// The epilogue of the output from element `start` on.
+fn offset<'a>(epi: &Epilogue<'a>, start: usize) -> Epilogue<'a> {
+    let residual = match epi.residual {
+        Residual::None => Residual::None,
+        Residual::BeforeActivation(r) => Residual::BeforeActivation(&r[start..]),
+        Residual::AfterActivation(r) => Residual::AfterActivation(&r[start..]),
+    };
+    Epilogue { activation: epi.activation, residual }
+}
+
+#[cfg(test)]
+mod tests;

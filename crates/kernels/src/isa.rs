@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain Rust, whatever the target's baseline makes of it.
     Scalar,
-    /// x86-64 SSE2, 4 lanes.
+    /// x86-64 SSE4.1, 4 lanes.
     Sse,
     /// AArch64 NEON, 4 lanes.
     Neon,
@@ -26,7 +26,8 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
-            Isa::Sse => cfg!(target_arch = "x86_64"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Sse => std::arch::is_x86_feature_detected!("sse4.1"),
             Isa::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
@@ -42,7 +43,7 @@ impl Isa {
                     && std::arch::is_x86_feature_detected!("avx512vl")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Sse | Isa::Avx2 | Isa::Avx512 => false,
         }
     }
 

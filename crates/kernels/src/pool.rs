@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,6 +89,13 @@ impl Pool {
     /// another thread's job occupies the pool, the tasks run inline on the calling thread.
     pub fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         self.run_with_worker(tasks, &|task, _| f(task));
+    }
+
+    /// Cuts `0..len` into ranges of at least `least` and calls `f` with each.
+    pub(crate) fn run_ranges(&self, len: usize, least: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        let most = if self.threads() == 1 { 1 } else { 4 * self.threads() };
+        let tasks = (len / least.max(1)).clamp(1, most);
+        self.run(tasks, &|task| f(task * len / tasks..(task + 1) * len / tasks));
     }
 
     /// [`Pool::run`] with `f(task, worker)`: `worker < threads()`, and no two tasks of this call

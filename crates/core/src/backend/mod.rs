@@ -1,6 +1,9 @@
 //! Processors: what a device says of itself, and the program an accelerator makes of its share of
 //! a plan. The CPU is [`cpu`]; accelerators implement [`Accelerator`] in their own crates.
 
+mod cpu;
+mod null;
+
 use std::{fmt, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +12,9 @@ use crate::{
     ops::{Op, Operands},
     tensor::{Tensor, TensorType},
 };
+
+pub use cpu::{available_threads, cpu_info};
+pub use null::{NullAccelerator, NullOptions};
 
 /// Which processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

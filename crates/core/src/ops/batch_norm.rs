@@ -207,7 +207,8 @@ impl Op for BatchNorm {
     }
 
     fn channels_last(&self) -> Option<Arc<dyn Op>> {
-        (self.layout == Layout::Nchw)
+        // Running statistics have no layout.
+        (self.layout == Layout::Nchw && !self.training)
             .then(|| Arc::new(BatchNorm { layout: Layout::Nhwc, ..self.clone() }) as Arc<dyn Op>)
     }
 

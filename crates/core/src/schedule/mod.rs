@@ -1,1 +1,267 @@
-//! (in preparation)
+//! Policies: from measured costs to a placement. A policy returns a placement and can do nothing
+//! else; every one is judged by the one simulator.
+
+mod auto;
+mod dp;
+mod eft;
+mod pins;
+mod simulate;
+mod single;
+mod split;
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::Device,
+    ir::{Graph, NodeId},
+    plan::{CompileError, Place, Placement, Plan, Support, compile},
+    profile::Profile,
+};
+
+pub use auto::{Candidate, candidates};
+pub use dp::Dp;
+pub use eft::{Greedy, Heft};
+pub use pins::{Pin, PinError, resolve_pins};
+pub use simulate::{Timeline, TimelineEvent, simulate};
+pub use single::{CpuOnly, GpuOnly};
+pub use split::{SplitAll, common_share};
+
+/// What a policy knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// Where its nodes can run.
+    pub support: &'a Support,
+    /// What they cost there.
+    pub profile: &'a Profile,
+    /// Places that the user has fixed, by node; see [`resolve_pins`].
+    pub pins: &'a [Option<Place>],
+    /// What to minimise.
+    pub objective: Objective,
+}
+
+impl Problem<'_> {
+    /// The processors on which a node may run whole; one when it is pinned to one.
+    pub fn devices(&self, node: NodeId) -> &'static [Device] {
+        match self.pin(node) {
+            Some(Place::Cpu) => &[Device::Cpu],
+            Some(Place::Gpu) => &[Device::Gpu],
+            _ if self.gpu_runs(node) => &[Device::Cpu, Device::Gpu],
+            _ => &[Device::Cpu],
+        }
+    }
+
+    /// The place that the user has fixed.
+    pub fn pin(&self, node: NodeId) -> Option<Place> {
+        self.pins.get(node.index()).copied().flatten()
+    }
+
+    /// Whether the GPU has a kernel for a node.
+    pub fn gpu_runs(&self, node: NodeId) -> bool {
+        self.support.gpu.get(node.index()).is_some_and(Result::is_ok)
+    }
+
+    /// Whether a node only renames its input.
+    pub fn is_view(&self, node: NodeId) -> bool {
+        self.support.view.get(node.index()).copied().unwrap_or(false)
+    }
+
+    /// Overwrites a placement with the pins, and moves what the GPU cannot run to the CPU.
+    pub fn legalize(&self, placement: &mut Placement) {
+        for (i, place) in placement.places.iter_mut().enumerate() {
+            let node = NodeId::new(i);
+            if let Some(pin) = self.pin(node) {
+                *place = pin;
+            }
+            let splits = self.support.split.get(i).is_some_and(Option::is_some);
+            if matches!(place, Place::Split(_)) && !splits {
+                *place = if self.gpu_runs(node) { Place::Gpu } else { Place::Cpu };
+            }
+            if *place == Place::Gpu && !self.gpu_runs(node) {
+                *place = Place::Cpu;
+            }
+        }
+    }
+
+    /// Compiles and simulates a placement; the score is what the objective minimises.
+    ///
+    /// # Errors
+    /// When the placement is not legal, or the objective needs figures that the profile lacks.
+    pub fn judge(&self, placement: &Placement) -> Result<(Plan, Timeline, f64), ScheduleError> {
+        let plan = compile(self.graph, placement, self.support, Some(self.profile))?;
+        let timeline = simulate(&plan, self.profile);
+        let score = self.objective.score(&timeline, self.profile)?;
+        Ok((plan, timeline, score))
+    }
+}
+
+/// Decides where each node runs.
+pub trait Scheduler {
+    /// Its name, as `--policy` knows it.
+    fn name(&self) -> &'static str;
+
+    /// A placement of every node; see [`Problem::legalize`] for what it may contain.
+    ///
+    /// # Errors
+    /// See [`ScheduleError`].
+    fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError>;
+}
+
+/// Why a policy has no placement.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// The policy's placement does not compile: a defect of the policy.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The objective needs figures that the profile does not have.
+    #[error(
+        "--objective {objective} needs power figures, and this machine's profile has none: \
+         use --objective latency, or a --target with published power"
+    )]
+    NoPower {
+        /// The objective.
+        objective: Objective,
+    },
+}
+
+/// The policies, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Everything on the CPU.
+    Cpu,
+    /// Everything that the GPU runs on the GPU.
+    Gpu,
+    /// Each operator, in the graph's order, where it ends first.
+    Greedy,
+    /// Each operator, longest remaining path first, where it ends first.
+    Heft,
+    /// Dynamic programming: exact on chains, beam search elsewhere.
+    Dp,
+    /// The best of all policies and splits by simulation, confirmed by measurement.
+    #[default]
+    Auto,
+}
+
+impl Policy {
+    /// Every policy.
+    pub const ALL: [Policy; 6] =
+        [Policy::Cpu, Policy::Gpu, Policy::Greedy, Policy::Heft, Policy::Dp, Policy::Auto];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Policy::Cpu => "cpu",
+            Policy::Gpu => "gpu",
+            Policy::Greedy => "greedy",
+            Policy::Heft => "heft",
+            Policy::Dp => "dp",
+            Policy::Auto => "auto",
+        }
+    }
+
+    /// Whether it decides by measured costs.
+    pub fn needs_profile(self) -> bool {
+        !matches!(self, Policy::Cpu | Policy::Gpu)
+    }
+
+    /// The policy as a scheduler. `auto` is its best candidate by simulation; the session
+    /// confirms it by measurement.
+    pub fn scheduler(self) -> Box<dyn Scheduler> {
+        match self {
+            Policy::Cpu => Box::new(CpuOnly),
+            Policy::Gpu => Box::new(GpuOnly),
+            Policy::Greedy => Box::new(Greedy),
+            Policy::Heft => Box::new(Heft),
+            Policy::Dp => Box::new(Dp::default()),
+            Policy::Auto => Box::new(auto::Auto),
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Policy, String> {
+        Policy::ALL.into_iter().find(|p| p.name() == text).ok_or_else(|| {
+            let names = Policy::ALL.map(Policy::name).join(", ");
+            format!("unknown policy '{text}': give one of {names}")
+        })
+    }
+}
+
+/// What a plan is chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// Time of one inference.
+    #[default]
+    Latency,
+    /// Inferences per second. A session runs one inference at a time, so this too is the time of
+    /// one inference; the batch size is the user's.
+    Throughput,
+    /// Energy of one inference.
+    Energy,
+    /// Energy times latency.
+    Edp,
+}
+
+impl Objective {
+    /// Every objective.
+    pub const ALL: [Objective; 4] =
+        [Objective::Latency, Objective::Throughput, Objective::Energy, Objective::Edp];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Objective::Latency => "latency",
+            Objective::Throughput => "throughput",
+            Objective::Energy => "energy",
+            Objective::Edp => "edp",
+        }
+    }
+
+    /// What it minimises: nanoseconds, joules, or joule-nanoseconds.
+    ///
+    /// # Errors
+    /// [`ScheduleError::NoPower`] when it needs power figures that the profile lacks.
+    pub fn score(self, timeline: &Timeline, profile: &Profile) -> Result<f64, ScheduleError> {
+        let latency = timeline.makespan_ns as f64;
+        if matches!(self, Objective::Latency | Objective::Throughput) {
+            return Ok(latency);
+        }
+        let power = profile.power.ok_or(ScheduleError::NoPower { objective: self })?;
+        let energy = power.energy_j(timeline.makespan_ns, timeline.busy_ns[0], timeline.busy_ns[1]);
+        Ok(if self == Objective::Energy { energy } else { energy * latency })
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Objective {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Objective, String> {
+        Objective::ALL.into_iter().find(|o| o.name() == text).ok_or_else(|| {
+            let names = Objective::ALL.map(Objective::name).join(", ");
+            format!("unknown objective '{text}': give one of {names}")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

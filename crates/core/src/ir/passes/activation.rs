@@ -270,3 +270,163 @@ pub(super) fn run(e: &mut Editor) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{
+        ModelValueId,
+        passes::{
+            cse,
+            testing::{Build, check, summary},
+        },
+    };
+
+    /// One spelling: the result of x.
+    type Spelling = fn(&mut Build, ModelValueId) -> ModelValueId;
+
+    /// That all spellings of x are recognised as `activation`.
+    fn recognised(activation: Activation, spellings: &[Spelling]) {
+        for (i, spelling) in spellings.iter().enumerate() {
+            let mut b = Build::new();
+            let (x, w) = (b.input(&[4, 16]), b.scalar(4.0));
+            // A product as the argument must not confuse the search.
+            let x = b.op("Mul", &[x, w]);
+            let y = spelling(&mut b, x);
+            let after = check(&b.graph(&[y]), &[cse::run, run], 2e-4);
+            assert_eq!(after.nodes.len(), 2, "spelling {i} of {activation:?}: {after}");
+            let op = after.nodes[1].op.downcast::<Elementwise>().unwrap();
+            assert_eq!(format!("{op:?}"), format!("Elementwise({activation:?}(x0))"));
+        }
+    }
+
+    fn half_gate(b: &mut Build, x: ModelValueId, root: f32) -> ModelValueId {
+        let root = b.scalar(root);
+        let y = b.op("Div", &[x, root]);
+        let (y, one) = (b.op("Erf", &[y]), b.scalar(1.0));
+        b.op("Add", &[y, one])
+    }
+
+    #[test]
+    fn gelu_in_the_exporters_spellings() {
+        recognised(
+            Activation::Gelu,
+            &[
+                |b, x| {
+                    let (gate, half) = (half_gate(b, x, 1.414_213_5), b.scalar(0.5));
+                    let y = b.op("Mul", &[x, gate]);
+                    b.op("Mul", &[y, half])
+                },
+                |b, x| {
+                    let (gate, half) = (half_gate(b, x, 1.414_213_5), b.scalar(0.5));
+                    let gate = b.op("Mul", &[half, gate]);
+                    b.op("Mul", &[x, gate])
+                },
+                |b, x| {
+                    let half = b.scalar(0.5);
+                    let y = b.op("Mul", &[x, half]);
+                    let gate = half_gate(b, x, 1.414_213_5);
+                    b.op("Mul", &[y, gate])
+                },
+                |b, x| {
+                    let (root, half) = (b.scalar(0.707_106_8), b.scalar(0.5));
+                    let y = b.op("Mul", &[root, x]);
+                    let y = b.op("Erf", &[y]);
+                    let y = b.op("Mul", &[y, half]);
+                    let y = b.op("Add", &[half, y]);
+                    b.op("Mul", &[y, x])
+                },
+            ],
+        );
+    }
+
+    #[test]
+    fn gelu_by_tanh() {
+        fn finish(b: &mut Build, x: ModelValueId, inner: ModelValueId) -> ModelValueId {
+            let (one, half) = (b.scalar(1.0), b.scalar(0.5));
+            let y = b.op("Tanh", &[inner]);
+            let y = b.op("Add", &[y, one]);
+            let x = b.op("Mul", &[x, half]);
+            b.op("Mul", &[x, y])
+        }
+        recognised(
+            Activation::GeluTanh,
+            &[
+                |b, x| {
+                    let (three, c, root) =
+                        (b.scalar(3.0), b.scalar(0.044_715), b.scalar(0.797_884_6));
+                    let y = b.op("Pow", &[x, three]);
+                    let y = b.op("Mul", &[y, c]);
+                    let y = b.op("Add", &[x, y]);
+                    let y = b.op("Mul", &[y, root]);
+                    finish(b, x, y)
+                },
+                |b, x| {
+                    let (one, c, root) =
+                        (b.scalar(1.0), b.scalar(0.044_715), b.scalar(0.797_884_6));
+                    let y = b.op("Mul", &[x, x]);
+                    let y = b.op("Mul", &[y, c]);
+                    let y = b.op("Add", &[one, y]);
+                    let root = b.op("Mul", &[x, root]);
+                    let y = b.op("Mul", &[root, y]);
+                    finish(b, x, y)
+                },
+            ],
+        );
+    }
+
+    #[test]
+    fn gates() {
+        recognised(
+            Activation::Silu,
+            &[|b, x| {
+                let gate = b.op("Sigmoid", &[x]);
+                b.op("Mul", &[gate, x])
+            }],
+        );
+        recognised(
+            Activation::Mish,
+            &[|b, x| {
+                let gate = b.op("Softplus", &[x]);
+                let gate = b.op("Tanh", &[gate]);
+                b.op("Mul", &[x, gate])
+            }],
+        );
+        fn clipped(b: &mut Build, x: ModelValueId) -> ModelValueId {
+            let (three, zero, six) = (b.scalar(3.0), b.scalar(0.0), b.scalar(6.0));
+            let y = b.op("Add", &[x, three]);
+            b.op("Clip", &[y, zero, six])
+        }
+        recognised(
+            Activation::HardSwish,
+            &[
+                |b, x| {
+                    let (gate, six) = (clipped(b, x), b.scalar(6.0));
+                    let y = b.op("Mul", &[x, gate]);
+                    b.op("Div", &[y, six])
+                },
+                |b, x| {
+                    let (gate, six) = (clipped(b, x), b.scalar(6.0));
+                    let gate = b.op("Div", &[gate, six]);
+                    b.op("Mul", &[x, gate])
+                },
+                |b, x| {
+                    let attributes = [("alpha", 1.0 / 6.0), ("beta", 0.5)]
+                        .map(|(k, v)| (k, crate::ops::AttributeValue::Float(v)));
+                    let gate = b.node("HardSigmoid", &[x], &attributes);
+                    b.op("Mul", &[x, gate])
+                },
+            ],
+        );
+    }
+
+    #[test]
+    fn a_gate_wanted_elsewhere_stays() {
+        let mut b = Build::new();
+        let x = b.input(&[4]);
+        let gate = b.op("Sigmoid", &[x]);
+        let y = b.op("Mul", &[x, gate]);
+        let after = check(&b.graph(&[y, gate]), &[run], 0.0);
+        assert_eq!(summary(&after), "Mul 1, Sigmoid 1");
+    }
+}

@@ -121,3 +121,50 @@ fn scale_weights(weight: &Tensor, axis: usize, scale: &[f32]) -> Option<Tensor> 
     }
     Some(scaled)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::{
+        linear,
+        testing::{Build, check, counts},
+    };
+
+    #[test]
+    fn products_and_sums_fold_into_weights() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 2, 5, 5]);
+        let y = b.conv(x, [2, 3], 3);
+        let (scale, shift, half) = (b.weights(&[3, 1, 1]), b.weights(&[1, 3, 1, 1]), b.scalar(0.5));
+        let y = b.op("Mul", &[scale, y]);
+        let y = b.op("Sub", &[shift, y]);
+        let y = b.op("Div", &[y, half]);
+        let after = check(&b.graph(&[y]), &[run], 1e-6);
+        assert_eq!(counts(&after), [("Conv", 1)].into());
+    }
+
+    #[test]
+    fn biases_of_matrix_products() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3, 4]);
+        let (w, bias, scale) = (b.weights(&[4, 5]), b.weights(&[5]), b.weights(&[5]));
+        let y = b.op("MatMul", &[x, w]);
+        let y = b.op("Add", &[bias, y]);
+        let y = b.op("Mul", &[y, scale]);
+        let after = check(&b.graph(&[y]), &[linear::run, run], 1e-6);
+        assert_eq!(counts(&after), [("Linear", 1)].into());
+    }
+
+    #[test]
+    fn shared_or_wanted_results_stay() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 2, 4, 4]);
+        let y = b.conv(x, [2, 2], 1);
+        let (scale, rows) = (b.weights(&[2, 1, 1]), b.weights(&[4, 1]));
+        let z = b.op("Mul", &[y, scale]);
+        let w = b.conv(x, [2, 2], 1);
+        let w = b.op("Add", &[w, rows]);
+        let after = check(&b.graph(&[y, z, w]), &[run], 1e-6);
+        assert_eq!(counts(&after), [("Add", 1), ("Conv", 2), ("Mul", 1)].into());
+    }
+}

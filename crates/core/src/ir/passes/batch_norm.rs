@@ -49,3 +49,25 @@ fn rewrite(e: &mut Editor, id: NodeId) -> Option<()> {
     e.replace_op(id, add, vec![Some(product), Some(shift)]);
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ir::passes::testing::{Build, check, counts},
+        ops::AttributeValue,
+        tensor::Tensor,
+    };
+
+    #[test]
+    fn becomes_a_product_and_a_sum() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3, 4, 5]);
+        let (gamma, beta, mean) = (b.weights(&[3]), b.weights(&[3]), b.weights(&[3]));
+        let variance = b.constant(Tensor::from_slice([3], &[0.5f32, 2.0, 1.0]));
+        let inputs = [x, gamma, beta, mean, variance];
+        let y = b.node("BatchNormalization", &inputs, &[("epsilon", AttributeValue::Float(1e-3))]);
+        let after = check(&b.graph(&[y]), &[run], 1e-6);
+        assert_eq!(counts(&after), [("Add", 1), ("Mul", 1)].into());
+    }
+}

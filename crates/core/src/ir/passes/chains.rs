@@ -116,3 +116,49 @@ fn formula(e: &Editor, id: NodeId) -> Option<Formula> {
     let formula = Formula { expr, inputs };
     infers(e, &formula, output).then_some(formula)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::testing::{Build, check, summary};
+
+    #[test]
+    fn chains_with_broadcast_operands_are_one() {
+        let mut b = Build::new();
+        let (x, y, v) = (b.input(&[2, 3, 4]), b.input(&[2, 3, 4]), b.input(&[4]));
+        let c = b.scalar(0.5);
+        let z = b.op("Add", &[x, v]);
+        let z = b.op("Mul", &[z, c]);
+        let square = b.op("Mul", &[z, z]);
+        let w = b.op("Exp", &[y]);
+        let z = b.op("Sub", &[square, w]);
+        let z = b.op("Max", &[z, x]);
+        let after = check(&b.graph(&[z]), &[run], 1e-6);
+        assert_eq!(summary(&after), "Elementwise 1");
+        assert_eq!(after.nodes[0].inputs.len(), 3);
+        assert_eq!(after.nodes[0].origin.len(), 6);
+    }
+
+    #[test]
+    fn what_others_read_or_is_smaller_stays() {
+        let mut b = Build::new();
+        let (x, v) = (b.input(&[2, 3]), b.input(&[3]));
+        // Fewer elements: computing it per row would repeat it.
+        let small = b.op("Exp", &[v]);
+        let y = b.op("Add", &[x, small]);
+        let z = b.op("Sqrt", &[y]);
+        let w = b.op("Abs", &[y]);
+        let after = check(&b.graph(&[z, w]), &[run], 1e-6);
+        assert_eq!(after.nodes.len(), 4, "{after}");
+    }
+
+    #[test]
+    fn integers_are_left_alone() {
+        let mut b = Build::new();
+        let x = b.input_of(DType::I64, &[4]);
+        let y = b.op("Add", &[x, x]);
+        let y = b.op("Mul", &[y, x]);
+        let after = check(&b.graph(&[y]), &[run], 0.0);
+        assert_eq!(summary(&after), "Add 1, Mul 1");
+    }
+}

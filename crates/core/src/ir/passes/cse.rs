@@ -69,3 +69,25 @@ fn merge_constants(e: &mut Editor) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::testing::{Build, check, counts};
+
+    #[test]
+    fn twins_become_one() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3]);
+        let (c, d) = (b.scalar(2.0), b.scalar(2.0));
+        let (y, z) = (b.op("Mul", &[x, c]), b.op("Mul", &[x, d]));
+        let (y, z) = (b.op("Exp", &[y]), b.op("Exp", &[z]));
+        let sum = b.op("Add", &[y, z]);
+        let other = b.op("Neg", &[x]);
+        let twin = b.op("Neg", &[x]);
+        let graph = b.graph(&[sum, other, twin]);
+        let after = check(&graph, &[run], 0.0);
+        // Two outputs of the graph stay two values.
+        assert_eq!(counts(&after), [("Mul", 1), ("Exp", 1), ("Add", 1), ("Neg", 2)].into());
+    }
+}

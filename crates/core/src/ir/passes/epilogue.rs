@@ -91,3 +91,54 @@ fn try_residual(e: &mut Editor, id: NodeId) -> Option<()> {
     e.fuse(id, &[next], next, op, inputs);
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::{
+        linear,
+        testing::{Build, check, summary},
+    };
+
+    #[test]
+    fn activation_then_sum_and_sum_then_activation() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 4, 5, 5]);
+        let y = b.conv(x, [4, 4], 3);
+        let y = b.op("Add", &[y, x]);
+        let y = b.op("Relu", &[y]);
+        let z = b.conv(y, [4, 4], 1);
+        let z = b.op("Sigmoid", &[z]);
+        let z = b.op("Add", &[y, z]);
+        let z = b.op("Relu", &[z]);
+        let after = check(&b.graph(&[z]), &[run], 1e-5);
+        // Nothing follows a sum after an activation.
+        assert_eq!(summary(&after), "Conv 2, Relu 1");
+    }
+
+    #[test]
+    fn linear_and_bounds() {
+        let mut b = Build::new();
+        let x = b.input(&[3, 4]);
+        let (w, low, high) = (b.weights(&[4, 4]), b.scalar(0.0), b.scalar(6.0));
+        let y = b.op("MatMul", &[x, w]);
+        let y = b.op("Clip", &[y, low, high]);
+        let y = b.op("Add", &[x, y]);
+        let after = check(&b.graph(&[y]), &[linear::run, run], 1e-5);
+        assert_eq!(summary(&after), "Linear 1");
+    }
+
+    #[test]
+    fn results_wanted_elsewhere_stay() {
+        let mut b = Build::new();
+        let (x, v) = (b.input(&[1, 2, 4, 4]), b.input(&[2, 1, 1]));
+        let y = b.conv(x, [2, 2], 1);
+        let z = b.op("Relu", &[y]);
+        let twice = b.conv(z, [2, 2], 1);
+        let twice = b.op("Add", &[twice, twice]);
+        let small = b.conv(z, [2, 2], 1);
+        let small = b.op("Add", &[small, v]);
+        let after = check(&b.graph(&[y, twice, small]), &[run], 1e-5);
+        assert_eq!(summary(&after), "Add 2, Conv 3, Relu 1");
+    }
+}

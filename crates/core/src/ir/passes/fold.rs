@@ -40,3 +40,36 @@ pub(super) fn run(e: &mut Editor) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{
+        NodeId,
+        passes::{
+            pattern,
+            testing::{Build, compare, counts},
+        },
+    };
+
+    #[test]
+    fn constants_made_by_rewrites_are_computed() {
+        let mut b = Build::new();
+        let x = b.input(&[3, 2]);
+        let w = b.weights(&[3, 2]);
+        let y = b.op("Add", &[x, w]);
+        let graph = b.graph(&[y]);
+        let mut e = Editor::new(graph.clone());
+        // The constant, transposed twice.
+        let w = e.input(NodeId(0), 1).unwrap();
+        let t = pattern::transpose(&mut e, "t", w, &[1, 0], vec![]);
+        let t = pattern::transpose(&mut e, "u", t, &[1, 0], vec![]);
+        let (op, x) = (e.node(NodeId(0)).op.clone(), e.input(NodeId(0), 0));
+        e.replace_op(NodeId(0), op, vec![x, Some(t)]);
+        e.tidy();
+        run(&mut e);
+        let after = e.finish();
+        compare(&graph, &after, 0.0);
+        assert_eq!(counts(&after), [("Add", 1)].into());
+    }
+}

@@ -232,3 +232,52 @@ fn transpose_constant(value: &Tensor, perm: &[usize], pool: &Pool) -> Option<Ten
     let op = pattern::transpose_op(perm);
     ops::evaluate(&*op, &[Some(value)], pool).ok()?.pop()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::{
+        testing::{Build, check, summary},
+        views,
+    };
+
+    const LAYOUT: &[fn(&mut Editor)] = &[run, views::run];
+
+    #[test]
+    fn transpositions_meet_at_the_edges() {
+        let mut b = Build::new();
+        let (x, v) = (b.input(&[1, 3, 6, 6]), b.weights(&[8, 1, 1]));
+        let y = b.conv(x, [3, 8], 3);
+        let y = b.op("Mul", &[y, v]);
+        let left = b.conv(y, [8, 4], 1);
+        let right = b.op("Tanh", &[y]);
+        let y = b.node("Concat", &[left, right], &[("axis", AttributeValue::Int(1))]);
+        let y = b.conv(y, [12, 2], 3);
+        let y = b.op("GlobalAveragePool", &[y]);
+        let y = b.node("Flatten", &[y], &[("axis", AttributeValue::Int(1))]);
+        let after = check(&b.graph(&[y]), LAYOUT, 1e-5);
+        let expected = "Concat 1, Conv 3, GlobalAveragePool 1, Mul 1, Tanh 1, Transpose 1";
+        assert_eq!(summary(&after), expected);
+    }
+
+    #[test]
+    fn an_output_keeps_its_layout() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 3, 5, 4]);
+        let y = b.conv(x, [3, 2], 3);
+        let z = b.op("Relu", &[y]);
+        let after = check(&b.graph(&[y, z]), LAYOUT, 1e-5);
+        assert_eq!(summary(&after), "Conv 1, Relu 1, Transpose 3");
+    }
+
+    #[test]
+    fn convolutions_of_one_and_three_dimensions() {
+        let mut b = Build::new();
+        let (x, y) = (b.input(&[1, 2, 9]), b.input(&[1, 2, 4, 4, 4]));
+        let (w, v) = (b.weights(&[3, 2, 3]), b.weights(&[2, 2, 1, 1, 1]));
+        let x = b.op("Conv", &[x, w]);
+        let y = b.op("Conv", &[y, v]);
+        let after = check(&b.graph(&[x, y]), LAYOUT, 1e-5);
+        assert_eq!(summary(&after), "Conv 2, Transpose 4");
+    }
+}

@@ -87,3 +87,43 @@ fn from_gemm(e: &mut Editor, id: NodeId) -> Option<()> {
     e.replace_op(id, linear(trans_b), inputs);
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ir::passes::testing::{Build, check, counts},
+        ops::AttributeValue,
+    };
+
+    #[test]
+    fn products_with_constants() {
+        let mut b = Build::new();
+        let x = b.input(&[3, 4]);
+        let (w, c, m) = (b.weights(&[5, 4]), b.weights(&[1, 5]), b.weights(&[1, 5, 2]));
+        let y = b.node(
+            "Gemm",
+            &[x, w, c],
+            &[
+                ("alpha", AttributeValue::Float(0.5)),
+                ("beta", AttributeValue::Float(2.0)),
+                ("transB", AttributeValue::Int(1)),
+            ],
+        );
+        let y = b.reshape(y, &[1, 3, 5]);
+        let y = b.op("MatMul", &[y, m]);
+        let after = check(&b.graph(&[y]), &[run], 1e-6);
+        assert_eq!(counts(&after), [("Linear", 2), ("Reshape", 1)].into());
+    }
+
+    #[test]
+    fn products_of_two_inputs_stay() {
+        let mut b = Build::new();
+        let (x, y) = (b.input(&[3, 4]), b.input(&[4, 2]));
+        let w = b.weights(&[2, 3]);
+        let z = b.op("MatMul", &[x, y]);
+        let z = b.op("MatMul", &[w, z]);
+        let after = check(&b.graph(&[z]), &[run], 1e-6);
+        assert_eq!(counts(&after), [("MatMul", 2)].into());
+    }
+}

@@ -11,6 +11,7 @@ mod epilogue;
 mod fold;
 mod layer_norm;
 mod layout;
+mod leading;
 mod linear;
 mod pattern;
 mod simplify;
@@ -41,6 +42,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("epilogue", epilogue::run),
     // Fewer transpositions.
     ("layout", layout::run),
+    ("leading", leading::run),
     ("views", views::run),
     ("sink", layout::sink),
     ("views", views::run),

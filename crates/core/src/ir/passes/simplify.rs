@@ -68,3 +68,40 @@ fn integers(e: &Editor, id: NodeId, input: usize, attribute: &str) -> Option<Vec
         None => pattern::ints(&*e.node(id).op, attribute),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::testing::{Build, check, counts};
+
+    #[test]
+    fn what_changes_nothing_goes() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3]);
+        let (zero, one) = (b.scalar(0.0), b.scalar(1.0));
+        let y = b.op("Identity", &[x]);
+        let y = b.op("Add", &[zero, y]);
+        let y = b.op("Mul", &[y, one]);
+        let y = b.op("Relu", &[y]);
+        let y = b.op("Sub", &[y, zero]);
+        let y = b.op("Div", &[y, one]);
+        let y = b.transpose(y, &[0, 1]);
+        let y = b.reshape(y, &[0, -1]);
+        let y = b.node("Concat", &[y], &[("axis", crate::ops::AttributeValue::Int(0))]);
+        let graph = b.graph(&[y]);
+        let after = check(&graph, &[run], 0.0);
+        assert_eq!(counts(&after), [("Relu", 1)].into());
+    }
+
+    #[test]
+    fn outputs_stay_distinct_values() {
+        let mut b = Build::new();
+        let x = b.input(&[2]);
+        let y = b.op("Relu", &[x]);
+        let z = b.op("Identity", &[y]);
+        let w = b.op("Identity", &[x]);
+        let graph = b.graph(&[y, z, w]);
+        let after = check(&graph, &[run], 0.0);
+        assert_eq!(counts(&after), [("Relu", 1), ("Identity", 2)].into());
+    }
+}

@@ -8,10 +8,10 @@ use rand_pcg::{
 };
 use sparoa_kernels::pool::Pool;
 
-use super::editor::Editor;
+use super::{editor::Editor, pattern};
 use crate::{
-    ir::{Graph, Model, Shapes, ValueId, specialize},
-    ops,
+    ir::{Dim, Graph, Model, ModelBuilder, ModelValueId, Shapes, ValueId, specialize},
+    ops::{self, AttributeValue},
     tensor::{DType, Tensor, TensorType},
 };
 
@@ -148,4 +148,103 @@ pub(super) fn summary(graph: &Graph) -> String {
     }
     let parts: Vec<String> = counts.iter().map(|(op, n)| format!("{op} {n}")).collect();
     parts.join(", ")
+}
+
+/// Builds small graphs for tests.
+pub(super) struct Build {
+    model: ModelBuilder,
+    count: usize,
+}
+
+impl Build {
+    pub(super) fn new() -> Build {
+        Build { model: ModelBuilder::new("test"), count: 0 }
+    }
+
+    fn name(&mut self, prefix: &str) -> String {
+        self.count += 1;
+        format!("{prefix}{}", self.count)
+    }
+
+    /// An f32 input.
+    pub(super) fn input(&mut self, shape: &[usize]) -> ModelValueId {
+        self.input_of(DType::F32, shape)
+    }
+
+    /// An input.
+    pub(super) fn input_of(&mut self, dtype: DType, shape: &[usize]) -> ModelValueId {
+        let name = self.name("x");
+        let dims: Vec<Dim> = shape.iter().map(|&d| Dim::Fixed(d)).collect();
+        self.model.input(name, dtype, dims)
+    }
+
+    /// A constant.
+    pub(super) fn constant(&mut self, tensor: Tensor) -> ModelValueId {
+        let name = self.name("c");
+        self.model.constant(name, tensor)
+    }
+
+    /// A constant of random f32s.
+    pub(super) fn weights(&mut self, shape: &[usize]) -> ModelValueId {
+        let tensor = random(&TensorType::f32(shape), 100 + self.count as u64);
+        self.constant(tensor)
+    }
+
+    /// A scalar constant.
+    pub(super) fn scalar(&mut self, value: f32) -> ModelValueId {
+        self.constant(Tensor::scalar(value))
+    }
+
+    /// A constant of integers.
+    pub(super) fn ints(&mut self, values: &[i64]) -> ModelValueId {
+        self.constant(Tensor::from_slice([values.len()], values))
+    }
+
+    /// A node without attributes.
+    pub(super) fn op(&mut self, op_type: &str, inputs: &[ModelValueId]) -> ModelValueId {
+        self.node(op_type, inputs, &[])
+    }
+
+    /// A node.
+    pub(super) fn node(
+        &mut self,
+        op_type: &str,
+        inputs: &[ModelValueId],
+        attributes: &[(&str, AttributeValue)],
+    ) -> ModelValueId {
+        let name = self.name(op_type);
+        let op = pattern::make("", op_type, attributes).unwrap();
+        self.model.node(name, op, inputs)
+    }
+
+    /// A Transpose.
+    pub(super) fn transpose(&mut self, x: ModelValueId, perm: &[i64]) -> ModelValueId {
+        self.node("Transpose", &[x], &[("perm", AttributeValue::Ints(perm.to_vec()))])
+    }
+
+    /// A Reshape.
+    pub(super) fn reshape(&mut self, x: ModelValueId, dims: &[i64]) -> ModelValueId {
+        let dims = self.ints(dims);
+        self.op("Reshape", &[x, dims])
+    }
+
+    /// A convolution of `channels[0]` to `channels[1]` with a square kernel that keeps the size.
+    pub(super) fn conv(
+        &mut self,
+        x: ModelValueId,
+        channels: [usize; 2],
+        kernel: usize,
+    ) -> ModelValueId {
+        let w = self.weights(&[channels[1], channels[0], kernel, kernel]);
+        let pads = AttributeValue::Ints(vec![kernel as i64 / 2; 4]);
+        self.node("Conv", &[x, w], &[("pads", pads)])
+    }
+
+    /// The graph with these outputs.
+    pub(super) fn graph(mut self, outputs: &[ModelValueId]) -> Graph {
+        for output in outputs {
+            self.model.output(*output);
+        }
+        graph_of(&self.model.finish())
+    }
 }

@@ -84,3 +84,47 @@ fn in_base_dims(base: &[usize], shape: &[usize], view: &View) -> Option<(Vec<usi
         .collect::<Option<Vec<_>>>()?;
     Some((base.to_vec(), perm))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::testing::{Build, check, counts};
+
+    #[test]
+    fn cancelling_and_shape_only_moves() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 4, 3, 2]);
+        // Spatial rows to channels last and back, through a reshape.
+        let y = b.transpose(x, &[0, 3, 1, 2]);
+        let y = b.reshape(y, &[1, 2, 12]);
+        let y = b.transpose(y, &[0, 2, 1]);
+        let y = b.op("Relu", &[y]);
+        // A dimension of size 1 moves.
+        let y = b.transpose(y, &[1, 0, 2]);
+        let y = b.op("Exp", &[y]);
+        let after = check(&b.graph(&[y]), &[run], 0.0);
+        assert_eq!(counts(&after), [("Exp", 1), ("Relu", 1), ("Reshape", 2)].into());
+    }
+
+    #[test]
+    fn three_transpositions_become_one() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3, 4]);
+        let y = b.transpose(x, &[1, 0, 2]);
+        let y = b.transpose(y, &[0, 2, 1]);
+        let y = b.transpose(y, &[2, 0, 1]);
+        let after = check(&b.graph(&[y]), &[run], 0.0);
+        assert!(counts(&after)["Transpose"] == 1, "{after}");
+    }
+
+    #[test]
+    fn a_value_inside_the_chain_may_be_wanted() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3, 4]);
+        let y = b.transpose(x, &[0, 2, 1]);
+        let z = b.transpose(y, &[0, 2, 1]);
+        let z = b.op("Relu", &[z]);
+        let after = check(&b.graph(&[y, z]), &[run], 0.0);
+        assert_eq!(counts(&after), [("Relu", 1), ("Transpose", 1)].into());
+    }
+}

@@ -118,3 +118,26 @@ fn remember(wide: &mut Vec<Option<ValueId>>, old: ValueId, new: Option<ValueId>)
     }
     wide[old.index()] = new;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::passes::testing::{Build, check, counts};
+
+    #[test]
+    fn halves_compute_as_floats() {
+        let mut b = Build::new();
+        let x = b.input_of(DType::F16, &[2, 3]);
+        let halves: Vec<half::f16> = [0.5f32, -1.0, 2.0].map(half::f16::from_f32).into();
+        let c = b.constant(Tensor::from_slice([3], &halves));
+        let y = b.op("Mul", &[x, c]);
+        let y = b.op("Relu", &[y]);
+        let f = b.node("Cast", &[y], &[("to", AttributeValue::Int(FLOAT))]);
+        let f = b.op("Exp", &[f]);
+        let graph = b.graph(&[y, f]);
+        let after = check(&graph, &[run, crate::ir::passes::simplify::run], 2e-3);
+        assert_eq!(counts(&after), [("Cast", 2), ("Exp", 1), ("Mul", 1), ("Relu", 1)].into());
+        let halves = after.values.iter().filter(|v| v.ty.dtype == DType::F16).count();
+        assert_eq!(halves, 2, "{after}");
+    }
+}

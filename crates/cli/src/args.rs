@@ -1,0 +1,288 @@
+//! The command line. Flags, JSON keys and exit codes are a contract with scripts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{images::Normalize, shapes::ShapeArg};
+
+/// Runs ONNX models on the CPU and the GPU of one machine at once, and decides operator by
+/// operator where each runs.
+///
+/// MODEL is the path of an ONNX file or one of the built-in models with seeded weights:
+/// zoo:resnet18, zoo:mobilenet_v2, zoo:mobilenet_v3_small, zoo:vit_b_16, zoo:swin_t
+/// (zoo:NAME@p90 is pruned to 90 % zeros).
+///
+/// Exit codes: 0 success, 1 a check failed (verify), 2 usage, 3 bad model, 4 bad input, 5 device.
+#[derive(Debug, Parser)]
+#[command(name = "sparoa", version, max_term_width = 100)]
+pub struct Cli {
+    /// Print one JSON document on stdout; progress and logs stay on stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// More log lines on stderr (twice: debug).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// No progress bars.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List processors, their memory and features.
+    Devices(DeviceArgs),
+    /// Show a model's operators: shape, FLOPs, bytes, intensity, sparsity, quadrant, devices.
+    Inspect(InspectArgs),
+    /// Measure each operator's latency on each processor.
+    Profile(ProfileArgs),
+    /// Decide where each operator runs and predict the timeline.
+    Plan(PlanArgs),
+    /// Run a model once and print or store its outputs.
+    Run(RunArgs),
+    /// Measure latency and throughput under one or several policies.
+    Bench(BenchArgs),
+    /// Compare a plan's outputs with the CPU reference.
+    Verify(VerifyArgs),
+    /// The built-in models.
+    #[command(subcommand)]
+    Zoo(ZooCommand),
+}
+
+/// Which processors may be used.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// CPU threads [default: one per physical core available to the process].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Pin CPU threads to these cores: 0,2,3.
+    #[arg(long, value_name = "CORES", value_delimiter = ',')]
+    pub cpus: Option<Vec<usize>>,
+    /// Use the GPU whose name contains this text.
+    #[arg(long, value_name = "TEXT")]
+    pub gpu: Option<String>,
+    /// Processors to use: `cpu`, `gpu` or `auto` (all there are).
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "gpu"])]
+    pub device: String,
+    /// Go on with the CPU when the GPU that was asked for is absent.
+    #[arg(long)]
+    pub allow_fallback: bool,
+    /// 16-bit floats for GPU weights, where the adapter has them.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16"])]
+    pub precision: String,
+}
+
+/// A model and its input shapes.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// ONNX file or zoo:NAME.
+    pub model: String,
+    /// Shape of an input: NAME:1x3x224x224. Repeatable. A free batch is 1 by default.
+    #[arg(long, value_name = "NAME:DIMS")]
+    pub shape: Vec<ShapeArg>,
+}
+
+/// Values of the inputs.
+#[derive(Args, Clone, Debug)]
+pub struct InputArgs {
+    /// An input's value: NAME=FILE, or FILE where the model has one input. FILE is .npy, .npz,
+    /// .jpg or .png. Inputs not given are random (seeded).
+    #[arg(long, value_name = "NAME=FILE")]
+    pub input: Vec<String>,
+    /// How a picture's pixels become numbers.
+    #[arg(long, value_enum, default_value_t)]
+    pub normalize: Normalize,
+    /// Seed of random inputs.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// How placement is decided.
+#[derive(Args, Clone, Debug)]
+pub struct PolicyArgs {
+    /// Pin nodes to a processor: 'GLOB=cpu', 'GLOB=gpu', 'GLOB=split:0.5' (share on the GPU).
+    /// GLOB matches node names or op types. Repeatable; later pins win.
+    #[arg(long, value_name = "GLOB=PLACE")]
+    pub pin: Vec<String>,
+    /// What to minimise: latency or throughput (per-request time at the given batch).
+    #[arg(long, default_value = "latency")]
+    pub objective: String,
+    /// Measure again instead of using cached profiles and choices.
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Leave the graph as imported (no fusion, no layout change).
+    #[arg(long)]
+    pub no_optimize: bool,
+    /// Skip the activation sparsity (it needs one run of the model).
+    #[arg(long)]
+    pub static_only: bool,
+}
+
+/// `profile`.
+#[derive(Args, Debug)]
+pub struct ProfileArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Write the profile as JSON.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Measure again instead of using the cache.
+    #[arg(long)]
+    pub fresh: bool,
+}
+
+/// `plan`.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub policy_args: PolicyArgs,
+    /// cpu, gpu, greedy, heft, dp, hybrid or auto.
+    #[arg(long, default_value = "auto")]
+    pub policy: String,
+    /// Write the plan: edit it, then pass it to `run --plan`.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Write the predicted timeline as Chrome/Perfetto trace.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write the placed graph for GraphViz.
+    #[arg(long, value_name = "FILE")]
+    pub dot: Option<PathBuf>,
+    /// Write the model with placement and times in each node's metadata (Netron shows them).
+    #[arg(long, value_name = "FILE")]
+    pub onnx: Option<PathBuf>,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub policy_args: PolicyArgs,
+    /// cpu, gpu, greedy, heft, dp, hybrid or auto [default: cpu, without measuring anything].
+    #[arg(long, conflicts_with = "plan")]
+    pub policy: Option<String>,
+    /// Run this plan file.
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// Write each output as FOLDER/NAME.npy.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+    /// Print the K highest classes of the last axis.
+    #[arg(long, value_name = "K")]
+    pub top: Option<usize>,
+    /// Class names, one a line.
+    #[arg(long, value_name = "FILE", requires = "top")]
+    pub labels: Option<PathBuf>,
+    /// Write the measured timeline as Chrome/Perfetto trace.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+/// `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// ONNX files or zoo:NAMEs.
+    #[arg(required = true)]
+    pub models: Vec<String>,
+    /// Shape of an input: NAME:1x3x224x224. Repeatable.
+    #[arg(long, value_name = "NAME:DIMS")]
+    pub shape: Vec<ShapeArg>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub policy_args: PolicyArgs,
+    /// Policies to compare, measured interleaved [default: cpu,gpu,hybrid,auto; only cpu where
+    /// there is no GPU].
+    #[arg(long, value_delimiter = ',')]
+    pub policy: Vec<String>,
+    /// Measure this plan file too.
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// Batch sizes (the leading dimension of every input).
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
+    /// Warm-up per measurement.
+    #[arg(long, default_value_t = 200, value_name = "MS")]
+    pub warmup_ms: u64,
+    /// Shortest measurement.
+    #[arg(long, default_value_t = 3.0, value_name = "S")]
+    pub min_time_s: f64,
+    /// Fewest inferences measured.
+    #[arg(long, default_value_t = 10)]
+    pub min_iters: u64,
+    /// Write predicted and measured timelines of the last policy as Chrome/Perfetto trace.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Seed of random inputs.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub inputs: InputArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub policy_args: PolicyArgs,
+    /// Verify this policy's plan [default: cpu, and gpu where there is one].
+    #[arg(long, conflicts_with = "plan")]
+    pub policy: Option<String>,
+    /// Verify this plan file.
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// Also verify N random placements over CPU, GPU and splits.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub random_plans: usize,
+    /// Relative tolerance.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+    /// Absolute tolerance.
+    #[arg(long, default_value_t = 1e-4)]
+    pub atol: f64,
+}
+
+/// `zoo`.
+#[derive(Debug, Subcommand)]
+pub enum ZooCommand {
+    /// List the built-in models.
+    List,
+    /// Write a built-in model as ONNX.
+    Export {
+        /// Name: resnet18, mobilenet_v2@p90, ...
+        name: String,
+        /// The file.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}

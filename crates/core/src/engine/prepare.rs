@@ -1,0 +1,100 @@
+//! Plan -> what the processors need: CPU tasks with kernels, and the accelerator's program.
+
+use std::sync::Arc;
+
+use super::{EngineError, kernels::KernelCache};
+use crate::{
+    backend::{self, ProgramSpec, TaskSpec, View},
+    ir::Graph,
+    ops::CpuKernel,
+    plan::{Arg, Plan, Region, Transfer},
+    tensor::{Tensor, TensorType},
+};
+
+/// A CPU task ready to run.
+pub(super) struct CpuTask {
+    pub name: String,
+    pub op_type: &'static str,
+    pub kernel: Arc<dyn CpuKernel>,
+    pub inputs: Vec<Option<TaskInput>>,
+    pub outputs: Vec<Region>,
+}
+
+pub(super) enum TaskInput {
+    Constant(Arc<Tensor>),
+    Region(Region),
+}
+
+pub(super) fn cpu_tasks(
+    plan: &Plan,
+    graph: &Graph,
+    kernels: &KernelCache,
+) -> Result<Vec<CpuTask>, EngineError> {
+    plan.cpu
+        .iter()
+        .map(|task| {
+            let input = |arg: &Arg| match arg {
+                Arg::Constant { .. } => TaskInput::Constant(kernels.constant(graph, arg)),
+                Arg::Region(region) => TaskInput::Region(region.clone()),
+            };
+            Ok(CpuTask {
+                name: task.name.clone(),
+                op_type: task.op.op_type(),
+                kernel: kernels.kernel(graph, task)?,
+                inputs: task.inputs.iter().map(|arg| arg.as_ref().map(input)).collect(),
+                outputs: task.outputs.clone(),
+            })
+        })
+        .collect()
+}
+
+/// The accelerator's share of a plan.
+pub(super) fn program(
+    plan: &Plan,
+    graph: &Graph,
+    kernels: &KernelCache,
+) -> Result<ProgramSpec, EngineError> {
+    let view = |buffer: usize, range: std::ops::Range<usize>| -> Result<View, EngineError> {
+        let b = &plan.buffers[buffer];
+        let slot = b.slot.ok_or_else(|| crate::plan::PlanError::Bounds {
+            buffer: b.name.clone(),
+            what: "it is used on the device but has no slot",
+        })?;
+        Ok(View { slot, offset: range.start, bytes: range.len() })
+    };
+    let region = |r: &Region| -> Result<(View, TensorType), EngineError> {
+        Ok((view(r.buffer, r.range())?, r.ty.clone()))
+    };
+    let arg = |arg: &Arg| -> Result<backend::Arg, EngineError> {
+        Ok(match arg {
+            Arg::Constant { .. } => backend::Arg::Constant(kernels.constant(graph, arg)),
+            Arg::Region(r) => {
+                let (view, ty) = region(r)?;
+                backend::Arg::Slot(view, ty)
+            }
+        })
+    };
+    let mut tasks = Vec::with_capacity(plan.gpu.len());
+    for task in &plan.gpu {
+        tasks.push(TaskSpec {
+            name: task.name.clone(),
+            op: task.op.clone(),
+            inputs: task
+                .inputs
+                .iter()
+                .map(|a| a.as_ref().map(arg).transpose())
+                .collect::<Result<_, _>>()?,
+            outputs: task.outputs.iter().map(region).collect::<Result<_, _>>()?,
+        });
+    }
+    let copies = |list: &[Transfer]| -> Result<Vec<View>, EngineError> {
+        list.iter().map(|c| view(c.buffer, c.range.clone())).collect()
+    };
+    Ok(ProgramSpec {
+        tasks,
+        segments: plan.segments.clone(),
+        slots: plan.slots.clone(),
+        uploads: copies(&plan.uploads)?,
+        downloads: copies(&plan.downloads)?,
+    })
+}

@@ -1,0 +1,58 @@
+//! Splits: both processors work on the same operator. One common share keeps a chain's data where
+//! they are: a batch exchanges nothing, rows exchange their halo.
+
+use super::{Problem, ScheduleError, Scheduler};
+use crate::{
+    backend::Device,
+    ir::NodeId,
+    plan::{Place, Placement},
+};
+
+/// Splits every operator that splits and is worth it; the others go where they cost less.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitAll {
+    /// The GPU's share.
+    pub share: f32,
+    /// Operators that take less than this on the faster processor are not split.
+    pub min_ns: u64,
+}
+
+impl Scheduler for SplitAll {
+    fn name(&self) -> &'static str {
+        "split"
+    }
+
+    fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
+        let mut placement = Placement::uniform(problem.graph, Place::Cpu);
+        for id in problem.graph.node_ids() {
+            let cpu = problem.profile.part_ns(id, Device::Cpu, 1.0);
+            let gpu = problem.profile.part_ns(id, Device::Gpu, 1.0);
+            let runs = problem.gpu_runs(id);
+            let splits = problem.support.split[id.index()].is_some();
+            placement.places[id.index()] = if splits && cpu.min(gpu) >= self.min_ns {
+                Place::Split(self.share)
+            } else if runs && gpu < cpu {
+                Place::Gpu
+            } else {
+                Place::Cpu
+            };
+        }
+        problem.legalize(&mut placement);
+        Ok(placement)
+    }
+}
+
+/// The share of the splittable operators at which both processors take equally long, between 0
+/// and 1.
+pub fn common_share(problem: &Problem<'_>) -> f32 {
+    let total = |device| -> f64 {
+        problem
+            .graph
+            .node_ids()
+            .filter(|id: &NodeId| problem.support.split[id.index()].is_some())
+            .map(|id| problem.profile.part_ns(id, device, 1.0) as f64)
+            .sum()
+    };
+    let (cpu, gpu) = (total(Device::Cpu), total(Device::Gpu));
+    if cpu + gpu <= 0.0 { 0.5 } else { (cpu / (cpu + gpu)) as f32 }
+}

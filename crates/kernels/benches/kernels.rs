@@ -1,0 +1,152 @@
+//! Times of the kernels on layer shapes, against this core's measured multiply-add peak.
+//!
+//! `cargo bench -p sparoa-kernels [-- FILTER [THREADS]]`; `SPAROA_ISA` caps the instruction set.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use sparoa_kernels::conv::{Conv2d, Conv2dParams};
+use sparoa_kernels::gemm::{PackedB, gemm};
+use sparoa_kernels::isa;
+use sparoa_kernels::{Activation, Epilogue, Pool};
+
+/// The shortest of the times of `f`, over at least 0.3 s.
+///
+/// On one thread it is the thread's processor time: other processes then disturb it less.
+fn best_seconds(threads: usize, mut f: impl FnMut()) -> f64 {
+    f();
+    let start = Instant::now();
+    let now = || if threads == 1 { thread_seconds() } else { start.elapsed().as_secs_f64() };
+    let mut best = f64::INFINITY;
+    while start.elapsed() < Duration::from_millis(300) {
+        let one = now();
+        f();
+        best = best.min(now() - one);
+    }
+    best
+}
+
+#[cfg(target_os = "linux")]
+fn thread_seconds() -> f64 {
+    #[repr(C)]
+    struct Timespec {
+        seconds: i64,
+        nanoseconds: i64,
+    }
+    unsafe extern "C" {
+        fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
+    }
+    let mut time = Timespec { seconds: 0, nanoseconds: 0 };
+    // SAFETY: 3 is CLOCK_THREAD_CPUTIME_ID; the structure is the 64-bit ABI's.
+    unsafe { clock_gettime(3, &mut time) };
+    time.seconds as f64 + time.nanoseconds as f64 * 1e-9
+}
+
+#[cfg(not(target_os = "linux"))]
+fn thread_seconds() -> f64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+}
+
+fn values(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect()
+}
+
+struct Bench {
+    filter: String,
+    pool: Pool,
+    peak: f64,
+}
+
+impl Bench {
+    fn report(&self, name: &str, flops: f64, bytes: f64, f: impl FnMut()) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        let seconds = best_seconds(self.pool.threads(), f);
+        println!(
+            "{name:44} {:10.1} us {:8.2} GFLOP/s {:5.1} % of peak {:7.2} GB/s",
+            seconds * 1e6,
+            flops / seconds * 1e-9,
+            flops / seconds / self.peak * 100.0,
+            bytes / seconds * 1e-9
+        );
+    }
+
+    fn gemm(&self, name: &str, m: usize, n: usize, k: usize) {
+        let a = values(m * k);
+        let b = PackedB::new(k, n, &values(k * n), false);
+        let bias = values(n);
+        let mut c = vec![0.0; m * n];
+        let epi = Epilogue::activation(Activation::Relu);
+        let bytes = 4.0 * (m * k + k * n + m * n) as f64;
+        self.report(&format!("gemm {name} {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, bytes, || {
+            gemm(m, black_box(&a), k, &b, Some(&bias), &epi, &mut c, &self.pool);
+        });
+    }
+
+    /// A square image and kernel, same padding; channels `ci` to `co`.
+    fn conv(&self, name: &str, size: usize, [ci, co]: [usize; 2], [k, s]: [usize; 2], g: usize) {
+        let params = Conv2dParams {
+            c_in: ci,
+            c_out: co,
+            groups: g,
+            kernel: [k, k],
+            stride: [s, s],
+            dilation: [1, 1],
+            pads: [k / 2; 4],
+        };
+        let bias = values(co);
+        let conv = Conv2d::new(params, &values(co * ci / g * k * k), Some(&bias));
+        let [oh, ow] = conv.output_size(size, size);
+        let x = values(size * size * ci);
+        let mut y = vec![0.0; oh * ow * co];
+        let mut scratch = vec![0.0; conv.scratch_len(1, size, size, self.pool.threads())];
+        let epi = Epilogue::activation(Activation::Relu);
+        let flops = 2.0 * (y.len() * ci / g * k * k) as f64;
+        let bytes = 4.0 * (x.len() + y.len() + co * ci / g * k * k) as f64;
+        let title = format!("conv {name} {ci}->{co} {size} k{k} s{s} g{g}");
+        self.report(&title, flops, bytes, || {
+            conv.run(1, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
+        });
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let filter = args.first().cloned().unwrap_or_default();
+    let threads = args.get(1).map_or(1, |t| t.parse().expect("THREADS is a number"));
+    let peak = sparoa_kernels::math::fma_peak_flops() * threads as f64;
+    println!("{}, {threads} threads, peak {:.1} GFLOP/s", isa::best(), peak * 1e-9);
+    let b = Bench { filter, pool: Pool::new(threads), peak };
+    for size in [256, 512, 1024] {
+        b.gemm("square", size, size, size);
+    }
+    b.gemm("vit qkv", 197, 2304, 768);
+    b.gemm("vit proj", 197, 768, 768);
+    b.gemm("vit mlp1", 197, 3072, 768);
+    b.gemm("vit mlp2", 197, 768, 3072);
+    b.gemm("mobilenet expand", 12544, 96, 16);
+    b.gemm("mobilenet project", 3136, 24, 144);
+    b.gemm("mobilenet last", 49, 1280, 320);
+    b.gemm("resnet fc", 1, 1000, 512);
+    b.conv("resnet", 224, [3, 64], [7, 2], 1);
+    b.conv("resnet", 56, [64, 64], [3, 1], 1);
+    b.conv("resnet", 56, [64, 128], [3, 2], 1);
+    b.conv("resnet", 56, [64, 128], [1, 2], 1);
+    b.conv("resnet", 28, [128, 128], [3, 1], 1);
+    b.conv("resnet", 14, [256, 256], [3, 1], 1);
+    b.conv("resnet", 7, [512, 512], [3, 1], 1);
+    b.conv("mobilenet", 224, [3, 32], [3, 2], 1);
+    b.conv("mobilenet", 112, [32, 16], [1, 1], 1);
+    b.conv("mobilenet", 112, [16, 96], [1, 1], 1);
+    b.conv("mobilenet", 56, [24, 144], [1, 1], 1);
+    b.conv("mobilenet", 14, [64, 384], [1, 1], 1);
+    b.conv("mobilenet", 7, [160, 960], [1, 1], 1);
+    b.conv("mobilenet", 112, [32, 32], [3, 1], 32);
+    b.conv("mobilenet", 112, [96, 96], [3, 2], 96);
+    b.conv("mobilenet", 56, [144, 144], [3, 1], 144);
+    b.conv("mobilenet", 14, [384, 384], [3, 1], 384);
+    b.conv("mobilenet", 7, [960, 960], [3, 1], 960);
+    b.conv("grouped", 28, [128, 128], [3, 1], 32);
+}

@@ -1,0 +1,186 @@
+//! Convolutions against double precision, on every instruction set of the machine.
+
+use proptest::prelude::*;
+
+use super::{Conv2d, Conv2dParams, ConvTranspose2d};
+use crate::activation::{Activation, Epilogue, Residual};
+use crate::isa::Isa;
+use crate::pool::Pool;
+use crate::testing::{close, epilogue_reference, random};
+
+fn params() -> impl Strategy<Value = Conv2dParams> {
+    let groups_and_channels = prop_oneof![
+        // Dense, depthwise with multipliers, grouped.
+        (1usize..40, 1usize..40).prop_map(|(ci, co)| (1, ci, co)),
+        (2usize..40, 1usize..3).prop_map(|(g, m)| (g, g, g * m)),
+        (2usize..4, 1usize..20, 1usize..20).prop_map(|(g, ci, co)| (g, g * ci, g * co)),
+    ];
+    let two = |range: std::ops::Range<usize>| [range.clone(), range];
+    (groups_and_channels, two(1..4), two(1..4), two(1..3), [0usize..3, 0..3, 0..3, 0..3]).prop_map(
+        |((groups, c_in, c_out), kernel, stride, dilation, pads)| Conv2dParams {
+            c_in,
+            c_out,
+            groups,
+            kernel,
+            stride,
+            dilation,
+            pads,
+        },
+    )
+}
+
+fn epilogue(kind: u8, residual: &[f32]) -> Epilogue<'_> {
+    let residual = match kind % 3 {
+        0 => Residual::None,
+        1 => Residual::BeforeActivation(residual),
+        _ => Residual::AfterActivation(residual),
+    };
+    let activation = match kind / 3 {
+        0 => Activation::None,
+        1 => Activation::Relu,
+        _ => Activation::HardSwish,
+    };
+    Epilogue { activation, residual }
+}
+
+/// Sums and bounds of the convolution (forward), or of its transpose.
+fn reference(
+    p: &Conv2dParams,
+    transpose: bool,
+    [n, h, w]: [usize; 3],
+    [oh, ow]: [usize; 2],
+    x: &[f32],
+    weight: &[f32],
+) -> Vec<(f64, f64)> {
+    let (ci, co) = (p.c_in / p.groups, p.c_out / p.groups);
+    let mut out = vec![(0.0, 0.0); n * oh * ow * p.c_out];
+    // Position o of the wide side meets position i of the narrow one in tap k.
+    let meets = |d: usize, narrow: usize, wide: usize, k: usize| {
+        wide + p.pads[d] == narrow * p.stride[d] + k * p.dilation[d]
+    };
+    for b in 0..n {
+        for (oy, ox) in (0..oh).flat_map(|y| (0..ow).map(move |x| (y, x))) {
+            for (iy, ix) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+                for tap in 0..p.kernel[0] * p.kernel[1] {
+                    let (ky, kx) = (tap / p.kernel[1], tap % p.kernel[1]);
+                    let hit = if transpose {
+                        meets(0, iy, oy, ky) && meets(1, ix, ox, kx)
+                    } else {
+                        meets(0, oy, iy, ky) && meets(1, ox, ix, kx)
+                    };
+                    if !hit {
+                        continue;
+                    }
+                    for o in 0..p.c_out {
+                        for i in 0..ci {
+                            let c = o / co * ci + i;
+                            let at = if transpose { c * co + o % co } else { o * ci + i };
+                            let x = x[((b * h + iy) * w + ix) * p.c_in + c];
+                            let weight = weight[at * p.kernel[0] * p.kernel[1] + tap];
+                            let term = f64::from(x) * f64::from(weight);
+                            let slot = &mut out[((b * oh + oy) * ow + ox) * p.c_out + o];
+                            slot.0 += term;
+                            slot.1 += term.abs();
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let terms = (ci * p.kernel[0] * p.kernel[1]) as f64 + 8.0;
+    out.iter().map(|&(sum, size)| (sum, terms * f64::from(f32::EPSILON) * size)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn conv2d_matches_double_precision(
+        p in params(),
+        size in [1usize..3, 1usize..12, 1usize..20],
+        bias in any::<bool>(),
+        kind in 0u8..9,
+        threads in 1usize..4,
+    ) {
+        let [n, h, w] = size;
+        let x = random(n * h * w * p.c_in, 1);
+        let weight = random(p.c_out * (p.c_in / p.groups) * p.kernel[0] * p.kernel[1], 2);
+        let bias = bias.then(|| random(p.c_out, 3));
+        let pool = Pool::new(threads);
+        let out = Conv2d::new(p, &weight, None).output_size(h, w);
+        let sums = reference(&p, false, size, out, &x, &weight);
+        let residual = random(sums.len(), 4);
+        let epi = epilogue(kind, &residual);
+        for isa in Isa::available() {
+            let conv = Conv2d::new_with_isa(isa, p, &weight, bias.as_deref());
+            let mut y = vec![f32::NAN; sums.len()];
+            let mut scratch = vec![f32::NAN; conv.scratch_len(n, h, w, threads)];
+            conv.run(n, h, w, &x, &epi, &mut y, &mut scratch, &pool);
+            for (i, &y) in y.iter().enumerate() {
+                let bias = bias.as_ref().map(|b| b[i % p.c_out]);
+                let want = epilogue_reference(sums[i], bias, &epi, i);
+                prop_assert!(close(y, want), "{isa} {} at {i}: {y}, {want:?}", conv.algorithm());
+            }
+        }
+    }
+
+    #[test]
+    fn conv_transpose2d_matches_double_precision(
+        p in params(),
+        size in [1usize..3, 1usize..8, 1usize..9],
+        padding in [0usize..2, 0usize..2],
+        kind in 0u8..9,
+        threads in 1usize..4,
+    ) {
+        let [n, h, w] = size;
+        let x = random(n * h * w * p.c_in, 1);
+        let weight = random(p.c_in * (p.c_out / p.groups) * p.kernel[0] * p.kernel[1], 2);
+        let bias = random(p.c_out, 3);
+        let pool = Pool::new(threads);
+        let out = ConvTranspose2d::new(p, padding, &weight, None).output_size(h, w);
+        let sums = reference(&p, true, size, out, &x, &weight);
+        let residual = random(sums.len(), 4);
+        let epi = epilogue(kind, &residual);
+        for isa in Isa::available() {
+            let conv = ConvTranspose2d::new_with_isa(isa, p, padding, &weight, Some(&bias));
+            let mut y = vec![f32::NAN; sums.len()];
+            let mut scratch = vec![f32::NAN; conv.scratch_len(n, h, w, threads)];
+            conv.run(n, h, w, &x, &epi, &mut y, &mut scratch, &pool);
+            for (i, &y) in y.iter().enumerate() {
+                let want = epilogue_reference(sums[i], Some(bias[i % p.c_out]), &epi, i);
+                prop_assert!(close(y, want), "{isa} at {i}: {y}, {want:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn deep_convolution_blocks_k() {
+    // 9 taps of 600 channels: K is cut inside a tap; 40 channels: between taps.
+    for c_in in [600, 40] {
+        let p = Conv2dParams {
+            c_in,
+            c_out: 19,
+            groups: 1,
+            kernel: [5, 3],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads: [1; 4],
+        };
+        let x = random(6 * 7 * c_in, 1);
+        let weight = random(19 * c_in * 15, 2);
+        let pool = Pool::new(2);
+        for isa in Isa::available() {
+            let conv = Conv2d::new_with_isa(isa, p, &weight, None);
+            let out = conv.output_size(6, 7);
+            let sums = reference(&p, false, [1, 6, 7], out, &x, &weight);
+            let mut y = vec![f32::NAN; sums.len()];
+            let mut scratch = vec![f32::NAN; conv.scratch_len(1, 6, 7, 2)];
+            conv.run(1, 6, 7, &x, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+            for (i, &y) in y.iter().enumerate() {
+                let want = epilogue_reference(sums[i], None, &Epilogue::NONE, i);
+                assert!(close(y, want), "{isa} at {i}: {y}, {want:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! AVX2 with FMA: eight lanes.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+use crate::isa::Isa;
+
+/// Proof that the machine has avx2,fma.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn detect() -> Option<Avx2> {
+        Isa::Avx2.is_available().then_some(Avx2(()))
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+fn call<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// A mask of the first `n <= 8` lanes.
+#[inline(always)]
+fn mask(n: usize) -> __m256i {
+    const BITS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert!(n <= 8);
+    // SAFETY: 8 elements from 8 - n on lie inside the table; called with the token at hand.
+    unsafe { _mm256_loadu_si256(BITS.as_ptr().add(8 - n).cast()) }
+}
+
+/// Evaluates intrinsics that need nothing but the instruction set.
+macro_rules! proven {
+    ($e:expr) => {
+        // SAFETY: a token exists only where the instruction set was detected, and the
+        // expression's intrinsics touch no memory.
+        unsafe { $e }
+    };
+}
+
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    const TILE: (usize, usize) = (6, 2);
+    type V = __m256;
+    type I = __m256i;
+    type M = __m256;
+
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the instruction set.
+        unsafe { call(self, kernel) }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        proven!(_mm256_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(self, p: *const f32, n: usize) -> Self::V {
+        // SAFETY: the mask keeps the access to the caller's n elements; the token proves the
+        // instruction set.
+        unsafe { _mm256_maskload_ps(p, mask(n)) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f32, n: usize, v: Self::V) {
+        // SAFETY: as in `load_partial`.
+        unsafe { _mm256_maskstore_ps(p, mask(n), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        proven!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Self::V) -> Self::V {
+        proven!(_mm256_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::V) -> Self::V {
+        proven!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), a))
+    }
+    #[inline(always)]
+    fn neg(self, a: Self::V) -> Self::V {
+        proven!(_mm256_xor_ps(_mm256_set1_ps(-0.0), a))
+    }
+    #[inline(always)]
+    fn copysign(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!({
+            let sign = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b))
+        })
+    }
+    #[inline(always)]
+    fn floor(self, a: Self::V) -> Self::V {
+        proven!(_mm256_floor_ps(a))
+    }
+    #[inline(always)]
+    fn ceil(self, a: Self::V) -> Self::V {
+        proven!(_mm256_ceil_ps(a))
+    }
+    #[inline(always)]
+    fn round(self, a: Self::V) -> Self::V {
+        proven!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        proven!({
+            let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+        })
+    }
+    #[inline(always)]
+    fn split_exponent(self, a: Self::V) -> (Self::V, Self::V) {
+        proven!({
+            let bits = _mm256_castps_si256(a);
+            let fraction = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
+            let mantissa = _mm256_or_si256(fraction, _mm256_set1_epi32(0x3f80_0000));
+            let exponent = _mm256_sub_epi32(_mm256_srli_epi32::<23>(bits), _mm256_set1_epi32(127));
+            (_mm256_castsi256_ps(mantissa), _mm256_cvtepi32_ps(exponent))
+        })
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M {
+        proven!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn is_nan(self, a: Self::V) -> Self::M {
+        proven!(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, a))
+    }
+    #[inline(always)]
+    fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm256_blendv_ps(b, a, m))
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: Self::V) -> f32 {
+        proven!({
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        })
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: Self::V) -> f32 {
+        proven!({
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        })
+    }
+    #[inline(always)]
+    fn zero_i32(self) -> __m256i {
+        proven!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: __m256i, pair: i32, b: *const i16) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            _mm256_add_epi32(
+                acc,
+                _mm256_madd_epi16(_mm256_set1_epi32(pair), _mm256_loadu_si256(b.cast())),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+}

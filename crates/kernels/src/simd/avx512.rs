@@ -1,0 +1,183 @@
+//! AVX-512: sixteen lanes.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+use crate::isa::Isa;
+
+/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(crate) fn detect() -> Option<Avx512> {
+        Isa::Avx512.is_available().then_some(Avx512(()))
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn call<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// Evaluates intrinsics that need nothing but the instruction set.
+macro_rules! proven {
+    ($e:expr) => {
+        // SAFETY: a token exists only where the instruction set was detected, and the
+        // expression's intrinsics touch no memory.
+        unsafe { $e }
+    };
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const TILE: (usize, usize) = (12, 2);
+    type V = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the instruction set.
+        unsafe { call(self, kernel) }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        proven!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(self, p: *const f32, n: usize) -> Self::V {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, p) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f32, n: usize, v: Self::V) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as __mmask16, v) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        proven!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Self::V) -> Self::V {
+        proven!(_mm512_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::V) -> Self::V {
+        proven!(_mm512_andnot_ps(_mm512_set1_ps(-0.0), a))
+    }
+    #[inline(always)]
+    fn neg(self, a: Self::V) -> Self::V {
+        proven!(_mm512_xor_ps(_mm512_set1_ps(-0.0), a))
+    }
+    #[inline(always)]
+    fn copysign(self, a: Self::V, b: Self::V) -> Self::V {
+        proven!({
+            let sign = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
+        })
+    }
+    #[inline(always)]
+    fn floor(self, a: Self::V) -> Self::V {
+        proven!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn ceil(self, a: Self::V) -> Self::V {
+        proven!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn round(self, a: Self::V) -> Self::V {
+        proven!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::V) -> Self::V {
+        proven!({
+            let n = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
+        })
+    }
+    #[inline(always)]
+    fn split_exponent(self, a: Self::V) -> (Self::V, Self::V) {
+        proven!({
+            let bits = _mm512_castps_si512(a);
+            let fraction = _mm512_and_si512(bits, _mm512_set1_epi32(0x007f_ffff));
+            let mantissa = _mm512_or_si512(fraction, _mm512_set1_epi32(0x3f80_0000));
+            let exponent = _mm512_sub_epi32(_mm512_srli_epi32::<23>(bits), _mm512_set1_epi32(127));
+            (_mm512_castsi512_ps(mantissa), _mm512_cvtepi32_ps(exponent))
+        })
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M {
+        proven!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn is_nan(self, a: Self::V) -> Self::M {
+        proven!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a))
+    }
+    #[inline(always)]
+    fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
+        proven!(_mm512_mask_blend_ps(m, b, a))
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: Self::V) -> f32 {
+        proven!(_mm512_reduce_add_ps(a))
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: Self::V) -> f32 {
+        proven!(_mm512_reduce_max_ps(a))
+    }
+    #[inline(always)]
+    fn zero_i32(self) -> __m512i {
+        proven!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, acc: __m512i, pair: i32, b: *const i16) -> __m512i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            _mm512_add_epi32(
+                acc,
+                _mm512_madd_epi16(_mm512_set1_epi32(pair), _mm512_loadu_si512(b.cast())),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(self, p: *mut i32, v: __m512i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+}
