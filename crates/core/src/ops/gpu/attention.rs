@@ -6,11 +6,7 @@ use std::fmt::Write;
 
 use sparoa_kernels::attention::{AttentionShape, Strides};
 
-use super::{
-    Binding, GpuCaps, GpuKernel,
-    shader::Shader,
-    tile::software_lanes,
-};
+use super::{Binding, GpuCaps, GpuKernel, shader::Shader, tile::software_lanes};
 use crate::{
     ops::{Operands, attention::BIAS_INPUT},
     tensor::DType,
@@ -213,7 +209,8 @@ fn hardware(qd: usize, vd: usize) -> Option<String> {
     for i in 0..KEYS {
         let terms: Vec<String> =
             (0..qd).map(|d| format!("dot(q{d}, tile_k[{}])", i * qd + d)).collect();
-        writeln!(t, "        let s{i} = score(b, h, r, first + {i}u, {});", terms.join(" + ")).ok()?;
+        writeln!(t, "        let s{i} = score(b, h, r, first + {i}u, {});", terms.join(" + "))
+            .ok()?;
     }
     rescale(&mut t, KEYS, vd)?;
     for i in 0..KEYS {

@@ -45,9 +45,9 @@ pub(in crate::ops) fn elementwise(
     let last = dims.len() - 1;
     let vector = caps.aligned
         && dims[last].is_multiple_of(4)
-        && walks.iter().all(|w| {
-            w.strides[last] == 0 || w.strides[..last].iter().all(|s| s.is_multiple_of(4))
-        });
+        && walks
+            .iter()
+            .all(|w| w.strides[last] == 0 || w.strides[..last].iter().all(|s| s.is_multiple_of(4)));
     let element = if vector { "vec4<f32>" } else { "f32" };
     if vector {
         dims[last] /= 4;

@@ -73,10 +73,18 @@ fn is_f32(x: &Operands<'_>) -> bool {
 /// Element type, elements per unit and the sum of a unit's elements.
 fn unit(vector: bool) -> (&'static str, usize, &'static str) {
     if vector {
-        ("vec4<f32>", 4, "fn total(v: vec4<f32>) -> f32 { return v.x + v.y + v.z + v.w; }\n\
-         fn largest(v: vec4<f32>) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }\n")
+        (
+            "vec4<f32>",
+            4,
+            "fn total(v: vec4<f32>) -> f32 { return v.x + v.y + v.z + v.w; }\n\
+         fn largest(v: vec4<f32>) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }\n",
+        )
     } else {
-        ("f32", 1, "fn total(v: f32) -> f32 { return v; }\nfn largest(v: f32) -> f32 { return v; }\n")
+        (
+            "f32",
+            1,
+            "fn total(v: f32) -> f32 { return v; }\nfn largest(v: f32) -> f32 { return v; }\n",
+        )
     }
 }
 

@@ -54,7 +54,11 @@ impl Shader {
     }
 
     /// Adds a parameter `p.name: u32`. A value over 32 bits makes [`Shader::build`] give up.
-    pub(in crate::ops) fn size(mut self, name: impl Into<Cow<'static, str>>, value: usize) -> Shader {
+    pub(in crate::ops) fn size(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: usize,
+    ) -> Shader {
         self.fields.push((name.into(), "u32"));
         match u32::try_from(value) {
             Ok(value) => self.params.push(value),
@@ -72,7 +76,11 @@ impl Shader {
     }
 
     /// Adds a parameter `p.name: i32`.
-    pub(in crate::ops) fn int(mut self, name: impl Into<Cow<'static, str>>, value: isize) -> Shader {
+    pub(in crate::ops) fn int(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: isize,
+    ) -> Shader {
         self.fields.push((name.into(), "i32"));
         match i32::try_from(value) {
             Ok(value) => self.params.push(value.cast_unsigned()),
@@ -82,7 +90,11 @@ impl Shader {
     }
 
     /// Adds a parameter `p.name: f32`.
-    pub(in crate::ops) fn float(mut self, name: impl Into<Cow<'static, str>>, value: f32) -> Shader {
+    pub(in crate::ops) fn float(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: f32,
+    ) -> Shader {
         self.fields.push((name.into(), "f32"));
         self.params.push(value.to_bits());
         self
