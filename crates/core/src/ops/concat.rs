@@ -3,8 +3,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands, Part,
-    PartInput, Permuted, axes, floats, integers, kernel, runs,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
+    Operand, Operands, Part, PartInput, Permuted, axes, floats, gpu, integers, kernel, runs,
 };
 use crate::tensor::TensorType;
 
@@ -142,6 +142,10 @@ impl Op for Concat {
         }))
     }
 
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::concat(x, caps, axes::axis(self.axis, x.output(0).rank()).ok()?)
+    }
+
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
         // Along the joined axis itself a part would drop whole inputs: leave that alone.
         let first = axes::first_long(&x.output(0).shape)?;
@@ -258,6 +262,10 @@ impl Op for Split {
             }
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::split(x, caps, axes::axis(self.axis, x.input(0).ty.rank()).ok()?)
     }
 
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {
