@@ -2,6 +2,7 @@
 //! model to engine, [`Session`] runs it.
 
 mod builder;
+mod decide;
 mod error;
 mod guard;
 mod inputs;
