@@ -1,7 +1,10 @@
 //! From model to session: specialise, optimise, analyse, measure, schedule, compile, prepare,
 //! guard.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use sparoa_kernels::pool::Pool;
 
@@ -69,6 +72,7 @@ pub struct SessionBuilder {
     no_gpu_reason: String,
     allow_fallback: bool,
     always_profile: bool,
+    fresh: bool,
     optimize: bool,
     cache_dir: Option<PathBuf>,
     pub(super) measure: MeasureOptions,
@@ -108,6 +112,7 @@ impl SessionBuilder {
             no_gpu_reason: "none was given".to_owned(),
             allow_fallback: false,
             always_profile: false,
+            fresh: false,
             optimize: true,
             cache_dir: None,
             measure: MeasureOptions::default(),
@@ -214,6 +219,13 @@ impl SessionBuilder {
         self
     }
 
+    /// Measure again instead of reading cached measurements and choices.
+    #[must_use]
+    pub fn fresh(mut self, fresh: bool) -> Self {
+        self.fresh = fresh;
+        self
+    }
+
     /// Whether the graph passes run; true by default.
     #[must_use]
     pub fn optimize(mut self, optimize: bool) -> Self {
@@ -302,7 +314,13 @@ impl SessionBuilder {
             }
             _ => None,
         };
-        let support = Support::of(&graph, self.accelerator.as_deref());
+        // To ask the GPU about every operator takes time: not where nothing can come of it.
+        let gpu_matters = self.policy != Policy::Cpu
+            || self.plan.is_some()
+            || self.placement.is_some()
+            || self.always_profile
+            || !self.pins.is_empty();
+        let support = Support::of(&graph, self.accelerator.as_deref().filter(|_| gpu_matters));
         let pins = resolve_pins(&graph, &support, &self.pins)?;
         let hardware = Hardware::of(&cpu, self.accelerator.as_ref().map(|a| a.info()));
         let kernels = KernelCache::new();
@@ -316,6 +334,7 @@ impl SessionBuilder {
             machine: format!("sparoa {}; {hardware}", env!("CARGO_PKG_VERSION")),
             cache_dir: self.cache_dir.clone().unwrap_or_else(default_cache_dir),
             cache: None,
+            fresh: self.fresh,
         };
 
         let mut choice = Choice::default();
@@ -397,7 +416,7 @@ impl SessionBuilder {
             decision,
             profile,
             analysis,
-            support,
+            support: if gpu_matters { OnceLock::from(support) } else { OnceLock::new() },
             kernels,
             pool,
             accelerator: self.accelerator,

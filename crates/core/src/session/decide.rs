@@ -51,11 +51,16 @@ pub(super) struct Work<'a> {
     pub machine: String,
     pub cache_dir: PathBuf,
     pub cache: Option<CostCache>,
+    /// Measure again whatever the cache knows.
+    pub fresh: bool,
 }
 
 impl Work<'_> {
     fn cache(&mut self) -> &mut CostCache {
-        self.cache.get_or_insert_with(|| CostCache::load(&self.cache_dir, &self.machine))
+        self.cache.get_or_insert_with(|| match self.fresh {
+            true => CostCache::new(&self.machine),
+            false => CostCache::load(&self.cache_dir, &self.machine),
+        })
     }
 
     /// Writes the cache; a failure costs the next start time, not this one its result.
