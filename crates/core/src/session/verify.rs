@@ -13,9 +13,7 @@ use super::{Session, SessionError, inputs};
 use crate::{
     analyze::walk,
     engine::Engine,
-    ir::{
-        Graph, Model, NodeId, OutputSource, Shapes, Specialized, interpret, specialize,
-    },
+    ir::{Graph, Model, NodeId, OutputSource, Shapes, Specialized, interpret, specialize},
     plan::{Place, Placement, Support, compile},
     tensor::{DType, Tensor},
 };
