@@ -85,6 +85,14 @@ pub enum SpecializeError {
         /// Its dimensions as declared.
         dims: String,
     },
+    /// An input would be larger than memory can hold.
+    #[error("--shape {name}:{given} is too large")]
+    InputTooLarge {
+        /// The input.
+        name: String,
+        /// What was asked for.
+        given: String,
+    },
     /// A tensor would be larger than memory can hold.
     #[error("node '{node}' ({op_type}): output of {ty} is too large")]
     TooLarge {
@@ -107,6 +115,14 @@ pub enum SpecializeError {
         /// The input types, as text.
         inputs: Option<String>,
     },
+}
+
+impl SpecializeError {
+    /// Whether the shapes asked for are at fault, not the model.
+    pub fn is_usage(&self) -> bool {
+        use SpecializeError::{ShapeMismatch, ShapeNeeded, UnknownInput};
+        matches!(self, UnknownInput { .. } | ShapeNeeded { .. } | ShapeMismatch { .. })
+    }
 }
 
 /// `1x3x224x224`.
@@ -197,7 +213,7 @@ impl Specializer {
             Err(source) => return Err(op_error(node, source, &operands)),
         };
         for ty in &types {
-            if ty.checked_bytes().is_none_or(|b| b > isize::MAX as usize / 2) {
+            if !fits(ty) {
                 return Err(SpecializeError::TooLarge {
                     node: node.name.clone(),
                     op_type: node.op.op_type(),
@@ -392,6 +408,14 @@ fn finish(
     Specialized { graph, outputs, tail }
 }
 
+/// True when the type's size can be computed with. A zero dimension does not excuse the others:
+/// shape arithmetic multiplies them alone.
+fn fits(ty: &TensorType) -> bool {
+    let size = |bytes: usize, d: &usize| bytes.checked_mul(*d.max(&1));
+    let bytes = ty.shape.iter().try_fold(ty.dtype.size(), size);
+    bytes.is_some_and(|b| b <= isize::MAX as usize / 2)
+}
+
 fn resolve_inputs(model: &Model, shapes: &Shapes) -> Result<Vec<TensorType>, SpecializeError> {
     for name in shapes.keys() {
         if !model.inputs.iter().any(|i| i.name == *name) {
@@ -442,7 +466,12 @@ fn resolve_inputs(model: &Model, shapes: &Shapes) -> Result<Vec<TensorType>, Spe
                     })
                     .collect::<Result<_, _>>()?,
             };
-            Ok(TensorType::new(input.dtype, shape))
+            let ty = TensorType::new(input.dtype, shape);
+            if !fits(&ty) {
+                let (name, given) = (input.name.clone(), dims_text(&ty.shape));
+                return Err(SpecializeError::InputTooLarge { name, given });
+            }
+            Ok(ty)
         })
         .collect()
 }

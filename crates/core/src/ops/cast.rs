@@ -75,7 +75,8 @@ pub(super) fn optional_type(a: &Attributes, name: &str) -> Result<Option<DType>,
             8 => "strings",
             14 | 15 => "complex numbers",
             16 => "bfloat16 (supported: float16)",
-            17..=20 => "8-bit floats (supported: float16)",
+            17..=20 | 24 => "8-bit floats (supported: float16)",
+            21..=23 | 25..=28 => "types of fewer than 8 bits (supported: int8, uint8, float16)",
             _ => return OpError::invalid(format!("attribute {name} is {code}, no element type")),
         };
         OpError::unsupported(format!("element type {code}: {other}"))

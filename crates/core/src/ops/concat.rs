@@ -128,15 +128,14 @@ impl Op for Concat {
             let out = &mut io.outputs[0].bytes;
             let part = runs::part_bytes(out.len(), row, pool);
             pool.run_parts(out, part, &|i, out| {
-                let mut index = i * part / row.max(1);
-                for out in out.chunks_exact_mut(row) {
+                let rows_before = i * part / row;
+                for (index, out) in (rows_before..).zip(out.chunks_exact_mut(row)) {
                     let mut rest = out;
                     for (x, &bytes) in inputs.iter().flatten().zip(&rows) {
                         let (target, after) = rest.split_at_mut(bytes);
                         target.copy_from_slice(&x.bytes[index * bytes..][..bytes]);
                         rest = after;
                     }
-                    index += 1;
                 }
             });
             Ok(())

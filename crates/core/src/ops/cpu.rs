@@ -1,10 +1,11 @@
 //! The CPU form of an operator: a prepared kernel run on borrowed tensors.
 
+use half::f16;
 use smallvec::SmallVec;
 use sparoa_kernels::pool::Pool;
 
 use super::{Op, OpError, Operand, Operands};
-use crate::tensor::{Element, Storage, Tensor, TensorMut, TensorRef};
+use crate::tensor::{DType, Element, Storage, Tensor, TensorMut, TensorRef, TensorType};
 
 /// A CPU kernel prepared for fixed types: weights packed, algorithm chosen. It may be run any
 /// number of times, from one thread at a time per [`KernelIo`].
@@ -122,8 +123,12 @@ where
     Box::new(Prepared { weight_bytes, scratch_bytes, run })
 }
 
+/// More bytes than a tensor can have: sizes may come from a hostile file.
+const MAX_BYTES: usize = isize::MAX as usize / 2;
+
 /// Runs an operator once on tensors: type inference, kernel preparation, execution. For constant
 /// folding, the reference and data-dependent graphs; every input value is available to `infer`.
+/// An operator whose kernel lacks f16 computes in f32, as whole graphs do after the passes.
 ///
 /// # Errors
 /// Those of [`Op::infer`], [`Op::cpu`] and [`CpuKernel::run`].
@@ -132,12 +137,22 @@ pub fn evaluate(
     inputs: &[Option<&Tensor>],
     pool: &Pool,
 ) -> Result<Vec<Tensor>, OpError> {
+    if let Some(outputs) = op.compute(inputs, pool) {
+        return outputs;
+    }
     let operands: Vec<Option<Operand>> = inputs
         .iter()
         .map(|t| t.map(|t| Operand::constant(std::sync::Arc::new(t.clone()))))
         .collect();
     let types = op.infer(&operands)?;
-    let kernel = op.cpu(&Operands { inputs: &operands, outputs: &types })?;
+    if let Some(ty) = types.iter().find(|ty| ty.checked_bytes().is_none_or(|b| b > MAX_BYTES)) {
+        return Err(OpError::Value(format!("output of {ty} is too large")));
+    }
+    let half = inputs.iter().flatten().any(|t| t.dtype() == DType::F16);
+    let kernel = match op.cpu(&Operands { inputs: &operands, outputs: &types }) {
+        Err(OpError::Unsupported(_)) if half => return evaluate_wide(op, inputs, &types, pool),
+        kernel => kernel?,
+    };
     let mut outputs: Vec<Tensor> = types.into_iter().map(Tensor::zeros).collect();
     let mut scratch = Storage::zeroed(kernel.scratch_bytes(pool.threads()));
     let views: SmallVec<[_; 8]> = inputs.iter().map(|t| t.map(Tensor::view)).collect();
@@ -148,4 +163,31 @@ pub fn evaluate(
     )?;
     drop(targets);
     Ok(outputs)
+}
+
+/// [`evaluate`] with f16 inputs widened to f32, and f32 outputs narrowed where `types` are f16.
+fn evaluate_wide(
+    op: &dyn Op,
+    inputs: &[Option<&Tensor>],
+    types: &[TensorType],
+    pool: &Pool,
+) -> Result<Vec<Tensor>, OpError> {
+    let widen = |t: &Tensor| match t.as_slice::<f16>() {
+        None => t.clone(),
+        Some(halves) => {
+            let floats: Vec<f32> = halves.iter().map(|h| h.to_f32()).collect();
+            Tensor::from_slice(t.shape(), &floats)
+        }
+    };
+    let narrow = |(t, ty): (Tensor, &TensorType)| match t.as_slice::<f32>() {
+        Some(floats) if ty.dtype == DType::F16 => {
+            let halves: Vec<f16> = floats.iter().map(|v| f16::from_f32(*v)).collect();
+            Tensor::from_slice(t.shape(), &halves)
+        }
+        _ => t,
+    };
+    let wide: Vec<Option<Tensor>> = inputs.iter().map(|t| t.map(widen)).collect();
+    let wide: Vec<Option<&Tensor>> = wide.iter().map(Option::as_ref).collect();
+    let outputs = evaluate(op, &wide, pool)?;
+    Ok(outputs.into_iter().zip(types).map(narrow).collect())
 }

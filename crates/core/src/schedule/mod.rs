@@ -26,7 +26,7 @@ pub use eft::{Greedy, Heft};
 pub use pins::{Pin, PinError, resolve_pins};
 pub use simulate::{Timeline, TimelineEvent, simulate};
 pub use single::{CpuOnly, GpuOnly};
-pub use split::{SplitAll, common_share};
+pub use split::{BestSplit, SplitAll, common_share};
 
 /// What a policy knows.
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +142,8 @@ pub enum Policy {
     Heft,
     /// Dynamic programming: exact on chains, beam search elsewhere.
     Dp,
+    /// Both processors on every operator that splits, at the best common share.
+    Split,
     /// The best of all policies and splits by simulation, confirmed by measurement.
     #[default]
     Auto,
@@ -149,8 +151,15 @@ pub enum Policy {
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Policy; 6] =
-        [Policy::Cpu, Policy::Gpu, Policy::Greedy, Policy::Heft, Policy::Dp, Policy::Auto];
+    pub const ALL: [Policy; 7] = [
+        Policy::Cpu,
+        Policy::Gpu,
+        Policy::Greedy,
+        Policy::Heft,
+        Policy::Dp,
+        Policy::Split,
+        Policy::Auto,
+    ];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -160,6 +169,7 @@ impl Policy {
             Policy::Greedy => "greedy",
             Policy::Heft => "heft",
             Policy::Dp => "dp",
+            Policy::Split => "split",
             Policy::Auto => "auto",
         }
     }
@@ -167,6 +177,14 @@ impl Policy {
     /// Whether it decides by measured costs.
     pub fn needs_profile(self) -> bool {
         !matches!(self, Policy::Cpu | Policy::Gpu)
+    }
+
+    /// What remains of the policy on a machine with one processor, or without costs.
+    pub fn without_costs(self) -> Policy {
+        match self {
+            Policy::Gpu => Policy::Gpu,
+            _ => Policy::Cpu,
+        }
     }
 
     /// The policy as a scheduler. `auto` is its best candidate by simulation; the session
@@ -178,6 +196,7 @@ impl Policy {
             Policy::Greedy => Box::new(Greedy),
             Policy::Heft => Box::new(Heft),
             Policy::Dp => Box::new(Dp::default()),
+            Policy::Split => Box::new(BestSplit),
             Policy::Auto => Box::new(auto::Auto),
         }
     }
@@ -231,13 +250,29 @@ impl Objective {
         }
     }
 
+    /// Whether it is a matter of time alone, which a clock can confirm.
+    pub fn is_time(self) -> bool {
+        matches!(self, Objective::Latency | Objective::Throughput)
+    }
+
+    /// Whether a profile has the figures that it needs.
+    ///
+    /// # Errors
+    /// [`ScheduleError::NoPower`] when it has not.
+    pub fn judgeable(self, profile: &Profile) -> Result<(), ScheduleError> {
+        if self.is_time() || profile.power.is_some() {
+            return Ok(());
+        }
+        Err(ScheduleError::NoPower { objective: self })
+    }
+
     /// What it minimises: nanoseconds, joules, or joule-nanoseconds.
     ///
     /// # Errors
     /// [`ScheduleError::NoPower`] when it needs power figures that the profile lacks.
     pub fn score(self, timeline: &Timeline, profile: &Profile) -> Result<f64, ScheduleError> {
         let latency = timeline.makespan_ns as f64;
-        if matches!(self, Objective::Latency | Objective::Throughput) {
+        if self.is_time() {
             return Ok(latency);
         }
         let power = profile.power.ok_or(ScheduleError::NoPower { objective: self })?;

@@ -52,7 +52,7 @@ fn written_out(e: &Editor, root: NodeId) -> Option<Found> {
 fn in_product(e: &Editor, root: NodeId, depth: usize) -> Option<Found> {
     let output = e.output(root)?;
     let mut inner = Vec::new();
-    let product = pattern::product(e, output, depth, &mut inner);
+    let product = pattern::product(e, output, depth, None, &mut inner);
     let c = product.coefficient;
     let (x, activation) = match product.factors[..] {
         // c * clip(a x + b, low, high)
@@ -139,9 +139,10 @@ fn gate(e: &Editor, value: ValueId, x: Option<ValueId>, nodes: &mut Vec<NodeId>)
         Activation::HardSigmoid { alpha, beta } if whole => {
             Some(Gated { x, kind: Gate::Clip { a: alpha, b: beta, low: 0.0, high: 1.0 } })
         }
-        Activation::Clip { min, max } if whole => {
+        Activation::Clip { min, max } if line.a > 0.0 && line.b == 0.0 => {
             let inside = self::line(e, x, known, nodes);
-            let kind = Gate::Clip { a: inside.a, b: inside.b, low: min, high: max };
+            let (a, b) = (line.a * inside.a, line.a * inside.b);
+            let kind = Gate::Clip { a, b, low: line.a * min, high: line.a * max };
             Some(Gated { x: inside.x, kind })
         }
         Activation::Tanh => {
@@ -152,7 +153,7 @@ fn gate(e: &Editor, value: ValueId, x: Option<ValueId>, nodes: &mut Vec<NodeId>)
                 nodes.extend(e.producer(e.input(id, 0)?));
                 return Some(Gated { x, kind: Gate::TanhSoftplus });
             }
-            let x = cubic(e, x, nodes)?;
+            let x = cubic(e, x, known?, nodes)?;
             Some(Gated { x, kind: Gate::Tanh { p: line.b, q: line.a } })
         }
         _ => None,
@@ -194,17 +195,18 @@ fn line(e: &Editor, value: ValueId, stop: Option<ValueId>, nodes: &mut Vec<NodeI
     line
 }
 
-/// The x of sqrt(2/pi) * (x + 0.044715 x^3), or of sqrt(2/pi) * x * (1 + 0.044715 x^2).
-fn cubic(e: &Editor, value: ValueId, nodes: &mut Vec<NodeId>) -> Option<ValueId> {
+/// The x of sqrt(2/pi) * (x + 0.044715 x^3), or of sqrt(2/pi) * x * (1 + 0.044715 x^2), which
+/// should be `known`.
+fn cubic(e: &Editor, value: ValueId, known: ValueId, nodes: &mut Vec<NodeId>) -> Option<ValueId> {
     const ROOT: f32 = 0.797_884_6;
     const CUBIC: f32 = 0.044_715;
-    let outer = pattern::product(e, value, 2, nodes);
+    let outer = pattern::product(e, value, 2, Some(known), nodes);
     if !near(outer.coefficient, ROOT) {
         return None;
     }
     // c x^n as (c, x, n)
     let monomial = |value: ValueId, nodes: &mut Vec<NodeId>| -> Option<(f32, ValueId, f32)> {
-        let p = pattern::product(e, value, 3, nodes);
+        let p = pattern::product(e, value, 3, Some(known), nodes);
         let mut whole: Option<(ValueId, f32)> = None;
         for &factor in &p.factors {
             let power = e.producer(factor).and_then(|id| Some((id, pattern::power(e, id)?)));
@@ -313,23 +315,23 @@ mod tests {
             Activation::Gelu,
             &[
                 |b, x| {
-                    let (gate, half) = (half_gate(b, x, 1.414_213_5), b.scalar(0.5));
+                    let (gate, half) = (half_gate(b, x, std::f32::consts::SQRT_2), b.scalar(0.5));
                     let y = b.op("Mul", &[x, gate]);
                     b.op("Mul", &[y, half])
                 },
                 |b, x| {
-                    let (gate, half) = (half_gate(b, x, 1.414_213_5), b.scalar(0.5));
+                    let (gate, half) = (half_gate(b, x, std::f32::consts::SQRT_2), b.scalar(0.5));
                     let gate = b.op("Mul", &[half, gate]);
                     b.op("Mul", &[x, gate])
                 },
                 |b, x| {
                     let half = b.scalar(0.5);
                     let y = b.op("Mul", &[x, half]);
-                    let gate = half_gate(b, x, 1.414_213_5);
+                    let gate = half_gate(b, x, std::f32::consts::SQRT_2);
                     b.op("Mul", &[y, gate])
                 },
                 |b, x| {
-                    let (root, half) = (b.scalar(0.707_106_8), b.scalar(0.5));
+                    let (root, half) = (b.scalar(std::f32::consts::FRAC_1_SQRT_2), b.scalar(0.5));
                     let y = b.op("Mul", &[root, x]);
                     let y = b.op("Erf", &[y]);
                     let y = b.op("Mul", &[y, half]);

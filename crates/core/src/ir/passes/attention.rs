@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use super::{
+    attention_bias::{Addend, Bias, combined},
     editor::Editor,
     pattern,
-    strided::{self, Axis},
+    strided::{self, Axis, Kind},
 };
 use crate::{
     ir::{NodeId, ValueId},
     ops::attention::{Attention, HeadLayout},
-    tensor::{DType, Tensor},
+    tensor::DType,
 };
 
 pub(super) fn run(e: &mut Editor) {
@@ -23,13 +24,17 @@ pub(super) fn run(e: &mut Editor) {
     }
 }
 
-/// Batch, heads, query rows, key rows.
+/// The sizes of an attention.
 #[derive(Clone, Copy, Debug)]
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    q_len: usize,
-    kv_len: usize,
+pub(super) struct Sizes {
+    /// Batch.
+    pub(super) batch: usize,
+    /// Heads.
+    pub(super) heads: usize,
+    /// Query rows.
+    pub(super) q_len: usize,
+    /// Key rows.
+    pub(super) kv_len: usize,
 }
 
 /// The way from the softmax down to the first product.
@@ -37,14 +42,6 @@ struct Scores {
     product: NodeId,
     scale: f32,
     biases: Vec<Bias>,
-}
-
-/// An addend of the scores.
-struct Bias {
-    value: ValueId,
-    factor: f32,
-    /// Leading dimensions of the scores where it is added.
-    leading: Vec<usize>,
 }
 
 fn rewrite(e: &mut Editor, softmax: NodeId) -> Option<()> {
@@ -65,7 +62,7 @@ fn rewrite(e: &mut Editor, softmax: NodeId) -> Option<()> {
     let output = e.output(second)?;
     let sizes = sizes(e, q, k, v, weights)?;
 
-    let bias = combined_bias(e, &scores.biases, sizes)?;
+    let bias = combined(e, &scores.biases, sizes)?;
     let name = e.node(second).name.clone();
     let (operands, layouts, packed, factor) = operands(e, &name, sizes, [q, k, v])?;
     let v_dim = *e.shape(v).last()?;
@@ -95,19 +92,22 @@ fn rewrite(e: &mut Editor, softmax: NodeId) -> Option<()> {
         causal,
     });
     let shape = e.shape(output).to_vec();
-    let origin: Vec<String> = [scores.product, softmax, second]
-        .iter()
-        .flat_map(|id| e.node(*id).origin.clone())
-        .collect();
-    let result = e.add_node(&name, op, &inputs, origin).ok()?;
+    let origin: Vec<String> =
+        [scores.product, softmax].iter().flat_map(|id| e.node(*id).origin.clone()).collect();
+    let (_, result) = *e.rewrite(second, op, inputs).ok()?.first()?;
+    e.add_origin(second, origin);
     let Sizes { batch, heads, q_len, .. } = sizes;
     debug_assert_eq!(e.ty(result).len(), batch * heads * q_len * v_dim);
-    let split =
-        pattern::reshape(e, &format!("{name}/heads"), result, &[batch, q_len, heads, v_dim], vec![]);
+    let split = pattern::reshape(
+        e,
+        &format!("{name}/heads"),
+        result,
+        &[batch, q_len, heads, v_dim],
+        vec![],
+    );
     let back = pattern::transpose(e, &format!("{name}/back"), split, &[0, 2, 1, 3], vec![]);
     let back = pattern::reshape(e, &format!("{name}/shape"), back, &shape, vec![]);
     e.replace_value(output, back);
-    e.remove(second);
     Some(())
 }
 
@@ -189,133 +189,6 @@ fn sizes(e: &Editor, q: ValueId, k: ValueId, v: ValueId, weights: ValueId) -> Op
     })
 }
 
-/// What is added to the scores, all together.
-enum Addend {
-    None,
-    Causal,
-    Constant(Tensor),
-    Value(ValueId),
-}
-
-fn combined_bias(e: &mut Editor, biases: &[Bias], sizes: Sizes) -> Option<Addend> {
-    if biases.is_empty() {
-        return Some(Addend::None);
-    }
-    let constants: Option<Vec<Constant>> =
-        biases.iter().map(|b| constant_bias(e, b, sizes)).collect();
-    if let Some(constants) = constants {
-        let total = sum(&constants, sizes);
-        return Some(if is_causal(&total, sizes) { Addend::Causal } else { Addend::Constant(total) });
-    }
-    // One that is computed: it has to be in the operator's form already.
-    let [bias] = biases else { return None };
-    let shape = e.shape(bias.value).to_vec();
-    let full = [sizes.batch, sizes.heads, sizes.q_len, sizes.kv_len];
-    let lead = 4usize.checked_sub(shape.len())?;
-    let fits = bias.leading == full[..2]
-        && bias.factor == 1.0
-        && e.ty(bias.value).dtype == DType::F32
-        && shape.last() == Some(&sizes.kv_len)
-        && shape.iter().zip(&full[lead..]).all(|(&d, &f)| d == 1 || d == f);
-    fits.then_some(())?;
-    let mut ranked = vec![1; lead];
-    ranked.extend(shape);
-    let value = pattern::reshape(e, "attention/bias", bias.value, &ranked, vec![]);
-    Some(Addend::Value(value))
-}
-
-/// A constant addend as [batch, heads, rows, kv_len], each of the first three possibly short.
-struct Constant {
-    dims: [usize; 3],
-    values: Vec<f32>,
-}
-
-fn constant_bias(e: &Editor, bias: &Bias, sizes: Sizes) -> Option<Constant> {
-    let tensor = e.constant(bias.value)?;
-    let values = tensor.as_slice::<f32>()?;
-    let rank = bias.leading.len() + 2;
-    let own = &tensor.ty().shape;
-    let mut shape = vec![1; rank.checked_sub(own.len())?];
-    shape.extend(own);
-    // Where the heads begin among the leading dimensions.
-    let at = (0..=bias.leading.len())
-        .rev()
-        .find(|&i| bias.leading[i..].iter().product::<usize>() == sizes.heads)?;
-    let lead = &bias.leading;
-    let from = (0..at).find(|&i| shape[i] != 1).unwrap_or(at);
-    let batch: usize = lead[from..at].iter().product();
-    let shared_heads = shape[at..rank - 2].iter().all(|&d| d == 1);
-    let heads = if shared_heads { 1 } else { sizes.heads };
-    let rows = shape[rank - 2];
-    let mut full: Vec<usize> = lead[from..at].to_vec();
-    full.extend(if shared_heads { vec![1; rank - 2 - at] } else { lead[at..].to_vec() });
-    full.extend([rows, sizes.kv_len]);
-    let expanded = broadcast(values, &shape[from..], &full);
-    let factor = bias.factor;
-    Some(Constant {
-        dims: [batch, heads, rows],
-        values: expanded.into_iter().map(|v| v * factor).collect(),
-    })
-}
-
-/// The elements of `values` (of `shape`) repeated to `full`.
-fn broadcast(values: &[f32], shape: &[usize], full: &[usize]) -> Vec<f32> {
-    let mut strides = vec![0; shape.len()];
-    let mut stride = 1;
-    for (i, &d) in shape.iter().enumerate().rev() {
-        strides[i] = if d == 1 { 0 } else { stride };
-        stride *= d;
-    }
-    let total: usize = full.iter().product();
-    let mut index = vec![0usize; full.len()];
-    let mut at = 0;
-    let mut result = Vec::with_capacity(total);
-    for _ in 0..total {
-        result.push(values[at]);
-        for axis in (0..full.len()).rev() {
-            index[axis] += 1;
-            at += strides[axis];
-            if index[axis] < full[axis] {
-                break;
-            }
-            at -= strides[axis] * full[axis];
-            index[axis] = 0;
-        }
-    }
-    result
-}
-
-fn sum(parts: &[Constant], sizes: Sizes) -> Tensor {
-    let dim = |i: usize| parts.iter().map(|p| p.dims[i]).max().unwrap_or(1);
-    let (batch, heads, rows) = (dim(0), dim(1), dim(2));
-    let row_len = sizes.kv_len;
-    let mut total = vec![0.0; batch * heads * rows * row_len];
-    for part in parts {
-        let [pb, ph, pr] = part.dims;
-        for (i, row) in total.chunks_exact_mut(row_len).enumerate() {
-            let (b, h, r) = (i / (heads * rows), i / rows % heads, i % rows);
-            let source = ((b % pb) * ph + h % ph) * pr + r % pr;
-            let values = &part.values[source * row_len..][..row_len];
-            row.iter_mut().zip(values).for_each(|(t, v)| *t += v);
-        }
-    }
-    Tensor::from_slice([batch, heads, rows, row_len], &total)
-}
-
-/// Zero up to the diagonal, minus infinity (or close) behind it.
-fn is_causal(bias: &Tensor, sizes: Sizes) -> bool {
-    let n = sizes.kv_len;
-    bias.ty().shape == [1, 1, n, n]
-        && sizes.q_len == n
-        && n > 1
-        && bias.as_slice::<f32>().is_some_and(|values| {
-            values.iter().enumerate().all(|(i, &v)| match i % n <= i / n {
-                true => v == 0.0,
-                false => v <= -1e9,
-            })
-        })
-}
-
 type Traced = (Vec<ValueId>, [HeadLayout; 3], bool, f32);
 
 /// The operator's inputs: the projections in place where their strides allow, else the values as
@@ -379,9 +252,10 @@ fn operands(e: &mut Editor, name: &str, s: Sizes, [q, k, v]: [ValueId; 3]) -> Op
 }
 
 fn has_strides(axes: &[Axis], dims: &[usize; 4], strides: [usize; 4]) -> bool {
-    axes.iter().zip(dims).zip(strides).all(|((axis, &size), stride)| {
-        axis.size == size && (size == 1 || axis.stride == stride)
-    })
+    axes.iter()
+        .zip(dims)
+        .zip(strides)
+        .all(|((axis, &size), stride)| axis.size == size && (size == 1 || axis.stride == stride))
 }
 
 /// Keys as rows again.
@@ -404,15 +278,173 @@ pub(super) fn settle(e: &mut Editor) {
 
 fn settle_one(e: &mut Editor, id: NodeId) -> Option<()> {
     let op = e.node(id).op.downcast::<Attention>()?.clone();
-    let next = e.only_user(e.output(id)?)?;
-    if pattern::permutation(e, next)? != [0, 2, 1, 3] {
+    // The end of the chain of views behind the operator.
+    let mut end = e.output(id)?;
+    while let Some(next) = e.only_user(end)
+        && strided::kind(e, next).is_some_and(|k| k != Kind::Select)
+    {
+        end = e.output(next)?;
+    }
+    let output = e.output(id)?;
+    let view = strided::trace(e, end, false, false);
+    let &[batch, second, third, d] = e.shape(output) else { return None };
+    let swapped = [batch, third, second, d];
+    let axes = strided::reshaped(&view.axes, &swapped).filter(|_| view.base == output)?;
+    let strides = [second * third * d, d, third * d, 1];
+    // Nothing moves: a reshape, if anything.
+    if view.merged().len() <= 1 || !has_strides(&axes, &swapped, strides) {
         return None;
     }
     let out_layout = match op.out_layout {
         HeadLayout::Bhsd => HeadLayout::Bshd,
         HeadLayout::Bshd => HeadLayout::Bhsd,
     };
-    let inputs = e.node(id).inputs.clone();
-    e.fuse(id, &[next], next, Arc::new(Attention { out_layout, ..op }), inputs);
+    let (inputs, name) = (e.node(id).inputs.clone(), e.node(id).name.clone());
+    let shape = e.shape(end).to_vec();
+    let moved = e.rewrite(id, Arc::new(Attention { out_layout, ..op }), inputs).ok()?;
+    let (_, new) = *moved.first()?;
+    let new = pattern::reshape(e, &format!("{name}/shape"), new, &shape, vec![]);
+    let last = e.producer(end)?;
+    e.replace_value(end, new);
+    e.remove(last);
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ir::{
+            ModelValueId,
+            passes::{
+                cse, linear,
+                testing::{Build, check, summary},
+                views,
+            },
+        },
+        ops::AttributeValue,
+        tensor::{Tensor, TensorType},
+    };
+
+    const PASSES: &[fn(&mut Editor)] = &[linear::run, cse::run, run, views::run, settle];
+    const HEADS: i64 = 2;
+    const HEAD: i64 = 4;
+
+    fn softmax(b: &mut Build, x: ModelValueId) -> ModelValueId {
+        b.node("Softmax", &[x], &[("axis", AttributeValue::Int(-1))])
+    }
+
+    fn part(b: &mut Build, x: ModelValueId, i: i64) -> ModelValueId {
+        let index = b.constant(Tensor::scalar(i));
+        b.node("Gather", &[x, index], &[("axis", AttributeValue::Int(0))])
+    }
+
+    /// softmax(q k^T) v with the heads put side by side again.
+    fn attend(
+        b: &mut Build,
+        [q, k, v]: [ModelValueId; 3],
+        scores: impl Fn(&mut Build, ModelValueId) -> ModelValueId,
+    ) -> ModelValueId {
+        let k = b.transpose(k, &[0, 1, 3, 2]);
+        let s = b.op("MatMul", &[q, k]);
+        let s = scores(b, s);
+        let s = softmax(b, s);
+        let y = b.op("MatMul", &[s, v]);
+        let y = b.transpose(y, &[0, 2, 1, 3]);
+        b.reshape(y, &[0, 0, -1])
+    }
+
+    /// Queries, keys and values from one projection.
+    fn packed(b: &mut Build, x: ModelValueId) -> [ModelValueId; 3] {
+        let w = b.weights(&[8, 3 * 8]);
+        let qkv = b.op("MatMul", &[x, w]);
+        let qkv = b.reshape(qkv, &[0, 0, 3, HEADS, HEAD]);
+        let qkv = b.transpose(qkv, &[2, 0, 3, 1, 4]);
+        [0, 1, 2].map(|i| part(b, qkv, i))
+    }
+
+    #[test]
+    fn one_projection_is_read_in_place() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 5, 8]);
+        let [q, k, v] = packed(&mut b, x);
+        let scale = b.scalar(0.5);
+        let q = b.op("Mul", &[q, scale]);
+        let y = attend(&mut b, [q, k, v], |_, s| s);
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 1");
+        let op = after.nodes.iter().find_map(|n| n.op.downcast::<Attention>()).unwrap();
+        assert!(op.packed && op.scale == 0.5, "{op:?}");
+    }
+
+    #[test]
+    fn three_projections_scaled_scores_and_a_mask() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 5, 8]);
+        let mask = b.input(&[2, 1, 1, 5]);
+        let heads = [0, 1, 2].map(|_| {
+            let w = b.weights(&[8, 8]);
+            let p = b.op("MatMul", &[x, w]);
+            let p = b.reshape(p, &[0, 0, HEADS, HEAD]);
+            b.transpose(p, &[0, 2, 1, 3])
+        });
+        let y = attend(&mut b, heads, |b, s| {
+            let two = b.scalar(2.0);
+            let s = b.op("Div", &[s, two]);
+            b.op("Add", &[s, mask])
+        });
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 3");
+    }
+
+    #[test]
+    fn windows_with_position_bias_and_mask() {
+        let mut b = Build::new();
+        // Three windows in each of two images.
+        let x = b.input(&[6, 5, 8]);
+        let heads = packed(&mut b, x);
+        let (bias, mask) = (b.weights(&[1, HEADS as usize, 5, 5]), b.weights(&[1, 3, 1, 5, 5]));
+        let y = attend(&mut b, heads, |b, s| {
+            let s = b.op("Add", &[s, bias]);
+            let s = b.reshape(s, &[2, 3, HEADS, 5, 5]);
+            let s = b.op("Add", &[s, mask]);
+            b.reshape(s, &[-1, HEADS, 5, 5])
+        });
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 1");
+    }
+
+    #[test]
+    fn causal_mask() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 4, 8]);
+        let heads = packed(&mut b, x);
+        let mask: Vec<f32> =
+            (0..16).map(|i| if i % 4 <= i / 4 { 0.0 } else { f32::NEG_INFINITY }).collect();
+        let mask = b.constant(Tensor::from_slice([4, 4], &mask));
+        let y = attend(&mut b, heads, |b, s| b.op("Add", &[mask, s]));
+        let after = check(&b.graph(&[y]), PASSES, 1e-5);
+        assert_eq!(summary(&after), "Attention 1, Linear 1");
+        let op = after.nodes.iter().find_map(|n| n.op.downcast::<Attention>()).unwrap();
+        assert!(op.causal);
+    }
+
+    #[test]
+    fn plain_operands_and_wanted_scores() {
+        let mut b = Build::new();
+        let [q, k, v] = [0, 1, 2].map(|_| b.input(&[3, 4, 8]));
+        let k = b.transpose(k, &[0, 2, 1]);
+        let s = b.op("MatMul", &[q, k]);
+        let s = softmax(&mut b, s);
+        let y = b.op("MatMul", &[s, v]);
+        let t = b.op("MatMul", &[v, k]);
+        let t = b.op("Tanh", &[t]);
+        let t = softmax(&mut b, t);
+        let z = b.op("MatMul", &[t, v]);
+        let after = check(&b.graph(&[y, z, t]), PASSES, 1e-5);
+        // The one transposition is of the keys of the second product.
+        let expected = "Attention 1, MatMul 2, Softmax 1, Tanh 1, Transpose 1";
+        assert_eq!(summary(&after), expected, "{after}");
+        assert_eq!(after.value(after.outputs[0]).ty, TensorType::f32([3, 4, 8]));
+    }
 }

@@ -288,6 +288,17 @@ impl Editor {
         self.push_node(Node { name, op, inputs, outputs: vec![Some(value)], origin: Vec::new() });
     }
 
+    /// Adds names of nodes that a node stands for.
+    pub(super) fn add_origin(&mut self, id: NodeId, names: impl IntoIterator<Item = String>) {
+        if let Some(node) = &mut self.nodes[id.index()] {
+            for name in names {
+                if !node.origin.contains(&name) {
+                    node.origin.push(name);
+                }
+            }
+        }
+    }
+
     /// Takes a node out. Its outputs have no producer afterwards.
     pub(super) fn remove(&mut self, id: NodeId) -> Node {
         let node = self.nodes[id.index()].take().expect("the node is removed once");
@@ -333,17 +344,14 @@ impl Editor {
         inputs: Vec<Option<ValueId>>,
     ) {
         let output = self.output(last).expect("a fused node's result is wanted");
-        let mut node = self.remove(main);
+        let mut origin = Vec::new();
         for &other in others {
             if other != main && self.get(other).is_some() {
-                let removed = self.remove(other);
-                for name in removed.origin {
-                    if !node.origin.contains(&name) {
-                        node.origin.push(name);
-                    }
-                }
+                origin.extend(self.remove(other).origin);
             }
         }
+        self.add_origin(main, origin);
+        let mut node = self.remove(main);
         node.op = op;
         node.inputs = inputs;
         node.outputs = vec![Some(output)];

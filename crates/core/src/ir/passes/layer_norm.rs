@@ -166,3 +166,68 @@ fn mean_axis(e: &Editor, id: NodeId) -> Option<usize> {
         && first + axes.len() == rank;
     (trailing && e.shape(e.output(id)?).len() == rank).then_some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{
+        ModelValueId,
+        passes::testing::{Build, check, summary},
+    };
+
+    fn mean(b: &mut Build, x: ModelValueId) -> ModelValueId {
+        let axes = b.ints(&[-1]);
+        b.op("ReduceMean", &[x, axes])
+    }
+
+    fn deviation(b: &mut Build, square: ModelValueId) -> ModelValueId {
+        let (variance, epsilon) = (mean(b, square), b.scalar(1e-5));
+        let sum = b.op("Add", &[variance, epsilon]);
+        b.op("Sqrt", &[sum])
+    }
+
+    #[test]
+    fn divided_by_the_root_of_a_power() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3, 8]);
+        let (gamma, beta, two) = (b.weights(&[8]), b.weights(&[1, 1, 8]), b.scalar(2.0));
+        let m = mean(&mut b, x);
+        let centred = b.op("Sub", &[x, m]);
+        let square = b.op("Pow", &[centred, two]);
+        let root = deviation(&mut b, square);
+        let y = b.op("Div", &[centred, root]);
+        let y = b.op("Mul", &[y, gamma]);
+        let y = b.op("Add", &[beta, y]);
+        let after = check(&b.graph(&[y]), &[run], 1e-5);
+        assert_eq!(summary(&after), "LayerNormalization 1");
+        assert_eq!(after.nodes[0].origin.len(), 9);
+    }
+
+    #[test]
+    fn times_the_reciprocal_root_of_a_product_without_affine_part() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 8]);
+        let one = b.scalar(1.0);
+        let m = mean(&mut b, x);
+        let (centred, again) = (b.op("Sub", &[x, m]), b.op("Sub", &[x, m]));
+        let square = b.op("Mul", &[again, again]);
+        let root = deviation(&mut b, square);
+        let inverse = b.op("Div", &[one, root]);
+        let y = b.op("Mul", &[inverse, centred]);
+        let after = check(&b.graph(&[y]), &[run], 1e-5);
+        assert_eq!(summary(&after), "LayerNormalization 1");
+    }
+
+    #[test]
+    fn statistics_wanted_elsewhere_stay() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 8]);
+        let m = mean(&mut b, x);
+        let centred = b.op("Sub", &[x, m]);
+        let square = b.op("Mul", &[centred, centred]);
+        let root = deviation(&mut b, square);
+        let y = b.op("Div", &[centred, root]);
+        let after = check(&b.graph(&[y, root]), &[run], 1e-5);
+        assert!(summary(&after).contains("ReduceMean 2"));
+    }
+}

@@ -22,8 +22,6 @@ pub(super) fn run(e: &mut Editor) {
             channels_last(e, id);
         }
     }
-    e.tidy();
-    sink(e);
 }
 
 /// Sinks transpositions; nodes must be in topological order.
@@ -241,7 +239,7 @@ mod tests {
         views,
     };
 
-    const LAYOUT: &[fn(&mut Editor)] = &[run, views::run];
+    const LAYOUT: &[fn(&mut Editor)] = &[run, views::run, sink, views::run];
 
     #[test]
     fn transpositions_meet_at_the_edges() {
@@ -258,6 +256,31 @@ mod tests {
         let after = check(&b.graph(&[y]), LAYOUT, 1e-5);
         let expected = "Concat 1, Conv 3, GlobalAveragePool 1, Mul 1, Tanh 1, Transpose 1";
         assert_eq!(summary(&after), expected);
+    }
+
+    #[test]
+    fn patches_to_tokens_need_no_transposition() {
+        let mut b = Build::new();
+        let (x, token) = (b.input(&[1, 3, 8, 8]), b.weights(&[1, 1, 6]));
+        let w = b.weights(&[6, 3, 4, 4]);
+        let y = b.node("Conv", &[x, w], &[("strides", AttributeValue::Ints(vec![4, 4]))]);
+        let y = b.reshape(y, &[0, 6, -1]);
+        let y = b.transpose(y, &[0, 2, 1]);
+        let y = b.node("Concat", &[token, y], &[("axis", AttributeValue::Int(1))]);
+        let after = check(&b.graph(&[y]), LAYOUT, 1e-5);
+        assert_eq!(summary(&after), "Concat 1, Conv 1, Transpose 1");
+    }
+
+    #[test]
+    fn a_reduction_without_its_dimensions_passes() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 3, 5, 4]);
+        let axes = b.ints(&[2]);
+        let y = b.conv(x, [3, 2], 3);
+        let y = b.node("ReduceMax", &[y, axes], &[("keepdims", AttributeValue::Int(0))]);
+        let y = b.op("Tanh", &[y]);
+        let after = check(&b.graph(&[y]), LAYOUT, 1e-5);
+        assert_eq!(summary(&after), "Conv 1, ReduceMax 1, Tanh 1, Transpose 2");
     }
 
     #[test]

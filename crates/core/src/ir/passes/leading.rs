@@ -1,5 +1,5 @@
-//! Reshapes that only regroup leading dimensions sink below the linear operator that follows,
-//! where they meet the reshape that undoes them: [B, S, K] -> [B*S, K] -> Gemm -> [B, S, N].
+//! Reshapes that only regroup leading dimensions move from behind a linear operator to its input,
+//! where they meet the reshape that they undo: [B, S, K] -> [B*S, K] -> Gemm -> [B, S, N].
 
 use super::{
     editor::Editor,
@@ -7,41 +7,38 @@ use super::{
     strided::{self, Kind},
 };
 use crate::{
-    ir::{NodeId, ValueId},
+    ir::NodeId,
     ops::{conv::ResidualKind, gemm::Linear},
 };
 
 pub(super) fn run(e: &mut Editor) {
-    for id in e.ids() {
+    let ids: Vec<NodeId> = e.ids().collect();
+    for id in ids.into_iter().rev() {
         if e.get(id).is_some_and(|n| n.op.is::<Linear>()) {
-            sink(e, id);
+            hoist(e, id);
         }
     }
 }
 
-fn sink(e: &mut Editor, id: NodeId) -> Option<()> {
+fn hoist(e: &mut Editor, id: NodeId) -> Option<()> {
     let (x, output) = (e.input(id, 0)?, e.output(id)?);
-    let reshape = e.producer(x).filter(|p| strided::kind(e, *p) == Some(Kind::Reshape))?;
-    let source = e.input(reshape, 0)?;
-    let (from, to) = (e.shape(source).to_vec(), e.shape(x).to_vec());
-    if from.len() < 2 || from.last() != to.last() {
+    let next = e.only_user(output)?;
+    let reshaped = e.output(next)?;
+    let (from, to) = (e.shape(output), e.shape(reshaped));
+    let regroups = strided::kind(e, next) == Some(Kind::Reshape)
+        && from.last() == to.last()
+        && to.len() >= 2
+        && e.node(id).op.downcast::<Linear>()?.residual == ResidualKind::None;
+    if !regroups {
         return None;
     }
-    // Only where it helps: another view follows.
-    let next = *e.users(output).first()?;
-    strided::kind(e, next)?;
+    let mut shape = to.to_vec();
+    *shape.last_mut()? = *e.shape(x).last()?;
     let node = e.node(id);
-    if node.op.downcast::<Linear>()?.residual != ResidualKind::None {
-        return None;
-    }
     let (op, name, mut inputs) = (node.op.clone(), node.name.clone(), node.inputs.clone());
-    let shape = e.shape(output).to_vec();
-    inputs[0] = Some(source);
-    let moved: Vec<(ValueId, ValueId)> = e.rewrite(id, op, inputs).ok()?;
-    for (old, new) in moved {
-        let (dims, op) = pattern::reshape_parts(e, &name, &shape);
-        e.restore_many(old, &format!("{name}/rows"), op, vec![Some(new), Some(dims)]);
-    }
+    let rows = pattern::reshape(e, &format!("{name}/rows"), x, &shape, Vec::new());
+    inputs[0] = Some(rows);
+    e.fuse(id, &[next], next, op, inputs);
     Some(())
 }
 
@@ -65,7 +62,7 @@ mod tests {
         let y = b.op("Add", &[y, x]);
         let passes = [linear::run, run, views::run, epilogue::run];
         let after = check(&b.graph(&[y]), &passes, 1e-5);
-        assert_eq!(summary(&after), "Linear 1");
         assert_eq!(after.nodes.len(), 1, "{after}");
+        assert_eq!(summary(&after), "Linear 1");
     }
 }

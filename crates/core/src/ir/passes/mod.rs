@@ -2,13 +2,15 @@
 
 mod activation;
 mod affine;
-//mod attention;
+mod attention;
+mod attention_bias;
 mod batch_norm;
 mod chains;
 mod cse;
 mod editor;
 mod epilogue;
 mod fold;
+mod global_pool;
 mod layer_norm;
 mod layout;
 mod leading;
@@ -32,20 +34,25 @@ const PASSES: &[(&str, Pass)] = &[
     ("simplify", simplify::run),
     ("fold", fold::run),
     ("cse", cse::run),
+    ("global_pool", global_pool::run),
     ("activation", activation::run),
     ("layer_norm", layer_norm::run),
     ("linear", linear::run),
     ("batch_norm", batch_norm::run),
     // Bigger operators.
     ("affine", affine::run),
-    //("attention", attention::run),
+    ("attention", attention::run),
     ("epilogue", epilogue::run),
     // Fewer transpositions.
     ("layout", layout::run),
-    ("leading", leading::run),
     ("views", views::run),
     ("sink", layout::sink),
     ("views", views::run),
+    ("sink", layout::sink),
+    ("views", views::run),
+    ("leading", leading::run),
+    ("views", views::run),
+    ("settle", attention::settle),
     ("fold", fold::run),
     ("simplify", simplify::run),
     // What became neighbours.
@@ -68,6 +75,10 @@ pub fn optimize(graph: Graph) -> Graph {
     editor.finish()
 }
 
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod property_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -238,24 +238,28 @@ pub(super) struct Product {
     pub(super) coefficient: f32,
     /// The other factors.
     pub(super) factors: Vec<ValueId>,
+    /// What is not taken apart.
+    stop: Option<ValueId>,
 }
 
 /// Pulls apart the product that makes `value`: Mul, Div by a number, Neg. `nodes` receives the
-/// nodes taken apart, at most `depth` deep. Factors of fewer elements than the product stay
-/// whole.
+/// nodes taken apart, at most `depth` deep and not `stop`. Factors of fewer elements than the
+/// product stay whole.
 pub(super) fn product(
     e: &Editor,
     value: ValueId,
     depth: usize,
+    stop: Option<ValueId>,
     nodes: &mut Vec<NodeId>,
 ) -> Product {
-    let mut result = Product { coefficient: 1.0, factors: Vec::new() };
+    let mut result = Product { coefficient: 1.0, factors: Vec::new(), stop };
     flatten(e, value, &mut result, nodes, depth);
     result
 }
 
 fn flatten(e: &Editor, value: ValueId, out: &mut Product, nodes: &mut Vec<NodeId>, depth: usize) {
-    let made = if depth == 0 { None } else { e.producer(value) };
+    let whole = depth == 0 || out.stop == Some(value);
+    let made = if whole { None } else { e.producer(value) };
     let Some(id) = made else { return out.factors.push(value) };
     let shape = e.shape(value);
     if let Some((x, s)) = with_scalar(e, id, "Mul") {

@@ -10,6 +10,12 @@ pub(super) fn run(e: &mut Editor) {
             continue;
         }
         let Some(output) = e.output(id) else { continue };
+        if gathers_everything(e, id) == Some(true) {
+            let (name, x) = (e.node(id).name.clone(), e.input(id, 0));
+            let shape = e.shape(output).to_vec();
+            let (dims, op) = pattern::reshape_parts(e, &name, &shape);
+            e.replace_op(id, op, vec![x, Some(dims)]);
+        }
         let Some(source) = passed_on(e, id) else { continue };
         let others_unused = e
             .node(id)
@@ -23,6 +29,23 @@ pub(super) fn run(e: &mut Editor) {
             e.remove(id);
         }
     }
+}
+
+/// Whether the node is a Gather of all elements in order: a reshape.
+fn gathers_everything(e: &Editor, id: NodeId) -> Option<bool> {
+    let node = e.node(id);
+    if node.op.op_type() != "Gather" {
+        return None;
+    }
+    let (x, indices) = (e.input(id, 0)?, e.constant_input(id, 1)?);
+    let rank = e.shape(x).len() as i64;
+    let axis = pattern::int(&*node.op, "axis").unwrap_or(0);
+    let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok()?;
+    let size = *e.shape(x).get(axis)?;
+    if indices.ty().len() != size {
+        return None;
+    }
+    Some(indices.to_i64s()?.iter().enumerate().all(|(i, &v)| v == i as i64))
 }
 
 /// The input that the node's first output equals, if it does.
@@ -94,14 +117,25 @@ mod tests {
     }
 
     #[test]
+    fn a_gather_of_everything_is_a_reshape() {
+        let mut b = Build::new();
+        let x = b.input(&[2, 3]);
+        let all = b.constant(crate::tensor::Tensor::from_slice([1, 3, 1], &[0i64, 1, 2]));
+        let y = b.node("Gather", &[x, all], &[("axis", crate::ops::AttributeValue::Int(1))]);
+        let after = check(&b.graph(&[y]), &[run], 0.0);
+        assert_eq!(counts(&after), [("Reshape", 1)].into());
+    }
+
+    #[test]
     fn outputs_stay_distinct_values() {
         let mut b = Build::new();
         let x = b.input(&[2]);
         let y = b.op("Relu", &[x]);
-        let z = b.op("Identity", &[y]);
-        let w = b.op("Identity", &[x]);
+        let zero = b.scalar(0.0);
+        let z = b.op("Add", &[y, zero]);
+        let w = b.op("Add", &[x, zero]);
         let graph = b.graph(&[y, z, w]);
         let after = check(&graph, &[run], 0.0);
-        assert_eq!(counts(&after), [("Relu", 1), ("Identity", 2)].into());
+        assert_eq!(counts(&after), [("Relu", 1), ("Add", 2)].into());
     }
 }

@@ -172,8 +172,13 @@ pub(super) fn factor(e: &Editor, view: &View) -> f32 {
     view.nodes.iter().filter_map(|id| scaled(e, *id)).map(|(_, s)| s).product()
 }
 
-/// The view after one more node.
-fn step(e: &Editor, view: &View, id: NodeId, output: ValueId) -> Option<(usize, Vec<Axis>)> {
+/// Offset and axes of the view after one more node; `None` where that takes a copy.
+pub(super) fn step(
+    e: &Editor,
+    view: &View,
+    id: NodeId,
+    output: ValueId,
+) -> Option<(usize, Vec<Axis>)> {
     let node = e.node(id);
     let shape = e.shape(output);
     match node.op.op_type() {

@@ -18,24 +18,27 @@ pub(super) fn run(e: &mut Editor) {
 
 fn shorten(e: &mut Editor, id: NodeId) -> Option<()> {
     let output = e.output(id)?;
-    let continues = |user: &NodeId| strided::kind(e, *user).is_some_and(|k| k != Kind::Select);
+    let view = strided::trace(e, output, false, false);
     // The end of the chain sees all of it.
+    let continues = |user: &NodeId| {
+        strided::kind(e, *user).is_some_and(|k| k != Kind::Select)
+            && e.output(*user).is_some_and(|o| strided::step(e, &view, *user, o).is_some())
+    };
     if !e.is_output(output) && e.users(output).iter().all(continues) {
         return None;
     }
-    let view = strided::trace(e, output, false, false);
-    let transposes =
-        view.nodes.iter().filter(|n| strided::kind(e, **n) == Some(Kind::Transpose)).count();
-    let axes = view.merged();
-    let needed = usize::from(axes.len() > 1);
+    let is_transpose = |n: &NodeId| strided::kind(e, *n) == Some(Kind::Transpose);
+    let transposes = view.nodes.iter().filter(|n| is_transpose(n)).count();
+    let needed = usize::from(view.merged().len() > 1);
+    let ends_in_reshape = !view.nodes.last().is_some_and(is_transpose);
     let shorter = needed < transposes
         || (transposes == 0 && view.nodes.len() > 1)
-        // Moves of size-1 dimensions only: a reshape.
-        || (needed == 0 && transposes > 0);
+        // A transposition at the end can sink further.
+        || (transposes == 1 && ends_in_reshape);
     if !shorter {
         return None;
     }
-    let new = rebuild(e, &view, output, id)?;
+    let new = rebuild(e, &view, output, id);
     if e.can_replace(output, new) {
         e.replace_value(output, new);
         e.remove(id);
@@ -43,46 +46,58 @@ fn shorten(e: &mut Editor, id: NodeId) -> Option<()> {
     Some(())
 }
 
-/// Adds the shortest chain for a view of all of its base.
-fn rebuild(e: &mut Editor, view: &View, output: ValueId, id: NodeId) -> Option<ValueId> {
+/// Adds the shortest chain for a view of all of its base: a reshape, then a transposition, either
+/// left out where it would change nothing.
+fn rebuild(e: &mut Editor, view: &View, output: ValueId, id: NodeId) -> ValueId {
     let name = e.node(id).name.clone();
     let mut origin: Vec<String> = Vec::new();
     for node in &view.nodes {
         origin.extend(e.node(*node).origin.iter().cloned());
     }
-    let shape = e.shape(output).to_vec();
-    let axes = view.merged();
-    let mut order: Vec<usize> = (0..axes.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(axes[i].stride));
+    let order = in_base_dims(e.shape(view.base), view).unwrap_or_else(|| by_stride(view));
+    let sizes: Vec<usize> = order.iter().map(|&i| view.axes[i].size).collect();
     let perm = pattern::inverse(&order);
-    let mut x = view.base;
-    if !pattern::is_identity(&perm) {
-        let (shape, perm) = in_base_dims(e.shape(view.base), &shape, view)
-            .unwrap_or_else(|| (order.iter().map(|&i| axes[i].size).collect(), perm.clone()));
-        x = pattern::reshape(e, &format!("{name}/shaped"), x, &shape, origin.clone());
-        x = pattern::transpose(e, &format!("{name}/transposed"), x, &perm, origin.clone());
+    if view.merged().len() <= 1 {
+        let shape = e.shape(output).to_vec();
+        return pattern::reshape(e, &name, view.base, &shape, origin);
     }
-    Some(pattern::reshape(e, &name, x, &shape, origin))
+    let x = pattern::reshape(e, &format!("{name}/shape"), view.base, &sizes, origin.clone());
+    pattern::transpose(e, &name, x, &perm, origin)
 }
 
-/// The transposition in the base's own dimensions, if it is one of them: no reshapes needed.
-fn in_base_dims(base: &[usize], shape: &[usize], view: &View) -> Option<(Vec<usize>, Vec<usize>)> {
-    if base.len() != shape.len() {
+/// The view's dimensions in the order in which they lie in memory; those of size 1 stay with
+/// their right neighbours.
+fn by_stride(view: &View) -> Vec<usize> {
+    let mut keys = vec![0; view.axes.len()];
+    let mut stride = 0;
+    for (key, axis) in keys.iter_mut().zip(&view.axes).rev() {
+        if axis.size != 1 {
+            stride = axis.stride;
+        }
+        *key = stride;
+    }
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(keys[i]));
+    order
+}
+
+/// The view's dimensions in the order of the base's own dimensions, if they are the same: no
+/// reshape is needed then.
+fn in_base_dims(base: &[usize], view: &View) -> Option<Vec<usize>> {
+    if base.len() != view.axes.len() {
         return None;
     }
-    let whole = strided::row_major(base);
     let mut free: Vec<usize> = (0..base.len()).collect();
-    let perm = view
-        .axes
+    strided::row_major(base)
         .iter()
-        .map(|axis| {
-            let at = free.iter().position(|&b| {
-                whole[b].size == axis.size && (axis.size == 1 || whole[b].stride == axis.stride)
+        .map(|b| {
+            let at = free.iter().position(|&i| {
+                let axis = view.axes[i];
+                axis.size == b.size && (b.size == 1 || axis.stride == b.stride)
             })?;
             Some(free.remove(at))
         })
-        .collect::<Option<Vec<_>>>()?;
-    Some((base.to_vec(), perm))
+        .collect()
 }
 
 #[cfg(test)]
@@ -112,9 +127,21 @@ mod tests {
         let x = b.input(&[2, 3, 4]);
         let y = b.transpose(x, &[1, 0, 2]);
         let y = b.transpose(y, &[0, 2, 1]);
-        let y = b.transpose(y, &[2, 0, 1]);
+        let y = b.transpose(y, &[1, 0, 2]);
         let after = check(&b.graph(&[y]), &[run], 0.0);
         assert!(counts(&after)["Transpose"] == 1, "{after}");
+    }
+
+    #[test]
+    fn pixel_shuffle_of_channels_last_is_one_transposition() {
+        let mut b = Build::new();
+        let x = b.input(&[1, 4, 5, 9]);
+        let y = b.transpose(x, &[0, 3, 1, 2]);
+        let y = b.reshape(y, &[1, 1, 3, 3, 4, 5]);
+        let y = b.transpose(y, &[0, 1, 4, 2, 5, 3]);
+        let y = b.reshape(y, &[1, 1, 12, 15]);
+        let after = check(&b.graph(&[y]), &[run], 0.0);
+        assert_eq!(counts(&after)["Transpose"], 1, "{after}");
     }
 
     #[test]

@@ -263,8 +263,10 @@ macro_rules! integer_lane {
                     Binary::ShiftLeft => map2(a, b, y, |a, b| {
                         u32::try_from(b).ok().and_then(|b| a.checked_shl(b)).unwrap_or(0)
                     }),
+                    // Beyond the width (or negative): what is left is the sign.
                     Binary::ShiftRight => map2(a, b, y, |a, b| {
-                        u32::try_from(b).ok().and_then(|b| a.checked_shr(b)).unwrap_or(0)
+                        let sign = (a >> (<$ty>::BITS - 1)) >> 1;
+                        u32::try_from(b).ok().and_then(|b| a.checked_shr(b)).unwrap_or(sign)
                     }),
                     _ if predicate(op, a, b, y) => {}
                     other => map2(a, b, y, |a, b| {
