@@ -35,6 +35,8 @@ pub struct NullOptions {
     pub fail_submission: Option<usize>,
     /// Fails the download with this number, counted likewise.
     pub fail_download: Option<usize>,
+    /// Computes this operator wrongly: every float result is off by one.
+    pub corrupt: Option<&'static str>,
     /// Claims to have no timestamps.
     pub no_timestamps: bool,
     /// Claims to be a software rasteriser.
@@ -125,6 +127,7 @@ impl Accelerator for NullAccelerator {
 }
 
 struct Prepared {
+    op_type: &'static str,
     kernel: Box<dyn CpuKernel>,
     inputs: Vec<Option<Arg>>,
     outputs: Vec<(View, TensorType)>,
@@ -153,7 +156,12 @@ fn prepare(task: &TaskSpec, slots: &[usize]) -> Result<Prepared, BackendError> {
         .op
         .cpu(&Operands { inputs: &inputs, outputs: &outputs })
         .map_err(|e| BackendError::Kernel { task: task.name.clone(), detail: e.to_string() })?;
-    Ok(Prepared { kernel, inputs: task.inputs.clone(), outputs: task.outputs.clone() })
+    Ok(Prepared {
+        op_type: task.op.op_type(),
+        kernel,
+        inputs: task.inputs.clone(),
+        outputs: task.outputs.clone(),
+    })
 }
 
 fn check(view: &View, slots: &[usize], task: &str) -> Result<(), BackendError> {
@@ -237,7 +245,7 @@ impl DeviceThread {
 
     fn task(&mut self, task: usize) -> Result<(), BackendError> {
         std::thread::sleep(self.options.task_delay);
-        let Prepared { kernel, inputs, outputs } = &self.tasks[task];
+        let Prepared { op_type, kernel, inputs, outputs } = &self.tasks[task];
         let memory = &self.memory;
         let read = |view: &View, ty: &TensorType| {
             let bytes = &memory[view.slot].bytes()[view.offset..][..view.bytes];
@@ -265,6 +273,11 @@ impl DeviceThread {
             detail: e.to_string(),
         })?;
         drop(targets);
+        if self.options.corrupt == Some(*op_type) {
+            for result in &mut results {
+                result.as_slice_mut::<f32>().into_iter().flatten().for_each(|v| *v += 1.0);
+            }
+        }
         for ((view, _), result) in outputs.iter().zip(&results) {
             self.memory[view.slot].bytes_mut()[view.offset..][..view.bytes]
                 .copy_from_slice(result.bytes());

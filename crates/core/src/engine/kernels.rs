@@ -36,6 +36,12 @@ impl KernelCache {
         lock(&self.kernels).values().map(|k| k.weight_bytes()).sum()
     }
 
+    /// Drops what no engine uses.
+    pub fn forget_unused(&self) {
+        lock(&self.kernels).retain(|_, kernel| Arc::strong_count(kernel) > 1);
+        lock(&self.constants).retain(|_, tensor| Arc::strong_count(tensor) > 1);
+    }
+
     /// The kernel of a CPU task.
     pub(super) fn kernel(
         &self,

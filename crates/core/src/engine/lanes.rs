@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sparoa_kernels::pool::Pool;
@@ -140,6 +140,20 @@ impl Lanes {
     /// Copies a buffer of the last run.
     pub fn output(&mut self, buffer: usize, to: &mut [u8]) {
         self.shared.host.copy_out(buffer, to);
+    }
+
+    /// Runs the CPU tasks one after the other, all lanes at rest; nanoseconds of each. A task that
+    /// refuses the values it finds is timed all the same.
+    pub fn time_tasks(&mut self, inputs: &[&Tensor], scratch: &mut [u8], pool: &Pool) -> Vec<u64> {
+        let shared = &*self.shared;
+        shared.host.lend(inputs, || {
+            let time = |task: &CpuTask| {
+                let start = Instant::now();
+                let _ = shared.host.run(task, scratch, pool);
+                u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+            };
+            shared.tasks.iter().map(time).collect()
+        })
     }
 
     /// Performs every step once and waits for all lanes.

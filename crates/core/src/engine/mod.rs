@@ -3,6 +3,7 @@
 //! caller where it does not. A run allocates nothing and takes locks only to sleep.
 
 mod arena;
+mod export;
 mod kernels;
 mod lanes;
 mod prepare;
@@ -14,14 +15,16 @@ use std::sync::Arc;
 use sparoa_kernels::pool::Pool;
 
 use crate::{
-    backend::{Accelerator, BackendError, Program},
+    backend::{Accelerator, BackendError, Program, ProgramSpec},
     ir::Graph,
     ops::OpError,
     plan::{OutputBytes, Plan, PlanError},
     tensor::{Storage, Tensor, TensorType},
 };
 
+pub use export::{TraceSource, chrome_trace};
 pub use kernels::KernelCache;
+pub use signal::handoff_ns;
 pub use trace::{Trace, TraceEvent};
 
 use lanes::Lanes;
@@ -153,6 +156,25 @@ impl Engine {
         self.lanes.program()
     }
 
+    /// The device program as data, for measurements.
+    ///
+    /// # Errors
+    /// When the plan has no device program.
+    pub fn program_spec(&self) -> Result<ProgramSpec, EngineError> {
+        prepare::program(self.plan(), &self.graph, &KernelCache::new())
+    }
+
+    /// Nanoseconds of every CPU task, run alone one after the other on whatever its memory holds;
+    /// for profiling, not for inference. Run an inference first, so that it holds plausible
+    /// values.
+    ///
+    /// # Errors
+    /// When an input has the wrong type, or an earlier run has poisoned the engine.
+    pub fn time_cpu_tasks(&mut self, inputs: &[&Tensor]) -> Result<Vec<u64>, EngineError> {
+        self.check_inputs(inputs)?;
+        Ok(self.lanes.time_tasks(inputs, self.scratch.bytes_mut(), &self.pool))
+    }
+
     /// Bytes held on the host: arena, scratch and packed weights (shared ones counted here too).
     pub fn host_bytes(&self) -> usize {
         self.plan().arena_bytes + self.scratch.bytes().len() + self.lanes.weight_bytes()
@@ -192,16 +214,20 @@ impl Engine {
         Ok(recorder.trace(self.plan()))
     }
 
+    fn check_inputs(&self, inputs: &[&Tensor]) -> Result<(), EngineError> {
+        if let Some(cause) = &self.poisoned {
+            return Err(EngineError::Poisoned { cause: cause.clone() });
+        }
+        check("input", inputs.iter().map(|t| t.ty()), self.input_types.iter())
+    }
+
     fn run_recorded(
         &mut self,
         inputs: &[&Tensor],
         outputs: &mut [Tensor],
         recorder: Option<Arc<Recorder>>,
     ) -> Result<(), EngineError> {
-        if let Some(cause) = &self.poisoned {
-            return Err(EngineError::Poisoned { cause: cause.clone() });
-        }
-        check("input", inputs.iter().map(|t| t.ty()), self.input_types.iter())?;
+        self.check_inputs(inputs)?;
         let wanted = self.lanes.plan().outputs.iter().map(|o| &o.ty);
         check("output", outputs.iter().map(Tensor::ty), wanted)?;
         let result = self.lanes.run(inputs, self.scratch.bytes_mut(), &self.pool, recorder);

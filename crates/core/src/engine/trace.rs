@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::plan::{Lane, Plan, Step};
 
 /// Measured times of one run, in nanoseconds from its start.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Trace {
     /// Steps that did work, by lane and start.
     pub events: Vec<TraceEvent>,

@@ -7,6 +7,8 @@
 mod clocks;
 mod dataflow;
 mod display;
+mod dot;
+mod file;
 mod lower;
 mod memory;
 mod order;
@@ -26,6 +28,8 @@ use crate::{
     tensor::TensorType,
 };
 
+pub use dot::dot;
+pub use file::{Hardware, PLAN_FILE_VERSION, PlanFile, PlanFileError, PlanNode, fingerprint};
 pub use lower::{CompileError, compile};
 pub use placement::{Place, Placement};
 pub use support::{SplitAxis, Support};

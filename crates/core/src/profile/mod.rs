@@ -14,7 +14,7 @@ pub use cache::{CacheError, CostCache, Links, default_cache_dir, hash_text, writ
 pub use roofline::{DeviceModel, MachineModel};
 
 /// Costs of one graph on one machine. Nodes are those of the graph it was made for, by index.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// True when any figure is estimated instead of measured.
     pub simulated: bool,

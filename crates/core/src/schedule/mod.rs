@@ -169,6 +169,14 @@ impl Policy {
         !matches!(self, Policy::Cpu | Policy::Gpu)
     }
 
+    /// What remains of the policy on a machine with one processor, or without costs.
+    pub fn without_costs(self) -> Policy {
+        match self {
+            Policy::Gpu => Policy::Gpu,
+            _ => Policy::Cpu,
+        }
+    }
+
     /// The policy as a scheduler. `auto` is its best candidate by simulation; the session
     /// confirms it by measurement.
     pub fn scheduler(self) -> Box<dyn Scheduler> {
@@ -231,13 +239,29 @@ impl Objective {
         }
     }
 
+    /// Whether it is a matter of time alone, which a clock can confirm.
+    pub fn is_time(self) -> bool {
+        matches!(self, Objective::Latency | Objective::Throughput)
+    }
+
+    /// Whether a profile has the figures that it needs.
+    ///
+    /// # Errors
+    /// [`ScheduleError::NoPower`] when it has not.
+    pub fn judgeable(self, profile: &Profile) -> Result<(), ScheduleError> {
+        if self.is_time() || profile.power.is_some() {
+            return Ok(());
+        }
+        Err(ScheduleError::NoPower { objective: self })
+    }
+
     /// What it minimises: nanoseconds, joules, or joule-nanoseconds.
     ///
     /// # Errors
     /// [`ScheduleError::NoPower`] when it needs power figures that the profile lacks.
     pub fn score(self, timeline: &Timeline, profile: &Profile) -> Result<f64, ScheduleError> {
         let latency = timeline.makespan_ns as f64;
-        if matches!(self, Objective::Latency | Objective::Throughput) {
+        if self.is_time() {
             return Ok(latency);
         }
         let power = profile.power.ok_or(ScheduleError::NoPower { objective: self })?;

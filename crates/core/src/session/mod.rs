@@ -1,1 +1,306 @@
-//! (in preparation)
+//! A model made ready to run on this machine: [`SessionBuilder`] walks the whole pipeline from
+//! model to engine, [`Session`] runs it.
+
+mod builder;
+mod error;
+mod guard;
+mod inputs;
+mod measure;
+mod tail;
+mod verify;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use sparoa_kernels::pool::Pool;
+
+use crate::{
+    analyze::Analysis,
+    backend::{Accelerator, DeviceInfo},
+    engine::{Engine, KernelCache, Trace},
+    ir::{Graph, Model, OutputSource, Shapes, Tail},
+    plan::{Hardware, Placement, Plan, PlanFile, Support, compile},
+    profile::Profile,
+    schedule::{Objective, Pin, Policy, Timeline, simulate},
+    tensor::{Tensor, TensorType},
+};
+
+pub use builder::{Progress, SessionBuilder};
+pub use error::SessionError;
+pub use guard::{GuardEntry, GuardOptions, GuardReport, choose};
+pub use inputs::random_tensor;
+pub use measure::MeasureOptions;
+pub use verify::{
+    Divergence, Mismatch, OutputCheck, Tolerance, Verification, compare, random_placement,
+    reference,
+};
+
+/// Name and type of an input or output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValueInfo {
+    /// Its name in the model.
+    pub name: String,
+    /// Its type; `None` for an output whose shape depends on run-time values.
+    pub ty: Option<TensorType>,
+}
+
+/// What [`SessionBuilder::build`] decided, and on which grounds.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// The policy asked for.
+    pub policy: Policy,
+    /// Where the placement comes from: a policy's name, `auto: heft, improved`, `plan file`.
+    pub source: String,
+    /// What was to be minimised.
+    pub objective: Objective,
+    /// Pins in force.
+    pub pins: Vec<Pin>,
+    /// `auto`'s measurements.
+    pub guard: Option<GuardReport>,
+    /// Why the GPU that the policy wanted is not used, when it fell back.
+    pub fallback: Option<String>,
+}
+
+/// A model ready to run.
+pub struct Session {
+    model: Arc<Model>,
+    shapes: Shapes,
+    graph: Arc<Graph>,
+    tail: Option<Tail>,
+    sources: Vec<OutputSource>,
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    engine: Engine,
+    buffers: Vec<Tensor>,
+    placement: Placement,
+    decision: Decision,
+    profile: Option<Profile>,
+    analysis: Analysis,
+    support: Support,
+    kernels: KernelCache,
+    pool: Arc<Pool>,
+    accelerator: Option<Arc<dyn Accelerator>>,
+    cpu: DeviceInfo,
+}
+
+impl Session {
+    /// A session with the defaults: policy `auto`, all threads, no GPU.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub fn new(model: Model) -> Result<Session, SessionError> {
+        SessionBuilder::new(model).build()
+    }
+
+    /// Inputs, in the model's order.
+    pub fn inputs(&self) -> &[ValueInfo] {
+        &self.inputs
+    }
+
+    /// Outputs, in the model's order.
+    pub fn outputs(&self) -> &[ValueInfo] {
+        &self.outputs
+    }
+
+    /// The model as imported.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The input shapes that were asked for.
+    pub fn shapes(&self) -> &Shapes {
+        &self.shapes
+    }
+
+    /// The graph that runs, after the passes.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    /// Costs and sparsity of the graph's operators.
+    pub fn analysis(&self) -> &Analysis {
+        &self.analysis
+    }
+
+    /// Measured costs, if the policy needed them or they were given.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// Where each node can run.
+    pub fn support(&self) -> &Support {
+        &self.support
+    }
+
+    /// Where each node runs.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// The plan that runs.
+    pub fn plan(&self) -> &Plan {
+        self.engine.plan()
+    }
+
+    /// Why it is this plan.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    /// The engine, for its figures.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The CPU as this session uses it.
+    pub fn cpu(&self) -> &DeviceInfo {
+        &self.cpu
+    }
+
+    /// The accelerator.
+    pub fn accelerator(&self) -> Option<&Arc<dyn Accelerator>> {
+        self.accelerator.as_ref()
+    }
+
+    /// The data-dependent rest of the model that runs on the CPU after the graph, if any, with
+    /// what made it so.
+    pub fn tail_cause(&self) -> Option<&str> {
+        self.tail.as_ref().map(|t| t.cause.as_str())
+    }
+
+    /// The predicted run, where costs are known.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.profile.as_ref().map(|profile| simulate(self.plan(), profile))
+    }
+
+    /// The plan as a file.
+    pub fn plan_file(&self) -> PlanFile {
+        let gpu = self.accelerator.as_ref().map(|a| a.info());
+        let hardware = Hardware::of(&self.cpu, gpu);
+        let mut file = PlanFile::new(&self.graph, &self.placement, hardware, self.profile());
+        file.policy = self.decision.policy.to_string();
+        file.objective = self.decision.objective.to_string();
+        file.pins = self.decision.pins.iter().map(ToString::to_string).collect();
+        file.predicted_ns = self.timeline().map(|t| t.makespan_ns);
+        file
+    }
+
+    /// Computes all outputs from inputs by name, in the model's order.
+    ///
+    /// # Errors
+    /// When an input is missing, unknown or of another type, or the engine fails.
+    pub fn run(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+    ) -> Result<Vec<(String, Tensor)>, SessionError> {
+        self.run_graph(inputs, false)?;
+        self.collect()
+    }
+
+    /// [`Session::run`] with the start and end of every step of the plan.
+    ///
+    /// # Errors
+    /// Those of [`Session::run`].
+    pub fn run_traced(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+    ) -> Result<(Vec<(String, Tensor)>, Trace), SessionError> {
+        let trace = self.run_graph(inputs, true)?;
+        Ok((self.collect()?, trace.unwrap_or_default()))
+    }
+
+    /// The hot path: inputs in the model's order, outputs (from [`Session::new_outputs`]) filled
+    /// in place, nothing allocated.
+    ///
+    /// # Errors
+    /// Those of [`Session::run`]; [`SessionError::Dynamic`] for a model whose output shapes
+    /// depend on run-time values.
+    pub fn run_into(
+        &mut self,
+        inputs: &[&Tensor],
+        outputs: &mut [Tensor],
+    ) -> Result<(), SessionError> {
+        if let Some(tail) = &self.tail {
+            return Err(SessionError::Dynamic { cause: tail.cause.clone() });
+        }
+        inputs::check(&self.inputs, inputs)?;
+        Ok(self.engine.run(inputs, outputs)?)
+    }
+
+    /// Zeroed outputs for [`Session::run_into`].
+    pub fn new_outputs(&self) -> Vec<Tensor> {
+        self.engine.new_outputs()
+    }
+
+    fn run_graph(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+        traced: bool,
+    ) -> Result<Option<Trace>, SessionError> {
+        let ordered = inputs::by_name(&self.inputs, inputs)?;
+        if traced {
+            return Ok(Some(self.engine.run_traced(&ordered, &mut self.buffers)?));
+        }
+        self.engine.run(&ordered, &mut self.buffers)?;
+        Ok(None)
+    }
+
+    /// The model's outputs from the graph's, the data-dependent rest computed.
+    fn collect(&mut self) -> Result<Vec<(String, Tensor)>, SessionError> {
+        let tail = match &self.tail {
+            None => Vec::new(),
+            Some(tail) => {
+                let feeds: Vec<Tensor> =
+                    tail.feeds.iter().map(|&i| self.buffers[i].clone()).collect();
+                tail::interpret(&tail.model, &feeds, &self.pool)?
+            }
+        };
+        let results = self.sources.iter().map(|source| match source {
+            OutputSource::Graph(i) => self.buffers[*i].clone(),
+            OutputSource::Tail(i) => tail[*i].clone(),
+        });
+        let named = self.outputs.iter().map(|o| o.name.clone()).zip(results).collect();
+        // The buffers are shared with the caller now; the next run fills fresh ones.
+        self.buffers = self.engine.new_outputs();
+        Ok(named)
+    }
+
+    /// Runs the same model with another placement from now on.
+    ///
+    /// # Errors
+    /// When the placement is not legal or its plan cannot be prepared; the session then keeps its
+    /// old one.
+    pub fn set_placement(
+        &mut self,
+        placement: Placement,
+        source: impl Into<String>,
+    ) -> Result<(), SessionError> {
+        let plan = compile(&self.graph, &placement, &self.support, self.profile.as_ref())?;
+        self.engine =
+            Engine::new(plan, &self.graph, &self.kernels, &self.pool, self.accelerator.as_deref())?;
+        self.kernels.forget_unused();
+        self.placement = placement;
+        self.decision.source = source.into();
+        self.decision.guard = None;
+        Ok(())
+    }
+
+    /// Random inputs of the right types, by name.
+    pub fn random_inputs(&self, seed: u64) -> BTreeMap<String, Tensor> {
+        self.inputs
+            .iter()
+            .zip(seed..)
+            .filter_map(|(input, seed)| {
+                Some((input.name.clone(), random_tensor(input.ty.as_ref()?, seed)))
+            })
+            .collect()
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({}, {})", self.graph.name, self.decision.source)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,619 @@
+//! From model to session: specialise, optimise, analyse, measure, schedule, compile, prepare,
+//! guard.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use sparoa_kernels::pool::Pool;
+
+use super::{
+    Decision, GuardEntry, GuardOptions, GuardReport, MeasureOptions, Session, SessionError,
+    ValueInfo, choose, inputs::random_tensor, measure::Measurer,
+};
+use crate::{
+    analyze::analyze,
+    backend::{Accelerator, available_threads, cpu_info},
+    engine::{Engine, KernelCache},
+    ir::{Graph, Model, OutputSource, Shapes, passes, specialize},
+    onnx::{self, LoadOptions},
+    plan::{Hardware, Place, Placement, PlanFile, Support, compile, fingerprint},
+    profile::{CostCache, Profile, default_cache_dir, hash_text},
+    schedule::{Candidate, Objective, Pin, Policy, Problem, candidates, resolve_pins},
+    tensor::Tensor,
+};
+
+/// How far [`SessionBuilder::build`] has come. Stages that may take long count their steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Progress {
+    Loading,
+    Specializing,
+    Optimizing,
+    Analyzing,
+    /// Measuring operators and links.
+    Measuring {
+        done: usize,
+        total: usize,
+    },
+    Scheduling,
+    /// Packing weights, loading device programs: plans done of all plans.
+    Preparing {
+        done: usize,
+        total: usize,
+    },
+    /// Measuring `auto`'s finalists: runs done, of at most so many.
+    Guarding {
+        done: usize,
+        total: usize,
+    },
+}
+
+type Callback = Box<dyn FnMut(Progress) + Send>;
+
+enum Source {
+    Model(Arc<Model>),
+    Path(PathBuf, LoadOptions),
+}
+
+/// Builds a [`Session`].
+pub struct SessionBuilder {
+    source: Source,
+    shapes: Shapes,
+    threads: Option<usize>,
+    pool: Option<Arc<Pool>>,
+    policy: Policy,
+    objective: Objective,
+    pins: Vec<Pin>,
+    plan: Option<PlanFile>,
+    placement: Option<Placement>,
+    profile: Option<Profile>,
+    accelerator: Option<Arc<dyn Accelerator>>,
+    no_gpu_reason: String,
+    allow_fallback: bool,
+    always_profile: bool,
+    optimize: bool,
+    cache_dir: Option<PathBuf>,
+    measure: MeasureOptions,
+    guard: GuardOptions,
+    progress: Option<Callback>,
+}
+
+impl SessionBuilder {
+    /// For a model in memory.
+    pub fn new(model: impl Into<Arc<Model>>) -> SessionBuilder {
+        SessionBuilder::from_source(Source::Model(model.into()))
+    }
+
+    /// For an ONNX file.
+    pub fn from_path(path: impl Into<PathBuf>) -> SessionBuilder {
+        SessionBuilder::from_source(Source::Path(path.into(), LoadOptions::default()))
+    }
+
+    /// For an ONNX file, with limits of one's own.
+    pub fn from_path_with(path: impl Into<PathBuf>, options: LoadOptions) -> SessionBuilder {
+        SessionBuilder::from_source(Source::Path(path.into(), options))
+    }
+
+    fn from_source(source: Source) -> SessionBuilder {
+        SessionBuilder {
+            source,
+            shapes: Shapes::new(),
+            threads: None,
+            pool: None,
+            policy: Policy::Auto,
+            objective: Objective::Latency,
+            pins: Vec::new(),
+            plan: None,
+            placement: None,
+            profile: None,
+            accelerator: None,
+            no_gpu_reason: "none was given".to_owned(),
+            allow_fallback: false,
+            always_profile: false,
+            optimize: true,
+            cache_dir: None,
+            measure: MeasureOptions::default(),
+            guard: GuardOptions::default(),
+            progress: None,
+        }
+    }
+
+    /// The shape of an input.
+    #[must_use]
+    pub fn shape(mut self, input: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        self.shapes.insert(input.into(), shape.into());
+        self
+    }
+
+    /// Shapes of inputs by name.
+    #[must_use]
+    pub fn shapes(mut self, shapes: Shapes) -> Self {
+        self.shapes.extend(shapes);
+        self
+    }
+
+    /// CPU threads, the caller's included; by default all that the process may use.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads.max(1));
+        self
+    }
+
+    /// A pool shared with others, instead of one of its own.
+    #[must_use]
+    pub fn pool(mut self, pool: Arc<Pool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// How to place operators; `auto` by default.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// What to minimise; latency by default.
+    #[must_use]
+    pub fn objective(mut self, objective: Objective) -> Self {
+        self.objective = objective;
+        self
+    }
+
+    /// Fixes places; later pins win.
+    #[must_use]
+    pub fn pins(mut self, pins: impl IntoIterator<Item = Pin>) -> Self {
+        self.pins.extend(pins);
+        self
+    }
+
+    /// A plan file instead of a policy.
+    #[must_use]
+    pub fn plan(mut self, plan: PlanFile) -> Self {
+        self.plan = Some(plan);
+        self
+    }
+
+    /// A placement instead of a policy.
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
+        self
+    }
+
+    /// Costs instead of measurements; of the graph after the passes.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = Some(profile);
+        self
+    }
+
+    /// The GPU.
+    #[must_use]
+    pub fn accelerator(mut self, accelerator: Arc<dyn Accelerator>) -> Self {
+        self.accelerator = Some(accelerator);
+        self
+    }
+
+    /// Why there is no GPU, for the error that a policy which needs one gives.
+    #[must_use]
+    pub fn no_gpu_reason(mut self, reason: impl Into<String>) -> Self {
+        self.no_gpu_reason = reason.into();
+        self
+    }
+
+    /// Whether a policy that needs a GPU may go without.
+    #[must_use]
+    pub fn allow_fallback(mut self, allow: bool) -> Self {
+        self.allow_fallback = allow;
+        self
+    }
+
+    /// Measure costs even if the policy does not need them, for reports.
+    #[must_use]
+    pub fn always_profile(mut self, always: bool) -> Self {
+        self.always_profile = always;
+        self
+    }
+
+    /// Whether the graph passes run; true by default.
+    #[must_use]
+    pub fn optimize(mut self, optimize: bool) -> Self {
+        self.optimize = optimize;
+        self
+    }
+
+    /// Where measurements are kept; [`default_cache_dir`] by default.
+    #[must_use]
+    pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(dir.into());
+        self
+    }
+
+    /// Limits of measuring.
+    #[must_use]
+    pub fn measure_options(mut self, options: MeasureOptions) -> Self {
+        self.measure = options;
+        self
+    }
+
+    /// Limits of `auto`'s confirmation.
+    #[must_use]
+    pub fn guard_options(mut self, options: GuardOptions) -> Self {
+        self.guard = options;
+        self
+    }
+
+    /// Is told how far `build` has come.
+    #[must_use]
+    pub fn on_progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Self {
+        self.progress = Some(Box::new(callback));
+        self
+    }
+
+    fn tell(&mut self, progress: Progress) {
+        if let Some(callback) = &mut self.progress {
+            callback(progress);
+        }
+    }
+
+    /// Does all the work.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub fn build(mut self) -> Result<Session, SessionError> {
+        let model = match &self.source {
+            Source::Model(model) => model.clone(),
+            Source::Path(path, options) => {
+                let (path, options) = (path.clone(), options.clone());
+                self.tell(Progress::Loading);
+                Arc::new(onnx::load(&path, &options)?)
+            }
+        };
+        self.tell(Progress::Specializing);
+        let specialized = specialize(&model, &self.shapes)?;
+        let inputs = input_infos(&specialized.graph);
+        let outputs = output_infos(&model, &specialized.graph, &specialized.outputs);
+        self.tell(Progress::Optimizing);
+        let graph = match self.optimize {
+            true => passes::optimize(specialized.graph),
+            false => specialized.graph,
+        };
+        let graph = Arc::new(graph);
+        self.tell(Progress::Analyzing);
+        let analysis = analyze(&graph);
+
+        let pool = self
+            .pool
+            .take()
+            .unwrap_or_else(|| Arc::new(Pool::new(self.threads.unwrap_or_else(available_threads))));
+        let cpu = cpu_info(pool.threads());
+        let fallback = match (&self.accelerator, self.policy) {
+            (None, Policy::Gpu) if self.allow_fallback => Some(self.no_gpu_reason.clone()),
+            (None, Policy::Gpu) if self.plan.is_none() && self.placement.is_none() => {
+                let reason = self.no_gpu_reason.clone();
+                return Err(SessionError::NoGpu { policy: "gpu", reason });
+            }
+            _ => None,
+        };
+        let support = Support::of(&graph, self.accelerator.as_deref());
+        let pins = resolve_pins(&graph, &support, &self.pins)?;
+        let hardware = Hardware::of(&cpu, self.accelerator.as_ref().map(|a| a.info()));
+        let kernels = KernelCache::new();
+        let mut work = Work {
+            graph: &graph,
+            support: &support,
+            pool: &pool,
+            kernels: &kernels,
+            accelerator: self.accelerator.clone(),
+            pins: &pins,
+            machine: format!("sparoa {}; {hardware}", env!("CARGO_PKG_VERSION")),
+            cache_dir: self.cache_dir.clone().unwrap_or_else(default_cache_dir),
+            cache: None,
+        };
+
+        let mut choice = Choice::default();
+        if let Some(plan) = &self.plan {
+            choice.placement = plan.placement(&graph, &support, &hardware)?;
+            "plan file".clone_into(&mut choice.source);
+        } else if let Some(placement) = self.placement.take() {
+            choice.placement = placement;
+            "given placement".clone_into(&mut choice.source);
+        }
+        let given = !choice.source.is_empty();
+        if given {
+            for (place, pin) in choice.placement.places.iter_mut().zip(&pins) {
+                *place = pin.unwrap_or(*place);
+            }
+        }
+        // With one processor there is nothing to decide, and nothing to measure.
+        let decides = self.policy.needs_profile() && !given && self.accelerator.is_some();
+        let remembered = if decides && self.profile.is_none() && !self.always_profile {
+            work.verdict(&self)
+        } else {
+            None
+        };
+        let profile = match self.profile.take() {
+            Some(profile) => Some(profile),
+            // A verdict is stored after the measurements on which it rests: they are known too.
+            None if decides || self.always_profile => Some(work.profile(&mut self)?),
+            None => None,
+        };
+        let mut prepared = None;
+        if let Some(Verdict { placement, source, report }) = remembered {
+            choice = Choice { placement, source, guard: Some(report) };
+        } else if !given {
+            self.tell(Progress::Scheduling);
+            let empty = Profile::default();
+            let problem = Problem {
+                graph: &graph,
+                support: &support,
+                profile: profile.as_ref().unwrap_or(&empty),
+                pins: &pins,
+                objective: self.objective,
+            };
+            if decides && self.policy == Policy::Auto {
+                let (c, engine) = work.guarded(&mut self, &problem)?;
+                choice = c;
+                prepared = Some(engine);
+            } else {
+                let policy = if decides { self.policy } else { self.policy.without_costs() };
+                // Refuses an objective that cannot be judged, whatever the policy.
+                self.objective.judgeable(problem.profile)?;
+                choice.placement = policy.scheduler().place(&problem)?;
+                choice.source = policy.to_string();
+            }
+        }
+        let engine = match prepared {
+            Some(engine) => engine,
+            None => {
+                self.tell(Progress::Preparing { done: 0, total: 1 });
+                let engine = work.engine(&choice.placement, profile.as_ref())?;
+                self.tell(Progress::Preparing { done: 1, total: 1 });
+                engine
+            }
+        };
+        kernels.forget_unused();
+        let decision = Decision {
+            policy: self.policy,
+            source: choice.source,
+            objective: self.objective,
+            pins: self.pins,
+            guard: choice.guard,
+            fallback,
+        };
+        Ok(Session {
+            model,
+            shapes: self.shapes,
+            tail: specialized.tail,
+            sources: specialized.outputs,
+            inputs,
+            outputs,
+            buffers: engine.new_outputs(),
+            engine,
+            placement: choice.placement,
+            decision,
+            profile,
+            analysis,
+            support,
+            kernels,
+            pool,
+            accelerator: self.accelerator,
+            cpu,
+            graph,
+        })
+    }
+}
+
+/// What a policy or a user chose.
+#[derive(Default)]
+struct Choice {
+    placement: Placement,
+    source: String,
+    guard: Option<GuardReport>,
+}
+
+/// `auto`'s choice as the cache keeps it.
+#[derive(Serialize, Deserialize)]
+struct Verdict {
+    placement: Placement,
+    source: String,
+    report: GuardReport,
+}
+
+/// What the later stages share.
+struct Work<'a> {
+    graph: &'a Arc<Graph>,
+    support: &'a Support,
+    pool: &'a Arc<Pool>,
+    kernels: &'a KernelCache,
+    accelerator: Option<Arc<dyn Accelerator>>,
+    pins: &'a [Option<Place>],
+    /// The processors, as text: the cache's key.
+    machine: String,
+    cache_dir: PathBuf,
+    cache: Option<CostCache>,
+}
+
+impl Work<'_> {
+    fn cache(&mut self) -> &mut CostCache {
+        self.cache.get_or_insert_with(|| CostCache::load(&self.cache_dir, &self.machine))
+    }
+
+    /// Writes the cache; a failure costs the next start time, not this one its result.
+    fn store(&mut self) {
+        if let Some(cache) = &self.cache
+            && let Err(e) = cache.store(&self.cache_dir)
+        {
+            tracing::warn!("{e}");
+        }
+    }
+
+    fn engine(
+        &self,
+        placement: &Placement,
+        profile: Option<&Profile>,
+    ) -> Result<Engine, SessionError> {
+        let plan = compile(self.graph, placement, self.support, profile)?;
+        let accelerator = self.accelerator.as_deref();
+        Ok(Engine::new(plan, self.graph, self.kernels, self.pool, accelerator)?)
+    }
+
+    fn profile(&mut self, builder: &mut SessionBuilder) -> Result<Profile, SessionError> {
+        let accelerator = self.accelerator.clone();
+        let measurer = Measurer {
+            graph: self.graph,
+            support: self.support,
+            pool: self.pool,
+            kernels: self.kernels,
+            accelerator: accelerator.as_deref(),
+            options: builder.measure,
+        };
+        let cache = self.cache();
+        let before = cache.clone();
+        let profile = measurer.measure(cache, &mut |done, total| {
+            builder.tell(Progress::Measuring { done, total });
+        })?;
+        if *cache != before {
+            self.store();
+        }
+        Ok(profile)
+    }
+
+    /// What an earlier start decided on the same question.
+    fn verdict(&mut self, builder: &SessionBuilder) -> Option<Verdict> {
+        let key = self.question(builder);
+        let value = self.cache().verdicts.get(&key)?.clone();
+        let mut verdict: Verdict = serde_json::from_value(value).ok()?;
+        verdict.report.cached = true;
+        // The file may have been edited: only a placement that compiles counts.
+        compile(self.graph, &verdict.placement, self.support, None).ok()?;
+        Some(verdict)
+    }
+
+    /// Everything that `auto`'s choice depends on, besides the machine.
+    fn question(&self, builder: &SessionBuilder) -> String {
+        let text = format!(
+            "{} {} {} {:?} {:?}",
+            fingerprint(self.graph),
+            builder.policy,
+            builder.objective,
+            self.pins,
+            builder.guard,
+        );
+        format!("{:016x}", hash_text(&text))
+    }
+
+    /// `auto`: the best candidates by simulation, measured against each processor alone.
+    fn guarded(
+        &mut self,
+        builder: &mut SessionBuilder,
+        problem: &Problem<'_>,
+    ) -> Result<(Choice, Engine), SessionError> {
+        let all = candidates(problem)?;
+        let mut finalists: Vec<&Candidate> = Vec::new();
+        for name in ["cpu", "gpu"] {
+            finalists.extend(all.iter().find(|c| c.name == name));
+        }
+        let others = all.iter().filter(|c| c.name != "cpu" && c.name != "gpu");
+        finalists.extend(others.take(builder.guard.finalists));
+        if !problem.objective.is_time() {
+            // Without a meter the simulation's word stands.
+            finalists = all.iter().take(1).collect();
+        }
+        let total = finalists.len();
+        let mut engines = Vec::with_capacity(total);
+        let mut entries = Vec::with_capacity(total);
+        let mut kept: Vec<&Candidate> = Vec::with_capacity(total);
+        for (done, candidate) in finalists.into_iter().enumerate() {
+            builder.tell(Progress::Preparing { done, total });
+            match self.engine(&candidate.placement, Some(problem.profile)) {
+                Ok(engine) => engines.push(engine),
+                // The CPU alone must work; another that does not fit into memory is out.
+                Err(e) if candidate.name == "cpu" => return Err(e),
+                Err(e) => {
+                    tracing::warn!("candidate '{}' is out: {e}", candidate.name);
+                    continue;
+                }
+            }
+            entries.push(GuardEntry {
+                name: candidate.name.clone(),
+                predicted_ns: candidate.timeline.makespan_ns,
+                measured_ns: Vec::new(),
+            });
+            kept.push(candidate);
+        }
+        builder.tell(Progress::Preparing { done: total, total });
+        let software = self.accelerator.as_ref().is_some_and(|a| a.info().software);
+        let options = builder.guard;
+        let margin = if software { options.software_margin } else { options.margin };
+        let tensors: Vec<Tensor> = self
+            .graph
+            .inputs
+            .iter()
+            .zip(1..)
+            .map(|(&id, seed)| random_tensor(&self.graph.value(id).ty, seed))
+            .collect();
+        let tensors: Vec<&Tensor> = tensors.iter().collect();
+        let mut outputs: Vec<Tensor> = engines.first().map(Engine::new_outputs).unwrap_or_default();
+        let runs = entries.len() * (options.rounds + 1);
+        let mut done = 0;
+        let report = choose(entries, &options, margin, |i| -> Result<u64, SessionError> {
+            builder.tell(Progress::Guarding { done, total: runs });
+            done += 1;
+            let start = Instant::now();
+            engines[i].run(&tensors, &mut outputs)?;
+            Ok(nanoseconds(start.elapsed()))
+        })?;
+        builder.tell(Progress::Guarding { done: runs, total: runs });
+        let winner = kept[report.chosen];
+        let choice = Choice {
+            placement: winner.placement.clone(),
+            source: format!("auto: {}", winner.name),
+            guard: Some(report.clone()),
+        };
+        let verdict =
+            Verdict { placement: choice.placement.clone(), source: choice.source.clone(), report };
+        let key = self.question(builder);
+        if let (Ok(value), Some(chosen)) =
+            (serde_json::to_value(&verdict), verdict.report.entries.get(verdict.report.chosen))
+            && !chosen.measured_ns.is_empty()
+        {
+            self.cache().verdicts.insert(key, value);
+            self.store();
+        }
+        let chosen = verdict.report.chosen;
+        Ok((choice, engines.swap_remove(chosen)))
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn input_infos(graph: &Graph) -> Vec<ValueInfo> {
+    let info = |id: &crate::ir::ValueId| {
+        let value = graph.value(*id);
+        ValueInfo { name: value.name.clone(), ty: Some(value.ty.clone()) }
+    };
+    graph.inputs.iter().map(info).collect()
+}
+
+fn output_infos(model: &Model, graph: &Graph, sources: &[OutputSource]) -> Vec<ValueInfo> {
+    model
+        .outputs
+        .iter()
+        .zip(sources)
+        .map(|(id, source)| ValueInfo {
+            name: model.values[id.index()].clone(),
+            ty: match source {
+                OutputSource::Graph(i) => Some(graph.value(graph.outputs[*i]).ty.clone()),
+                OutputSource::Tail(_) => None,
+            },
+        })
+        .collect()
+}
