@@ -156,7 +156,7 @@ pub struct PlanArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// cpu, gpu, greedy, heft, dp, hybrid or auto.
+    /// cpu, gpu, greedy, heft, dp, split or auto.
     #[arg(long, default_value = "auto")]
     pub policy: String,
     /// Write the plan: edit it, then pass it to `run --plan`.
@@ -184,7 +184,7 @@ pub struct RunArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// cpu, gpu, greedy, heft, dp, hybrid or auto [default: cpu, without measuring anything].
+    /// cpu, gpu, greedy, heft, dp, split or auto [default: cpu, without measuring anything].
     #[arg(long, conflicts_with = "plan")]
     pub policy: Option<String>,
     /// Run this plan file.
@@ -217,7 +217,7 @@ pub struct BenchArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// Policies to compare, measured interleaved [default: cpu,gpu,hybrid,auto; only cpu where
+    /// Policies to compare, measured interleaved [default: cpu,gpu,split,auto; only cpu where
     /// there is no GPU].
     #[arg(long, value_delimiter = ',')]
     pub policy: Vec<String>,

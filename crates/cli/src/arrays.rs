@@ -30,7 +30,11 @@ pub fn read_npz(path: &Path, name: &str) -> CliResult<Tensor> {
     let file = File::open(path).map_err(|e| fail(e.to_string()))?;
     let mut archive =
         zip::ZipArchive::new(BufReader::new(file)).map_err(|e| fail(format!("no npz file: {e}")))?;
-    let members: Vec<String> = archive.file_names().map(str::to_owned).collect();
+    let members = archive
+        .file_names()
+        .map(|name| name.map(|n| n.into_owned()))
+        .collect::<Result<Vec<String>, _>>()
+        .map_err(|e| fail(e.to_string()))?;
     let wanted = format!("{name}.npy");
     let member = if members.contains(&wanted) {
         wanted
@@ -92,7 +96,7 @@ fn write<T: Element + npyz::AutoSerialize>(
     let shape: Vec<u64> = tensor.shape().iter().map(|&d| d as u64).collect();
     let mut writer =
         npyz::WriteOptions::<T>::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
-    writer.extend(tensor.as_slice::<T>().expect("called with the tensor's own type").iter())?;
+    writer.extend(tensor.as_slice::<T>().expect("called with the tensor's own type").iter().copied())?;
     writer.finish()
 }
 

@@ -12,6 +12,7 @@ use crate::{WgpuOptions, fault::ready};
 const WANTED: Features = Features::TIMESTAMP_QUERY
     .union(Features::SHADER_F16)
     .union(Features::PIPELINE_CACHE)
+    .union(Features::SUBGROUP)
     .union(Features::MAPPABLE_PRIMARY_BUFFERS);
 
 /// An opened adapter.
@@ -112,6 +113,9 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
     let (device, queue) = ready(request)
         .ok_or_else(|| unavailable(&info.name, "the driver did not answer"))?
         .map_err(|e| unavailable(&info.name, &e.to_string()))?;
+    let raw = adapter.get_info();
+    let fixed =
+        features.contains(Features::SUBGROUP) && raw.subgroup_min_size == raw.subgroup_max_size;
     let caps = GpuCaps {
         f16: options.f16 && features.contains(Features::SHADER_F16),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
@@ -121,8 +125,9 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
         max_grid: limits.max_compute_workgroups_per_dimension,
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         software: info.software,
+        subgroup: if fixed { raw.subgroup_max_size } else { 0 },
+        aligned: true,
     };
-    let raw = adapter.get_info();
     let key = format!("{:?}-{:x}-{:x}-{}", raw.backend, raw.vendor, raw.device, info.driver);
     Ok(Opened { device, queue, info, caps, features, limits, key })
 }

@@ -124,8 +124,7 @@ pub(crate) fn check(
         for &binding in &dispatch.bindings {
             let (bytes, dtype) = match binding {
                 Binding::Input(i) => {
-                    let operand =
-                        operands.get(i).ok_or_else(|| format!("input {i} is missing"))?;
+                    let operand = operands.get(i).ok_or_else(|| format!("input {i} is missing"))?;
                     (operand.ty.bytes(), Some(operand.ty.dtype))
                 }
                 Binding::Output(i) => {

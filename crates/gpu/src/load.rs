@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 
 use sparoa_core::{
     backend::{Arg, BackendError, ProgramSpec, TaskSpec, View},
-    ops::{Binding, Dispatch, GpuConstant, Operand, Operands},
+    ops::{Binding, Dispatch, GpuCaps, GpuConstant, Operand, Operands},
 };
 
 use crate::{
@@ -33,10 +33,7 @@ enum Bound {
     Temp(usize),
 }
 
-pub(crate) fn load(
-    shared: &Arc<Shared>,
-    spec: ProgramSpec,
-) -> Result<WgpuProgram, BackendError> {
+pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<WgpuProgram, BackendError> {
     shared.residency.sweep();
     let result = shared.fault.scoped(&shared.device, "loading the program", || build(shared, spec));
     match &result {
@@ -86,9 +83,11 @@ fn build(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<WgpuProgram, Backend
         let first = steps.len();
         for pending in pending {
             let name = task.name.clone();
-            steps.push(shared.fault.scoped(device, &name, || {
-                Ok(step(shared, &pending, &slots, &temps, &uniforms))
-            })?);
+            steps.push(
+                shared.fault.scoped(device, &name, || {
+                    Ok(step(shared, &pending, &slots, &temps, &uniforms))
+                })?,
+            );
             for bound in pending.buffers {
                 if let Bound::Resident(resident) = bound
                     && !weights.iter().any(|w| Arc::ptr_eq(w, &resident))
@@ -154,7 +153,8 @@ fn check_ranges(spec: &ProgramSpec) -> Result<(), BackendError> {
             return defect("copy", format!("{view:?} is not in its slot, or not whole elements"));
         }
     }
-    if let Some(range) = spec.segments.iter().find(|r| r.end > spec.tasks.len() || r.start > r.end) {
+    if let Some(range) = spec.segments.iter().find(|r| r.end > spec.tasks.len() || r.start > r.end)
+    {
         return defect("segment", format!("{range:?} is not a range of tasks"));
     }
     Ok(())
@@ -180,10 +180,19 @@ fn prepare(
         .collect();
     let outputs: Vec<_> = task.outputs.iter().map(|(_, ty)| ty.clone()).collect();
     let operands = Operands { inputs: &inputs, outputs: &outputs };
-    let kernel = task.op.gpu(&operands, &shared.caps).ok_or_else(|| {
+    let aligned = |view: &View| window(shared, view).1.is_multiple_of(16);
+    let caps = GpuCaps {
+        aligned: task.outputs.iter().all(|(view, _)| aligned(view))
+            && task.inputs.iter().flatten().all(|arg| match arg {
+                Arg::Slot(view, _) => aligned(view),
+                Arg::Constant(_) => true,
+            }),
+        ..shared.caps.clone()
+    };
+    let kernel = task.op.gpu(&operands, &caps).ok_or_else(|| {
         refuse(format!("{} has no GPU kernel for these types", task.op.op_type()))
     })?;
-    check(&kernel, &operands, &shared.caps).map_err(refuse)?;
+    check(&kernel, &operands, &caps).map_err(refuse)?;
     for (i, &bytes) in kernel.temps.iter().enumerate() {
         match temps.get_mut(i) {
             Some(size) => *size = bytes.max(*size),
@@ -274,7 +283,7 @@ fn step(
     let pipeline = shared.pipelines.get(&pending.dispatch);
     let bind_group = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(pending.dispatch.label),
-        layout: &shared.pipelines.layout(buffers.len()),
+        layout: &shared.pipelines.layout(&pending.dispatch),
         entries: &entries,
     });
     Step { pipeline, bind_group, grid: pending.dispatch.grid }

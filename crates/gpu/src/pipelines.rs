@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sparoa_core::ops::Dispatch;
+use sparoa_core::ops::{Binding, Dispatch};
 
 /// First bytes of a cache file; the number is the format's.
 const MAGIC: &[u8; 16] = b"sparoa-pipeline1";
@@ -21,7 +21,7 @@ const MAX_CACHE_BYTES: u64 = 256 << 20;
 pub(crate) struct Pipelines {
     device: wgpu::Device,
     compiled: Mutex<HashMap<Key, wgpu::ComputePipeline>>,
-    layouts: Mutex<HashMap<usize, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>>,
+    layouts: Mutex<HashMap<Vec<bool>, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>>,
     cache: Option<wgpu::PipelineCache>,
     file: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ pub(crate) struct Pipelines {
 struct Key {
     source: String,
     overrides: Vec<(&'static str, u64)>,
-    bindings: usize,
+    read_only: Vec<bool>,
 }
 
 impl Pipelines {
@@ -66,14 +66,15 @@ impl Pipelines {
         }
     }
 
-    /// The layout of group 0 for a dispatch with this many buffers.
-    pub(crate) fn layout(&self, bindings: usize) -> wgpu::BindGroupLayout {
-        self.layouts(bindings).0
+    /// The layout of group 0 for a dispatch.
+    pub(crate) fn layout(&self, dispatch: &Dispatch) -> wgpu::BindGroupLayout {
+        self.layouts(&read_only(dispatch)).0
     }
 
-    fn layouts(&self, bindings: usize) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+    /// Layouts for buffers of which these are only read.
+    fn layouts(&self, read_only: &[bool]) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
         let mut layouts = self.layouts.lock();
-        let entry = layouts.entry(bindings).or_insert_with(|| {
+        let entry = layouts.entry(read_only.to_vec()).or_insert_with(|| {
             let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
@@ -84,9 +85,11 @@ impl Pipelines {
                 },
                 count: None,
             };
-            let storage = wgpu::BufferBindingType::Storage { read_only: false };
+            let storages = (1..)
+                .zip(read_only)
+                .map(|(i, &read_only)| buffer(i, wgpu::BufferBindingType::Storage { read_only }));
             let entries: Vec<_> = std::iter::once(buffer(0, wgpu::BufferBindingType::Uniform))
-                .chain((1..=bindings as u32).map(|i| buffer(i, storage)))
+                .chain(storages)
                 .collect();
             let group = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: None,
@@ -108,7 +111,7 @@ impl Pipelines {
         let key = Key {
             source: dispatch.source.to_string(),
             overrides: dispatch.overrides.iter().map(|&(n, v)| (n, v.to_bits())).collect(),
-            bindings: dispatch.bindings.len(),
+            read_only: read_only(dispatch),
         };
         if let Some(pipeline) = self.compiled.lock().get(&key) {
             return pipeline.clone();
@@ -129,7 +132,7 @@ impl Pipelines {
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(dispatch.label),
-            layout: Some(&self.layouts(key.bindings).1),
+            layout: Some(&self.layouts(&key.read_only).1),
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions {
@@ -155,6 +158,10 @@ impl Pipelines {
             tracing::warn!(file = %file.display(), %error, "pipeline cache was not written");
         }
     }
+}
+
+fn read_only(dispatch: &Dispatch) -> Vec<bool> {
+    dispatch.bindings.iter().map(|b| matches!(b, Binding::Constant(_))).collect()
 }
 
 fn file_name(adapter_key: &str) -> String {

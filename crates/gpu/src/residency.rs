@@ -112,8 +112,12 @@ pub(crate) fn padded(bytes: usize) -> usize {
 /// Two independent 64-bit multiply-rotate hashes, four lanes wide so that they run at memory
 /// speed.
 fn fingerprint(bytes: &[u8]) -> [u64; 2] {
-    const SEEDS: [u64; 4] =
-        [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x27d4_eb2f_1656_67c5];
+    const SEEDS: [u64; 4] = [
+        0x9e37_79b9_7f4a_7c15,
+        0xc2b2_ae3d_27d4_eb4f,
+        0x1656_67b1_9e37_79f9,
+        0x27d4_eb2f_1656_67c5,
+    ];
     let word = |chunk: &[u8]| {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);

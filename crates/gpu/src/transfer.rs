@@ -497,9 +497,9 @@ pub(crate) fn direct_is_faster(shared: &Shared) -> bool {
         }
         Ok(best)
     };
-    let measured = shared.fault.scoped(&shared.device, "measuring copies", || {
-        Ok((best_ns(false)?, best_ns(true)?))
-    });
+    let measured = shared
+        .fault
+        .scoped(&shared.device, "measuring copies", || Ok((best_ns(false)?, best_ns(true)?)));
     match measured {
         Ok((staged_ns, direct_ns)) => {
             tracing::debug!(staged_ns, direct_ns, "round trip of 1 MiB");
@@ -538,7 +538,10 @@ mod tests {
     fn direct_copies_only_where_nothing_else_can_be_using_the_slot() {
         let spec = ProgramSpec {
             // Slot 1 is a split value: one half computed here, the other uploaded.
-            tasks: vec![task(&[view(0, 0, 64)], view(1, 0, 32)), task(&[view(1, 0, 64)], view(2, 0, 64))],
+            tasks: vec![
+                task(&[view(0, 0, 64)], view(1, 0, 32)),
+                task(&[view(1, 0, 64)], view(2, 0, 64)),
+            ],
             segments: vec![0..1, 1..2],
             slots: vec![64, 64, 64],
             uploads: vec![view(0, 0, 64), view(1, 32, 32)],

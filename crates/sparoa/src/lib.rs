@@ -1,1 +1,42 @@
 //! SparOA: hybrid CPU+GPU inference of ONNX models.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use sparoa::{Policy, SessionBuilder, Tensor, WgpuBackend, WgpuOptions};
+//!
+//! let mut builder = SessionBuilder::from_path("model.onnx").policy(Policy::Auto);
+//! if let Ok(gpu) = WgpuBackend::new(&WgpuOptions::from_env()) {
+//!     builder = builder.accelerator(Arc::new(gpu));
+//! }
+//! let mut session = builder.build()?;
+//! let image = Tensor::from_slice([1, 3, 224, 224], &vec![0f32; 3 * 224 * 224]);
+//! for (name, output) in session.run(&[("input", image)])? {
+//!     println!("{name}: {}", output.ty());
+//! }
+//! # Ok::<(), sparoa::SessionError>(())
+//! ```
+//!
+//! A [`Session`] is a model made ready for this machine: imported, optimised, measured, placed and
+//! planned. Its stages are plain values that can be looked at ([`Graph`], [`Analysis`],
+//! [`Profile`], [`Placement`], [`Plan`]).
+
+pub use half::f16;
+pub use sparoa_core::{
+    analyze::{Analysis, NodeAnalysis, record_activation_sparsity},
+    backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
+    engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
+    ir::{Dim, Graph, Model},
+    onnx,
+    plan::{Place, Placement, Plan, PlanFile, dot},
+    predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
+    profile::{Link, Profile, default_cache_dir},
+    schedule::{Objective, Pin, Policy, Timeline},
+    session::{
+        Decision, GuardReport, Progress, Session, SessionBuilder, SessionError, Tolerance,
+        ValueInfo, Verification, random_placement, random_tensor, reference,
+    },
+    tensor::{DType, Element, Tensor, TensorType},
+    zoo,
+};
+pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
+pub use sparoa_kernels::{isa, pool::Pool};

@@ -134,9 +134,9 @@ fn crates_point_left() {
         let manifest = workspace().join("crates").join(folder).join("Cargo.toml");
         let text = fs::read_to_string(&manifest).expect("manifest");
         for later in &packages[i + 1..] {
-            let named = text.lines().any(|l| {
-                l.split(['.', ' ', '=']).next().is_some_and(|name| name == *later)
-            });
+            let named = text
+                .lines()
+                .any(|l| l.split(['.', ' ', '=']).next().is_some_and(|name| name == *later));
             assert!(!named, "{folder} depends on the later crate {later}");
         }
     }

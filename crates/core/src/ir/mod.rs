@@ -2,13 +2,17 @@
 
 mod graph;
 mod ids;
+mod interpret;
 mod model;
+mod prepared;
 mod specialize;
 pub mod passes;
 
 pub use graph::{Graph, GraphError, Node, Value};
 pub use ids::{NodeId, ValueId};
+pub use interpret::{InterpretError, interpret};
 pub use model::{Dim, InputSpec, Model, ModelBuilder, ModelNode, ModelValueId};
+pub use prepared::Prepared;
 pub use specialize::{
     Expansion, OutputSource, Shapes, SpecializeError, Specialized, Tail, specialize,
 };

@@ -117,6 +117,14 @@ pub enum SpecializeError {
     },
 }
 
+impl SpecializeError {
+    /// Whether the shapes asked for are at fault, not the model.
+    pub fn is_usage(&self) -> bool {
+        use SpecializeError::{ShapeMismatch, ShapeNeeded, UnknownInput};
+        matches!(self, UnknownInput { .. } | ShapeNeeded { .. } | ShapeMismatch { .. })
+    }
+}
+
 /// `1x3x224x224`.
 fn dims_text(dims: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     let parts: Vec<String> = dims.into_iter().map(|d| d.to_string()).collect();

@@ -6,8 +6,8 @@ use std::{ops::Range, sync::Arc};
 use sparoa_kernels::attention::{AttentionBias, AttentionShape, Strides, attention, scratch_len};
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, Part, PartInput, Scratch, axes, floats, kernel_with,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Scratch, axes, floats, gpu, kernel_with,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -212,6 +212,24 @@ impl Attention {
     }
 }
 
+impl Attention {
+    /// Strides of q, k, v and the output.
+    fn strides(&self, s: &AttentionShape) -> [Strides; 4] {
+        let out = self.out_layout.strides(s.heads, s.q_len, s.v_dim);
+        if self.packed {
+            let row = 3 * s.heads * s.head_dim;
+            let packed = Strides { batch: s.q_len * row, head: s.head_dim, row };
+            return [packed, packed, packed, out];
+        }
+        [
+            self.q_layout.strides(s.heads, s.q_len, s.head_dim),
+            self.k_layout.strides(s.heads, s.kv_len, s.head_dim),
+            self.v_layout.strides(s.heads, s.kv_len, s.v_dim),
+            out,
+        ]
+    }
+}
+
 impl Op for Attention {
     fn op_type(&self) -> &'static str {
         "Attention"
@@ -239,18 +257,8 @@ impl Op for Attention {
         }
         let s = self.shape(x.inputs)?;
         let dims = self.bias_dims(x.inputs, &s)?;
-        let packed_row = 3 * s.heads * s.head_dim;
-        let in_packed = Strides { batch: s.q_len * packed_row, head: s.head_dim, row: packed_row };
-        let strides = if self.packed {
-            [in_packed; 3]
-        } else {
-            [
-                self.q_layout.strides(s.heads, s.q_len, s.head_dim),
-                self.k_layout.strides(s.heads, s.kv_len, s.head_dim),
-                self.v_layout.strides(s.heads, s.kv_len, s.v_dim),
-            ]
-        };
-        let out_strides = self.out_layout.strides(s.heads, s.q_len, s.v_dim);
+        let [q_strides, k_strides, v_strides, out_strides] = self.strides(&s);
+        let strides = [q_strides, k_strides, v_strides];
         let Attention { packed, scale, causal, .. } = *self;
         let scratch = move |threads| Scratch::bytes::<f32>(scratch_len(&s, threads));
         Ok(kernel_with(0, scratch, move |io, pool| {
@@ -279,6 +287,13 @@ impl Op for Attention {
             }
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let s = self.shape(x.inputs).ok()?;
+        let bias = self.bias_dims(x.inputs, &s).ok()?;
+        let place = gpu::Placement { strides: self.strides(&s), packed: self.packed, bias };
+        gpu::attention(&s, &place, self.scale, self.causal, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

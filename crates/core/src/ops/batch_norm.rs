@@ -4,10 +4,10 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, Part, PartInput, Scratch, axes,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Scratch, axes,
     conv::{layout, layout_attribute, same_dtype},
-    floats, kernel, kernel_with,
+    floats, gpu, kernel, kernel_with,
     window::Layout,
 };
 use crate::tensor::{DType, Tensor, TensorType};
@@ -181,6 +181,10 @@ impl Op for BatchNorm {
             }
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::batch_norm(self, self.sizes(x.input(0).shape()), x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

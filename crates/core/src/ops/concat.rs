@@ -3,8 +3,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands, Part,
-    PartInput, Permuted, axes, floats, integers, kernel, runs,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
+    Operand, Operands, Part, PartInput, Permuted, axes, floats, gpu, integers, kernel, runs,
 };
 use crate::tensor::TensorType;
 
@@ -128,19 +128,22 @@ impl Op for Concat {
             let out = &mut io.outputs[0].bytes;
             let part = runs::part_bytes(out.len(), row, pool);
             pool.run_parts(out, part, &|i, out| {
-                let mut index = i * part / row.max(1);
-                for out in out.chunks_exact_mut(row) {
+                let rows_before = i * part / row;
+                for (index, out) in (rows_before..).zip(out.chunks_exact_mut(row)) {
                     let mut rest = out;
                     for (x, &bytes) in inputs.iter().flatten().zip(&rows) {
                         let (target, after) = rest.split_at_mut(bytes);
                         target.copy_from_slice(&x.bytes[index * bytes..][..bytes]);
                         rest = after;
                     }
-                    index += 1;
                 }
             });
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::concat(x, caps, axes::axis(self.axis, x.output(0).rank()).ok()?)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
@@ -259,6 +262,10 @@ impl Op for Split {
             }
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::split(x, caps, axes::axis(self.axis, x.input(0).ty.rank()).ok()?)
     }
 
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {

@@ -13,10 +13,10 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelIo, Op, OpError, OpSpec,
-    Operand, Operands, Part, PartInput, Scratch,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelIo, Op,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     epilogue::{self, RESIDUAL_INPUT},
-    floats,
+    floats, gpu,
 };
 pub use super::{
     epilogue::ResidualKind,
@@ -277,6 +277,10 @@ impl Op for Conv {
             op: self.clone(),
             has_residual: x.get(RESIDUAL_INPUT).is_some(),
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::conv(self, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

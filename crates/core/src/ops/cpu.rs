@@ -123,6 +123,9 @@ where
     Box::new(Prepared { weight_bytes, scratch_bytes, run })
 }
 
+/// More bytes than a tensor can have: sizes may come from a hostile file.
+const MAX_BYTES: usize = isize::MAX as usize / 2;
+
 /// Runs an operator once on tensors: type inference, kernel preparation, execution. For constant
 /// folding, the reference and data-dependent graphs; every input value is available to `infer`.
 /// An operator whose kernel lacks f16 computes in f32, as whole graphs do after the passes.
@@ -134,11 +137,17 @@ pub fn evaluate(
     inputs: &[Option<&Tensor>],
     pool: &Pool,
 ) -> Result<Vec<Tensor>, OpError> {
+    if let Some(outputs) = op.compute(inputs, pool) {
+        return outputs;
+    }
     let operands: Vec<Option<Operand>> = inputs
         .iter()
         .map(|t| t.map(|t| Operand::constant(std::sync::Arc::new(t.clone()))))
         .collect();
     let types = op.infer(&operands)?;
+    if let Some(ty) = types.iter().find(|ty| ty.checked_bytes().is_none_or(|b| b > MAX_BYTES)) {
+        return Err(OpError::Value(format!("output of {ty} is too large")));
+    }
     let half = inputs.iter().flatten().any(|t| t.dtype() == DType::F16);
     let kernel = match op.cpu(&Operands { inputs: &operands, outputs: &types }) {
         Err(OpError::Unsupported(_)) if half => return evaluate_wide(op, inputs, &types, pool),

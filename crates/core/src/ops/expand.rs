@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands, axes, floats, integers,
-    kernel, runs::Strided,
+    CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec, Operand, Operands,
+    axes, floats, gpu, integers, kernel, runs::Strided,
 };
 use crate::{ir::Expansion, tensor::TensorType};
 
@@ -70,6 +70,10 @@ impl Op for Expand {
             })
             .collect();
         Ok(strided(Strided::new(&output.shape, &strides, 0, input.dtype.size())))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::expand(x, caps)
     }
 
     fn expand(&self, inputs: &[Option<Operand>]) -> Option<Expansion> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use sparoa_kernels::pool::Pool;
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, KernelIo, Op, OpError, OpSpec, Operand,
-    Operands, axes, floats, integers, kernel, runs,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelIo, Op, OpError,
+    OpSpec, Operand, Operands, axes, floats, gpu, integers, kernel, runs,
 };
 use crate::tensor::{DType, Tensor, TensorRef, TensorType};
 
@@ -126,6 +126,10 @@ impl Op for Gather {
             });
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::gather(x, caps, axes::axis(self.axis, x.input(0).ty.rank()).ok()?)
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

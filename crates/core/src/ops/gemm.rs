@@ -8,10 +8,10 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, Part, PartInput, Scratch, axes,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Scratch, axes,
     conv::{ResidualKind, check_bias, check_residual, same_dtype, swap},
-    epilogue, floats, kernel_with,
+    epilogue, floats, gpu, kernel_with,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -201,6 +201,10 @@ impl Op for Gemm {
         }))
     }
 
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::gemm(self, x, caps)
+    }
+
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
         (!self.trans_a && x.output(0).shape[0] > 1).then_some(0)
     }
@@ -365,6 +369,10 @@ impl Op for Linear {
             }
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::linear(self, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

@@ -10,10 +10,10 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands, Part,
-    PartInput, Scratch, axes,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
+    Operand, Operands, Part, PartInput, Scratch, axes,
     conv::same_dtype,
-    floats, kernel, kernel_with,
+    floats, gpu, kernel, kernel_with,
     number::{Number, for_dtype},
     sample,
 };
@@ -306,6 +306,10 @@ impl Op for MatMul {
         Ok(for_dtype!(x.output(0).dtype, T in [F32, F64, I32, I64, U32, U64] => {
             plain::<T>(self, shape, ranks.0, ranks.1)
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::matmul(self, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

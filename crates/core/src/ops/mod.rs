@@ -133,6 +133,17 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         None
     }
 
+    /// The outputs of one evaluation, for operators whose output types only running tells (loops,
+    /// `NonZero`): [`evaluate`] asks this first. `None`: infer the types, then run the kernel.
+    fn compute(
+        &self,
+        inputs: &[Option<&crate::tensor::Tensor>],
+        pool: &sparoa_kernels::Pool,
+    ) -> Option<Result<Vec<crate::tensor::Tensor>, OpError>> {
+        let _ = (inputs, pool);
+        None
+    }
+
     /// False for operators that must not be folded (random generators).
     fn is_pure(&self) -> bool {
         true

@@ -10,10 +10,10 @@ use sparoa_kernels::pooling::{Nhwc, Pool2dParams, avg_pool2d, max_pool2d};
 pub use global::GlobalPooling;
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, Part, PartInput,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput,
     conv::{layout, layout_attribute},
-    floats, kernel, sample,
+    floats, gpu, kernel, sample,
     window::{Flat, Geometry, Layout, Window},
 };
 use crate::tensor::{DType, TensorType};
@@ -196,6 +196,10 @@ impl Op for Pooling {
             Some(flat) if planar => Ok(self.planar(&flat, shape[0], channels)),
             _ => windows::kernel(self, g, channels, x),
         }
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::pool(self, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

@@ -8,8 +8,9 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, Part, PartInput, Permuted, Scratch, axes, floats, integers, kernel_with,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Permuted, Scratch, axes, floats, gpu, integers,
+    kernel_with,
     number::{Number, for_dtype},
     sample,
 };
@@ -224,6 +225,14 @@ impl Op for Reduce {
         Ok(for_dtype!(dtype, T in [F32, F64, I32, I64, U32, U64, I8, U8] => {
             generic::<T>(kind, plan)
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let plan = Plan::new(x.input(0).shape(), &self.resolve(x.inputs).ok()?);
+        match plan.gather {
+            Some(_) => None,
+            None => gpu::reduce(self.kind, [plan.outer, plan.len, plan.inner], x, caps),
+        }
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands,
-    Permuted, axes, floats, integers, kernel, runs::Strided,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
+    Operand, Operands, Permuted, axes, floats, gpu, integers, kernel, runs::Strided,
 };
 use crate::tensor::TensorType;
 
@@ -166,6 +166,15 @@ impl Op for Slice {
             copy.run(io.input(0).bytes, io.outputs[0].bytes, pool);
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let strides = axes::strides(x.input(0).shape());
+        let spans = self.spans(x.inputs).ok()?;
+        let offset: usize = spans.iter().zip(&strides).map(|(s, &stride)| s.start * stride).sum();
+        let steps =
+            spans.iter().zip(&strides).map(|(s, &stride)| s.step * stride as isize).collect();
+        gpu::slice(x, caps, steps, isize::try_from(offset).ok()?)
     }
 
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {

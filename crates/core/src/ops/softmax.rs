@@ -5,8 +5,8 @@ use std::{ops::Range, sync::Arc};
 use sparoa_kernels::softmax::{log_softmax, softmax};
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, Part, PartInput, Permuted, axes, floats, kernel,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Permuted, axes, floats, gpu, kernel,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -158,6 +158,10 @@ impl Op for Softmax {
             })),
             other => Err(OpError::dtype(other, &[DType::F32, DType::F64])),
         }
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::softmax(self, self.sizes(x.input(0).shape()).ok()?, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 use sparoa_kernels::permute::permute;
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands, Part,
-    PartInput, Permuted, axes, floats, kernel, runs,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
+    Operand, Operands, Part, PartInput, Permuted, axes, floats, gpu, kernel, runs,
 };
 use crate::tensor::TensorType;
 
@@ -103,6 +103,11 @@ impl Op for Transpose {
             permute(io.input(0).bytes, size, &shape, &perm, io.outputs[0].bytes, pool);
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let shape = x.input(0).shape();
+        gpu::transpose(x, caps, shape, &self.perm(shape.len()))
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

@@ -2,8 +2,9 @@
 //! improved by local search. The session measures the finalists.
 
 use super::{
-    Dp, Greedy, Heft, Problem, ScheduleError, Scheduler, SplitAll, Timeline, common_share,
+    Dp, Greedy, Heft, Problem, ScheduleError, Scheduler, Timeline,
     single::{CpuOnly, GpuOnly},
+    split::variants,
 };
 use crate::plan::{Place, Placement};
 
@@ -51,14 +52,8 @@ pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError
         pool.add(policy.name().to_owned(), policy.place(problem)?)?;
     }
     if problem.support.split.iter().any(Option::is_some) {
-        let balance = common_share(problem);
-        for factor in [1.0, 0.7, 1.4, 0.4] {
-            let share = (balance * factor).clamp(0.02, 0.98);
-            for min_ns in [0, 50_000, 400_000] {
-                let policy = SplitAll { share, min_ns };
-                let name = format!("split {share:.2}");
-                pool.add(name, policy.place(problem)?)?;
-            }
+        for split in variants(problem) {
+            pool.add(format!("split {:.2}", split.share), split.place(problem)?)?;
         }
     }
     pool.sort();

@@ -26,7 +26,7 @@ pub use eft::{Greedy, Heft};
 pub use pins::{Pin, PinError, resolve_pins};
 pub use simulate::{Timeline, TimelineEvent, simulate};
 pub use single::{CpuOnly, GpuOnly};
-pub use split::{SplitAll, common_share};
+pub use split::{BestSplit, SplitAll, common_share};
 
 /// What a policy knows.
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +142,8 @@ pub enum Policy {
     Heft,
     /// Dynamic programming: exact on chains, beam search elsewhere.
     Dp,
+    /// Both processors on every operator that splits, at the best common share.
+    Split,
     /// The best of all policies and splits by simulation, confirmed by measurement.
     #[default]
     Auto,
@@ -149,8 +151,15 @@ pub enum Policy {
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Policy; 6] =
-        [Policy::Cpu, Policy::Gpu, Policy::Greedy, Policy::Heft, Policy::Dp, Policy::Auto];
+    pub const ALL: [Policy; 7] = [
+        Policy::Cpu,
+        Policy::Gpu,
+        Policy::Greedy,
+        Policy::Heft,
+        Policy::Dp,
+        Policy::Split,
+        Policy::Auto,
+    ];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -160,6 +169,7 @@ impl Policy {
             Policy::Greedy => "greedy",
             Policy::Heft => "heft",
             Policy::Dp => "dp",
+            Policy::Split => "split",
             Policy::Auto => "auto",
         }
     }
@@ -186,6 +196,7 @@ impl Policy {
             Policy::Greedy => Box::new(Greedy),
             Policy::Heft => Box::new(Heft),
             Policy::Dp => Box::new(Dp::default()),
+            Policy::Split => Box::new(BestSplit),
             Policy::Auto => Box::new(auto::Auto),
         }
     }

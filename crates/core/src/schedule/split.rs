@@ -42,6 +42,39 @@ impl Scheduler for SplitAll {
     }
 }
 
+/// Policy `split`: the best [`SplitAll`] by simulation.
+#[derive(Clone, Copy, Debug)]
+pub struct BestSplit;
+
+impl Scheduler for BestSplit {
+    fn name(&self) -> &'static str {
+        "split"
+    }
+
+    fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
+        let mut best: Option<(f64, Placement)> = None;
+        for split in variants(problem) {
+            let placement = split.place(problem)?;
+            let (_, _, score) = problem.judge(&placement)?;
+            if best.as_ref().is_none_or(|(s, _)| score < *s) {
+                best = Some((score, placement));
+            }
+        }
+        Ok(best.expect("there are variants").1)
+    }
+}
+
+/// Splits worth judging: shares around the balance, small operators split or not.
+pub fn variants(problem: &Problem<'_>) -> Vec<SplitAll> {
+    let balance = common_share(problem);
+    let mut all = Vec::new();
+    for factor in [1.0, 0.85, 1.15, 0.7, 1.4, 0.4] {
+        let share = (balance * factor).clamp(0.02, 0.98);
+        all.extend([0, 50_000, 400_000].map(|min_ns| SplitAll { share, min_ns }));
+    }
+    all
+}
+
 /// The share of the splittable operators at which both processors take equally long, between 0
 /// and 1.
 pub fn common_share(problem: &Problem<'_>) -> f32 {

@@ -75,6 +75,7 @@ pub struct SessionBuilder {
     no_gpu_reason: String,
     allow_fallback: bool,
     always_profile: bool,
+    fresh: bool,
     optimize: bool,
     cache_dir: Option<PathBuf>,
     measure: MeasureOptions,
@@ -114,6 +115,7 @@ impl SessionBuilder {
             no_gpu_reason: "none was given".to_owned(),
             allow_fallback: false,
             always_profile: false,
+            fresh: false,
             optimize: true,
             cache_dir: None,
             measure: MeasureOptions::default(),
@@ -220,6 +222,13 @@ impl SessionBuilder {
         self
     }
 
+    /// Measure again instead of reading cached measurements and choices.
+    #[must_use]
+    pub fn fresh(mut self, fresh: bool) -> Self {
+        self.fresh = fresh;
+        self
+    }
+
     /// Whether the graph passes run; true by default.
     #[must_use]
     pub fn optimize(mut self, optimize: bool) -> Self {
@@ -314,6 +323,7 @@ impl SessionBuilder {
             machine: format!("sparoa {}; {hardware}", env!("CARGO_PKG_VERSION")),
             cache_dir: self.cache_dir.clone().unwrap_or_else(default_cache_dir),
             cache: None,
+            fresh: self.fresh,
         };
 
         let mut choice = Choice::default();
@@ -437,11 +447,15 @@ struct Work<'a> {
     machine: String,
     cache_dir: PathBuf,
     cache: Option<CostCache>,
+    fresh: bool,
 }
 
 impl Work<'_> {
     fn cache(&mut self) -> &mut CostCache {
-        self.cache.get_or_insert_with(|| CostCache::load(&self.cache_dir, &self.machine))
+        self.cache.get_or_insert_with(|| match self.fresh {
+            true => CostCache::new(&self.machine),
+            false => CostCache::load(&self.cache_dir, &self.machine),
+        })
     }
 
     /// Writes the cache; a failure costs the next start time, not this one its result.

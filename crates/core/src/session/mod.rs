@@ -20,7 +20,7 @@ use crate::{
     ir::{Graph, Model, OutputSource, Shapes, Tail},
     plan::{Hardware, Placement, Plan, PlanFile, Support, compile},
     profile::Profile,
-    schedule::{Objective, Pin, Policy, Timeline, simulate},
+    schedule::{Objective, Pin, Policy, Problem, Timeline, resolve_pins, simulate},
     tensor::{Tensor, TensorType},
 };
 
@@ -156,6 +156,11 @@ impl Session {
         &self.cpu
     }
 
+    /// The pool on which the CPU's kernels run.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// The accelerator.
     pub fn accelerator(&self) -> Option<&Arc<dyn Accelerator>> {
         self.accelerator.as_ref()
@@ -282,6 +287,24 @@ impl Session {
         self.decision.source = source.into();
         self.decision.guard = None;
         Ok(())
+    }
+
+    /// The placement that a policy makes of this session's graph, pins respected, with the costs
+    /// that the session has; for [`Session::set_placement`].
+    ///
+    /// # Errors
+    /// When the objective cannot be judged on these costs.
+    pub fn place_with(&self, policy: Policy) -> Result<Placement, SessionError> {
+        let empty = Profile::default();
+        let pins = resolve_pins(&self.graph, &self.support, &self.decision.pins)?;
+        let policy = if self.profile.is_some() { policy } else { policy.without_costs() };
+        Ok(policy.scheduler().place(&Problem {
+            graph: &self.graph,
+            support: &self.support,
+            profile: self.profile.as_ref().unwrap_or(&empty),
+            pins: &pins,
+            objective: self.decision.objective,
+        })?)
     }
 
     /// Random inputs of the right types, by name.

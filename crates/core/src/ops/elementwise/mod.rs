@@ -11,8 +11,8 @@ mod recognise;
 use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 use super::{
-    AttributeValue, CpuKernel, InputsExt, Op, OpError, OpSpec, Operand, Operands, Part, PartInput,
-    Permuted, axes,
+    AttributeValue, CpuKernel, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec, Operand,
+    Operands, Part, PartInput, Permuted, axes, gpu,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -176,6 +176,10 @@ impl Op for Elementwise {
             .all(|o| matches!(o.ty.dtype, DType::F32 | DType::F16 | DType::Bool));
         let expr = if float { self.bound(x.inputs) } else { self.expr(x.inputs).into_owned() };
         kernel::prepare(&simplify(&expr), x)
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::elementwise(&simplify(&self.bound(x.inputs)), x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

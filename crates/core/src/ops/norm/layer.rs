@@ -11,8 +11,9 @@ use sparoa_kernels::{
 use super::check_len;
 use crate::{
     ops::{
-        AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-        Operands, Part, PartInput, Scratch, axes, conv::same_dtype, floats, kernel_with,
+        AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+        OpSpec, Operand, Operands, Part, PartInput, Scratch, axes, conv::same_dtype, floats, gpu,
+        kernel_with,
     },
     tensor::{DType, TensorType},
 };
@@ -252,6 +253,10 @@ impl Op for LayerNorm {
                 Ok(())
             },
         ))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        gpu::layer_norm(self, self.sizes(x.input(0).shape()).ok()?, x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

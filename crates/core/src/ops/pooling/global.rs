@@ -4,12 +4,13 @@ use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::reduce::{ReduceOp, reduce};
 
-use super::{PoolKind, layout, layout_attribute, norm_order};
+use super::{GpuCaps, GpuKernel, PoolKind, gpu, layout, layout_attribute, norm_order};
 use crate::{
     ops::{
         AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands,
         Part, PartInput, floats, kernel,
         number::{Number, for_dtype},
+        reduce::ReduceKind,
         window::Layout,
     },
     tensor::{DType, TensorType},
@@ -115,6 +116,16 @@ impl Op for GlobalPooling {
             reduce(op, outer, len, inner, io.input(0).slice(), io.outputs[0].slice_mut(), pool);
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let kind = match self.kind {
+            PoolKind::Max => ReduceKind::Max,
+            PoolKind::Average { .. } => ReduceKind::Mean,
+            PoolKind::Lp { p: 2 } => ReduceKind::L2,
+            PoolKind::Lp { .. } => return None,
+        };
+        gpu::reduce(kind, self.sizes(x.input(0).shape()), x, caps)
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

@@ -1,10 +1,32 @@
 //! The GPU form of an operator: kernels as data, in WGSL. Nothing here talks to a device.
 
+mod activation;
+mod attention;
+mod conv;
+mod copy;
+mod elementwise;
+mod gather;
+mod linear;
+mod packing;
+mod pooling;
+mod rows;
+mod shader;
+mod tile;
+
 use std::{borrow::Cow, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::Tensor;
+
+pub(in crate::ops) use attention::{Placement, attention};
+pub(in crate::ops) use conv::conv;
+pub(in crate::ops) use copy::{concat, expand, pad, slice, split, transpose};
+pub(in crate::ops) use elementwise::elementwise;
+pub(in crate::ops) use gather::gather;
+pub(in crate::ops) use linear::{gemm, linear, matmul};
+pub(in crate::ops) use pooling::{batch_norm, pool};
+pub(in crate::ops) use rows::{layer_norm, reduce, softmax};
 
 /// What a GPU kernel may use of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +44,12 @@ pub struct GpuCaps {
     /// The adapter is a software rasteriser: barriers and workgroup memory are slow there,
     /// register tiles and vec4 loads are not.
     pub software: bool,
+    /// Invocations per subgroup where that is one fixed number and shaders may use subgroup
+    /// operations, otherwise 0.
+    pub subgroup: u32,
+    /// Every operand begins at a multiple of 16 bytes, so that vec4 loads are possible. False
+    /// only for parts of split operators at odd places.
+    pub aligned: bool,
 }
 
 /// A GPU kernel: dispatches run in order, each seeing the writes of those before it.
@@ -74,12 +102,12 @@ impl GpuConstant {
 /// One compute dispatch.
 ///
 /// The runtime binds, in group 0: binding 0 a uniform block, bindings 1.. the buffers of
-/// `bindings` in order, all as `var<storage, read_write>` (so that one buffer may serve several
-/// of them). The uniform block is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first
-/// the element offset (in 4-byte elements) at which each of up to 8 bindings begins, filled in by
-/// the runtime, then `params`, padded to 16 bytes. A shader may declare a buffer that it only
-/// reads as `var<storage, read>`. Buffers are padded to 16 bytes. They hold f32, i32 or u32 elements; boolean
-/// and 64-bit tensors never reach the GPU.
+/// `bindings` in order: constants as `var<storage, read>`, all others as
+/// `var<storage, read_write>` (so that one buffer may serve several of them). The uniform block
+/// is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first the element offset (in 4-byte
+/// elements) at which each of up to 8 bindings begins, filled in by the runtime, then `params`,
+/// padded to 16 bytes. Buffers are padded to 16 bytes and hold f32, i32 or u32 elements, constants
+/// also pairs of f16; boolean and 64-bit tensors never reach the GPU.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
     /// Name for traces and caches.

@@ -1,0 +1,299 @@
+//! `sparoa bench`.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sparoa::{Policy, Session, Tensor, TraceSource, chrome_trace};
+
+use crate::{
+    args::{BenchArgs, InputArgs},
+    environment::{Environment, peak_rss_bytes},
+    error::{CliError, CliResult},
+    images::Normalize,
+    inputs,
+    latency::{Latencies, LatencyMs},
+    output::{Output, write_file},
+    progress::Bars,
+    sessions::{BuildRequest, Counts, Machine, run_error},
+    table::{Table, ms},
+};
+
+#[derive(Serialize)]
+struct Document {
+    results: Vec<Row>,
+    /// Policies that could not be measured, and why.
+    skipped: Vec<Skipped>,
+    environment: Environment,
+}
+
+#[derive(Serialize)]
+struct Row {
+    model: String,
+    policy: String,
+    batch: usize,
+    threads: usize,
+    device: &'static str,
+    simulated: bool,
+    latency_ms: LatencyMs,
+    throughput_ips: f64,
+    first_inference_ms: f64,
+    load_ms: f64,
+    /// Of the whole process so far: it grows over the rows.
+    peak_rss_bytes: Option<u64>,
+    /// No energy counter is read yet.
+    energy_j: Option<f64>,
+    iterations: u64,
+    placement: Counts,
+    /// What the policy chose.
+    plan: String,
+    /// Time of the first row of the same model and batch over this row's, by medians.
+    speedup: f64,
+    precision: String,
+}
+
+#[derive(Clone, Serialize)]
+struct Skipped {
+    policy: String,
+    reason: String,
+}
+
+/// A contender: a session with its inputs and times.
+struct Contender {
+    label: String,
+    session: Session,
+    inputs: Vec<(String, Tensor)>,
+    outputs: Vec<Tensor>,
+    load_ms: f64,
+    first_ms: f64,
+    latencies: Latencies,
+}
+
+/// Measures every model, batch and policy.
+///
+/// # Errors
+/// Model, input and device errors.
+pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
+    if !(args.min_time_s.is_finite() && args.min_time_s >= 0.0) {
+        return Err(CliError::usage("--min-time-s: must be a number of seconds, 0 or more"));
+    }
+    let machine = Machine::open(&args.device)?;
+    let environment = Environment::read(machine.devices());
+    let bars = Bars::new(out);
+    let (policies, skipped) = policies(args, &machine)?;
+    let mut rows = Vec::new();
+    for model in &args.models {
+        for &batch in &args.batch {
+            let mut contenders = Vec::new();
+            for policy in &policies {
+                contenders.push(prepare(args, &machine, &bars, model, batch, *policy)?);
+            }
+            measure(args, &bars, &mut contenders)?;
+            if let (Some(path), Some(last)) = (&args.trace, contenders.last_mut()) {
+                trace(path, last)?;
+            }
+            let base = contenders.first().map_or(f64::NAN, |c| c.latencies.summary().p50);
+            for c in contenders {
+                rows.push(row(args, &machine, model, batch, base, c));
+            }
+        }
+    }
+    let document = Document { results: rows, skipped, environment };
+    out.print(&document, || text(&document))
+}
+
+/// `None` stands for the plan file.
+fn policies(
+    args: &BenchArgs,
+    machine: &Machine,
+) -> CliResult<(Vec<Option<Policy>>, Vec<Skipped>)> {
+    let mut skipped = Vec::new();
+    let mut policies = Vec::new();
+    for name in &args.policy {
+        policies.push(Some(machine.policy(Some(name))?));
+    }
+    if policies.is_empty() && args.plan.is_none() {
+        policies.push(Some(Policy::Cpu));
+        match &machine.gpu_unavailable {
+            None => policies.extend([Policy::Gpu, Policy::Split, Policy::Auto].map(Some)),
+            Some(reason) => {
+                for policy in ["gpu", "split", "auto"] {
+                    skipped.push(Skipped { policy: policy.to_owned(), reason: reason.clone() });
+                }
+            }
+        }
+    }
+    if args.plan.is_some() {
+        policies.push(None);
+    }
+    Ok((policies, skipped))
+}
+
+fn prepare(
+    args: &BenchArgs,
+    machine: &Machine,
+    bars: &Bars,
+    model: &str,
+    batch: usize,
+    policy: Option<Policy>,
+) -> CliResult<Contender> {
+    let start = Instant::now();
+    let mut request = BuildRequest::new(model, &args.shape)?;
+    request.with_policy_args(&args.policy_args)?;
+    // `--batch 1` is the default and must not override a model's fixed batch.
+    request.batch = (batch != 1 || args.batch.len() > 1).then_some(batch);
+    request.policy = policy;
+    if policy.is_none() {
+        request.plan.clone_from(&args.plan);
+    }
+    let mut session = machine.build(&request, bars)?;
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    let input_args =
+        InputArgs { input: Vec::new(), normalize: Normalize::default(), seed: args.seed };
+    let (inputs, _) = inputs::collect(&session, &input_args)?;
+    let start = Instant::now();
+    session.run(&inputs::borrowed(&inputs)).map_err(run_error)?;
+    let first_ms = start.elapsed().as_secs_f64() * 1e3;
+    Ok(Contender {
+        label: policy.map_or("plan".to_owned(), |p| p.to_string()),
+        outputs: session.new_outputs(),
+        session,
+        inputs,
+        load_ms,
+        first_ms,
+        latencies: Latencies::new(),
+    })
+}
+
+/// One inference on the hot path; models with a data-dependent end take the allocating one.
+fn infer(c: &mut Contender, refs: &[&Tensor]) -> CliResult<Duration> {
+    let start = Instant::now();
+    if c.session.tail_cause().is_none() {
+        c.session.run_into(refs, &mut c.outputs).map_err(run_error)?;
+    } else {
+        let named = inputs::borrowed(&c.inputs);
+        c.session.run(&named).map_err(run_error)?;
+    }
+    Ok(start.elapsed())
+}
+
+/// Measures the contenders in turns, so that a drift of the machine meets all of them.
+fn measure(args: &BenchArgs, bars: &Bars, contenders: &mut [Contender]) -> CliResult {
+    let inputs: Vec<Vec<Tensor>> = contenders
+        .iter()
+        .map(|c| c.inputs.iter().map(|(_, t)| t.clone()).collect())
+        .collect();
+    let refs: Vec<Vec<&Tensor>> = inputs.iter().map(|v| v.iter().collect()).collect();
+    for (c, r) in contenders.iter_mut().zip(&refs) {
+        let end = Instant::now() + Duration::from_millis(args.warmup_ms);
+        while Instant::now() < end {
+            infer(c, r)?;
+        }
+    }
+    let bar = bars.bar(1000, "measuring");
+    loop {
+        let mut finished = true;
+        for (c, r) in contenders.iter_mut().zip(&refs) {
+            let done = |c: &Contender| {
+                c.latencies.total_s() >= args.min_time_s && c.latencies.count() >= args.min_iters
+            };
+            if done(c) {
+                continue;
+            }
+            // A slice long enough that the caches are the contender's own.
+            let slice = Instant::now() + Duration::from_millis(100);
+            // The first inference after another contender is warm-up again.
+            infer(c, r)?;
+            while !done(c) {
+                let took = infer(c, r)?;
+                c.latencies.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+                if Instant::now() >= slice {
+                    break;
+                }
+            }
+            finished &= done(c);
+        }
+        let progress = contenders
+            .iter()
+            .map(|c| (c.latencies.total_s() / args.min_time_s.max(1e-9)).min(1.0))
+            .fold(1.0, f64::min);
+        bar.set_position((progress * 1000.0) as u64);
+        if finished {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+    }
+}
+
+fn trace(path: &std::path::Path, c: &mut Contender) -> CliResult {
+    let named = inputs::borrowed(&c.inputs);
+    let (_, measured) = c.session.run_traced(&named).map_err(run_error)?;
+    let predicted = c.session.timeline();
+    let mut sources = Vec::new();
+    sources.extend(predicted.as_ref().map(TraceSource::Predicted));
+    sources.push(TraceSource::Measured(&measured));
+    write_file(path, chrome_trace(c.session.plan(), &sources))
+}
+
+fn row(
+    args: &BenchArgs,
+    machine: &Machine,
+    model: &str,
+    batch: usize,
+    base_p50: f64,
+    c: Contender,
+) -> Row {
+    let latency_ms = c.latencies.summary();
+    let placement = Counts::of(&c.session);
+    Row {
+        model: model.to_owned(),
+        policy: c.label,
+        batch,
+        threads: machine.cpu.threads.unwrap_or(1),
+        device: placement.device(),
+        simulated: false,
+        latency_ms,
+        throughput_ips: batch as f64 * 1e3 / latency_ms.mean,
+        first_inference_ms: c.first_ms,
+        load_ms: c.load_ms,
+        peak_rss_bytes: peak_rss_bytes(),
+        energy_j: None,
+        iterations: c.latencies.count(),
+        placement,
+        plan: c.session.decision().source.clone(),
+        speedup: base_p50 / latency_ms.p50,
+        precision: args.device.precision.clone(),
+    }
+}
+
+fn text(d: &Document) -> String {
+    let mut table = Table::new(&[
+        "model", "policy", "batch", "threads", "device", "p50 ms", "p99 ms", "images/s", "speed-up",
+        "load ms", "first ms", "cpu/gpu/split", "plan",
+    ]);
+    for r in &d.results {
+        table.row([
+            r.model.clone(),
+            r.policy.clone(),
+            r.batch.to_string(),
+            r.threads.to_string(),
+            r.device.to_owned(),
+            ms(r.latency_ms.p50),
+            ms(r.latency_ms.p99),
+            format!("{:.1}", r.throughput_ips),
+            format!("{:.2}", r.speedup),
+            format!("{:.0}", r.load_ms),
+            ms(r.first_inference_ms),
+            format!("{}/{}/{}", r.placement.cpu, r.placement.gpu, r.placement.split),
+            r.plan.clone(),
+        ]);
+    }
+    let mut text = table.render();
+    for s in &d.skipped {
+        text.push_str(&format!("{} not measured: {}\n", s.policy, s.reason));
+    }
+    for device in &d.environment.devices {
+        let note = if device.software { " (software: emulated on the CPU)" } else { "" };
+        text.push_str(&format!("{}: {}, {}{note}\n", device.device, device.name, device.driver));
+    }
+    text
+}

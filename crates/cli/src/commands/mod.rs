@@ -1,0 +1,10 @@
+//! One file per subcommand: from arguments to a printed result.
+
+pub mod bench;
+pub mod devices;
+pub mod inspect;
+pub mod plan;
+pub mod profile;
+pub mod run;
+pub mod verify;
+pub mod zoo;

@@ -1,0 +1,109 @@
+//! `--input`: files to tensors, random tensors for the rest.
+
+use std::path::{Path, PathBuf};
+
+use sparoa::{Session, Tensor, random_tensor};
+
+use crate::{
+    args::InputArgs,
+    arrays,
+    error::{CliError, CliResult},
+    images,
+};
+
+/// Where the inputs' values came from, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Every input from a file.
+    Files,
+    /// Some or all random.
+    Random,
+}
+
+/// Values for all inputs of a session, by name.
+///
+/// # Errors
+/// When an argument names no input, or a file does not hold what the input wants.
+pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, Tensor)>, Source)> {
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
+    for text in &args.input {
+        let (name, path) = split(session, text)?;
+        if files.iter().any(|(n, _)| *n == name) {
+            return Err(CliError::usage(format!("--input: '{name}' is given twice")));
+        }
+        files.push((name, path));
+    }
+    let mut source = Source::Files;
+    let mut values = Vec::new();
+    for (index, info) in session.inputs().iter().enumerate() {
+        let Some(ty) = &info.ty else {
+            return Err(CliError::input(format!("input '{}' has no known type", info.name)));
+        };
+        let value = match files.iter().find(|(n, _)| *n == info.name) {
+            None => {
+                source = Source::Random;
+                random_tensor(ty, args.seed.wrapping_add(index as u64))
+            }
+            Some((_, path)) if images::is_image(path) => {
+                images::load(path, &info.name, ty, args.normalize)?
+            }
+            Some((_, path)) => {
+                let tensor = array(path, &info.name)?;
+                if tensor.ty() != ty {
+                    return Err(CliError::input(format!(
+                        "{}: input '{}' must be {ty}, the file holds {}; convert the file or pass \
+                         --shape {}:{}",
+                        path.display(),
+                        info.name,
+                        tensor.ty(),
+                        info.name,
+                        tensor.shape().iter().map(ToString::to_string).collect::<Vec<_>>().join("x"),
+                    )));
+                }
+                tensor
+            }
+        };
+        values.push((info.name.clone(), value));
+    }
+    Ok((values, source))
+}
+
+fn array(path: &Path, name: &str) -> CliResult<Tensor> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("npy") => arrays::read_npy(path),
+        Some("npz") => arrays::read_npz(path, name),
+        _ => Err(CliError::input(format!(
+            "{}: unknown kind of input file (known: .npy, .npz, .jpg, .png)",
+            path.display()
+        ))),
+    }
+}
+
+/// `NAME=FILE`, or `FILE` for a model with one input.
+fn split(session: &Session, text: &str) -> CliResult<(String, PathBuf)> {
+    let names: Vec<&str> = session.inputs().iter().map(|i| i.name.as_str()).collect();
+    // Names may hold '=' only in theory; a file's path may well.
+    if let Some((name, path)) = text.split_once('=') {
+        if names.contains(&name) {
+            return Ok((name.to_owned(), path.into()));
+        }
+        if !Path::new(text).exists() {
+            return Err(CliError::usage(format!(
+                "--input: the model has no input '{name}' (inputs: {})",
+                names.join(", ")
+            )));
+        }
+    }
+    match names.as_slice() {
+        [only] => Ok(((*only).to_owned(), text.into())),
+        _ => Err(CliError::usage(format!(
+            "--input {text}: write NAME=FILE, the model has several inputs: {}",
+            names.join(", ")
+        ))),
+    }
+}
+
+/// Borrowed form for [`Session::run`].
+pub fn borrowed(values: &[(String, Tensor)]) -> Vec<(&str, Tensor)> {
+    values.iter().map(|(n, t)| (n.as_str(), t.clone())).collect()
+}

@@ -1,0 +1,374 @@
+//! From arguments to processors and sessions.
+
+use std::{path::PathBuf, sync::Arc};
+
+use serde::Serialize;
+use sparoa::{
+    Accelerator, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
+    Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads,
+    cpu_info, default_cache_dir, isa, onnx, zoo,
+};
+
+use crate::{
+    args::{DeviceArgs, PolicyArgs},
+    error::{CliError, CliResult, Kind},
+    progress::Bars,
+    shapes::ShapeArg,
+};
+
+/// The processors of this machine, opened once per command.
+pub struct Machine {
+    /// The CPU.
+    pub cpu: DeviceInfo,
+    /// The GPU, if there is one and it may be used.
+    pub gpu: Option<Arc<dyn Accelerator>>,
+    /// Why there is none.
+    pub gpu_unavailable: Option<String>,
+    pool: Arc<Pool>,
+    allow_fallback: bool,
+    gpu_only: bool,
+}
+
+impl Machine {
+    /// Opens the processors that the arguments allow.
+    ///
+    /// # Errors
+    /// When `--device gpu` or `--gpu NAME` asks for a GPU that is absent (unless
+    /// `--allow-fallback`), or `--cpus` names cores that are not there.
+    pub fn open(args: &DeviceArgs) -> CliResult<Machine> {
+        isa::from_env().map_err(CliError::usage)?;
+        let mut gpu: Option<Arc<dyn Accelerator>> = None;
+        let mut gpu_unavailable = None;
+        if args.device == "cpu" {
+            gpu_unavailable = Some("not used (--device cpu)".to_owned());
+        } else {
+            let options = WgpuOptions {
+                adapter: args.gpu.clone().or(WgpuOptions::from_env().adapter),
+                allow_software: true,
+                f16: args.precision == "fp16",
+                cache_dir: Some(default_cache_dir()),
+                ..WgpuOptions::default()
+            };
+            match WgpuBackend::new(&options) {
+                Ok(backend) => gpu = Some(Arc::new(backend)),
+                Err(e) => {
+                    let wanted = args.device == "gpu" || args.gpu.is_some();
+                    if wanted && !args.allow_fallback {
+                        return Err(CliError::new(Kind::Device, e));
+                    }
+                    gpu_unavailable = Some(e.to_string());
+                }
+            }
+        }
+        // After the GPU's driver has started its threads: those keep all cores.
+        if let Some(cores) = &args.cpus {
+            pin_to(cores)?;
+        }
+        let threads = match (args.threads, &args.cpus) {
+            (Some(n), _) => usize::from(n),
+            (None, Some(cores)) => cores.len(),
+            (None, None) => available_threads(),
+        };
+        Ok(Machine {
+            cpu: cpu_info(threads),
+            gpu_only: args.device == "gpu" && gpu.is_some(),
+            gpu,
+            gpu_unavailable,
+            pool: Arc::new(Pool::new(threads)),
+            allow_fallback: args.allow_fallback,
+        })
+    }
+
+    /// Every processor's description.
+    pub fn devices(&self) -> Vec<DeviceInfo> {
+        let gpu = self.gpu.as_ref().map(|g| g.info().clone());
+        std::iter::once(self.cpu.clone()).chain(gpu).collect()
+    }
+
+    /// The policy of this name; without a name the one that measures nothing: `gpu` where
+    /// `--device gpu` says so, else `cpu`.
+    ///
+    /// # Errors
+    /// When no policy has the name.
+    pub fn policy(&self, name: Option<&str>) -> CliResult<Policy> {
+        match name {
+            Some(name) => name.parse().map_err(|e| CliError::usage(format!("--policy: {e}"))),
+            None if self.gpu_only => Ok(Policy::Gpu),
+            None => Ok(Policy::Cpu),
+        }
+    }
+
+    /// Builds a session.
+    ///
+    /// # Errors
+    /// Model, plan and device errors, with their exit codes.
+    pub fn build(&self, request: &BuildRequest, bars: &Bars) -> CliResult<Session> {
+        let mut builder = match &request.source {
+            ModelSource::File(path) => SessionBuilder::from_path(path),
+            ModelSource::Zoo(model) => SessionBuilder::new(model.clone()),
+        };
+        let shapes = request.resolve_shapes()?;
+        for (name, dims) in shapes {
+            builder = builder.shape(name, dims);
+        }
+        builder = builder
+            .pool(self.pool.clone())
+            .policy(request.policy.unwrap_or_default())
+            .objective(request.objective)
+            .pins(request.pins.iter().cloned())
+            .allow_fallback(self.allow_fallback)
+            .always_profile(request.always_profile)
+            .fresh(request.fresh)
+            .optimize(request.optimize)
+            .on_progress(bars.build(&request.label));
+        if let Some(gpu) = &self.gpu {
+            builder = builder.accelerator(gpu.clone());
+        }
+        if let Some(why) = &self.gpu_unavailable {
+            builder = builder.no_gpu_reason(why.clone());
+        }
+        if let Some(path) = &request.plan {
+            builder = builder.plan(PlanFile::read(path).map_err(CliError::input)?);
+        }
+        builder.build().map_err(session_error)
+    }
+}
+
+/// Restricts this thread, and the threads that it starts from now on, to these cores.
+fn pin_to(cores: &[usize]) -> CliResult {
+    let mut set = rustix::thread::CpuSet::new();
+    for &core in cores {
+        if core >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(CliError::usage(format!("--cpus: there is no core {core}")));
+        }
+        set.set(core);
+    }
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|e| CliError::usage(format!("--cpus {cores:?}: {e}")))
+}
+
+enum ModelSource {
+    File(PathBuf),
+    Zoo(Arc<Model>),
+}
+
+/// What to build.
+pub struct BuildRequest {
+    label: String,
+    source: ModelSource,
+    shapes: Vec<ShapeArg>,
+    /// Overrides the leading dimension of every input.
+    pub batch: Option<usize>,
+    /// How to place; `auto` if unset.
+    pub policy: Option<Policy>,
+    /// What to minimise.
+    pub objective: Objective,
+    /// Pinned nodes.
+    pub pins: Vec<Pin>,
+    /// A plan file instead of a policy.
+    pub plan: Option<PathBuf>,
+    /// Measure operators even where the policy does not need it.
+    pub always_profile: bool,
+    /// Ignore cached measurements.
+    pub fresh: bool,
+    /// Run the graph passes.
+    pub optimize: bool,
+}
+
+impl BuildRequest {
+    /// A request for `MODEL` with `--shape`s.
+    ///
+    /// # Errors
+    /// Unknown zoo names.
+    pub fn new(model: &str, shapes: &[ShapeArg]) -> CliResult<BuildRequest> {
+        let source = match model.strip_prefix("zoo:") {
+            Some(name) => {
+                let model = zoo::build(name).map_err(|e| CliError::new(Kind::Model, e))?;
+                ModelSource::Zoo(Arc::new(model))
+            }
+            None => ModelSource::File(model.into()),
+        };
+        Ok(BuildRequest {
+            label: model.to_owned(),
+            source,
+            shapes: shapes.to_vec(),
+            batch: None,
+            policy: None,
+            objective: Objective::Latency,
+            pins: Vec::new(),
+            plan: None,
+            always_profile: false,
+            fresh: false,
+            optimize: true,
+        })
+    }
+
+    /// Reads `--pin`, `--objective` and `--fresh`.
+    ///
+    /// # Errors
+    /// Malformed pins and unknown objectives.
+    pub fn with_policy_args(&mut self, args: &PolicyArgs) -> CliResult {
+        self.objective =
+            args.objective.parse().map_err(|e| CliError::usage(format!("--objective: {e}")))?;
+        self.pins = args
+            .pin
+            .iter()
+            .map(|p| p.parse().map_err(|e| CliError::usage(format!("--pin: {e}"))))
+            .collect::<CliResult<_>>()?;
+        self.fresh = args.fresh;
+        Ok(())
+    }
+
+    /// Shapes by input name: `--shape` with the name filled in, and `--batch` applied.
+    fn resolve_shapes(&self) -> CliResult<Vec<(String, Vec<usize>)>> {
+        let nameless = self.shapes.iter().any(|s| s.name.is_none());
+        if !nameless && self.batch.is_none() {
+            let named = |s: &ShapeArg| Some((s.name.clone()?, s.dims.clone()));
+            return Ok(self.shapes.iter().filter_map(named).collect());
+        }
+        let model = self.model()?;
+        let mut shapes = Vec::new();
+        for shape in &self.shapes {
+            let name = match (&shape.name, model.inputs.as_slice()) {
+                (Some(name), _) => name.clone(),
+                (None, [only]) => only.name.clone(),
+                (None, several) => {
+                    let names: Vec<&str> = several.iter().map(|i| i.name.as_str()).collect();
+                    return Err(CliError::usage(format!(
+                        "--shape: write NAME:DIMS, the model has several inputs: {}",
+                        names.join(", ")
+                    )));
+                }
+            };
+            shapes.push((name, shape.dims.clone()));
+        }
+        if let Some(batch) = self.batch {
+            apply_batch(&model, batch, &mut shapes)?;
+        }
+        Ok(shapes)
+    }
+
+    fn model(&self) -> CliResult<Arc<Model>> {
+        match &self.source {
+            ModelSource::Zoo(model) => Ok(model.clone()),
+            ModelSource::File(path) => onnx::load(path, &onnx::LoadOptions::default())
+                .map(Arc::new)
+                .map_err(|e| CliError::new(Kind::Model, e)),
+        }
+    }
+
+    /// The model as ONNX bytes: the file itself, or the built-in model exported.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn model_bytes(&self) -> CliResult<Vec<u8>> {
+        match &self.source {
+            ModelSource::File(path) => std::fs::read(path)
+                .map_err(|e| CliError::new(Kind::Model, format!("{}: {e}", path.display()))),
+            ModelSource::Zoo(model) => {
+                onnx::to_bytes(&**model, &onnx::SaveOptions::default())
+                    .map_err(|e| CliError::new(Kind::Model, e))
+            }
+        }
+    }
+}
+
+/// Sets the leading dimension of every input that has a free one.
+fn apply_batch(
+    model: &Model,
+    batch: usize,
+    shapes: &mut Vec<(String, Vec<usize>)>,
+) -> CliResult {
+    if batch == 0 {
+        return Err(CliError::usage("--batch: must be at least 1"));
+    }
+    for input in &model.inputs {
+        if let Some((_, dims)) = shapes.iter_mut().find(|(n, _)| *n == input.name) {
+            if let Some(first) = dims.first_mut() {
+                *first = batch;
+            }
+            continue;
+        }
+        let dims = input.dims.as_deref().unwrap_or(&[]);
+        let fixed = |d: &sparoa::Dim| match d {
+            sparoa::Dim::Fixed(n) => Some(*n),
+            _ => None,
+        };
+        match (dims.first(), dims.iter().skip(1).map(fixed).collect::<Option<Vec<_>>>()) {
+            (None, _) => {}
+            (Some(sparoa::Dim::Fixed(n)), _) if *n == batch => {}
+            (Some(sparoa::Dim::Fixed(n)), _) => {
+                return Err(CliError::usage(format!(
+                    "--batch {batch}: input '{}' has the fixed batch {n}; export the model with a \
+                     free batch dimension",
+                    input.name
+                )));
+            }
+            (Some(_), Some(rest)) => {
+                let dims = std::iter::once(batch).chain(rest).collect();
+                shapes.push((input.name.clone(), dims));
+            }
+            // Other free dimensions: the importer asks for --shape.
+            (Some(_), None) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Operators per processor.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Counts {
+    /// On the CPU.
+    pub cpu: usize,
+    /// On the GPU.
+    pub gpu: usize,
+    /// On both.
+    pub split: usize,
+}
+
+impl Counts {
+    /// Of a session's plan; operators that only rename dimensions are not counted.
+    pub fn of(session: &Session) -> Counts {
+        let (cpu, gpu, split) = session.plan().node_counts();
+        Counts { cpu, gpu, split }
+    }
+
+    /// `cpu`, `gpu` or `cpu+gpu`: the processors that really compute.
+    pub fn device(self) -> &'static str {
+        match (self.cpu + self.split > 0, self.gpu + self.split > 0) {
+            (true, true) => "cpu+gpu",
+            (false, true) => "gpu",
+            _ => "cpu",
+        }
+    }
+}
+
+/// An error of building a session, with its exit code.
+fn session_error(e: SessionError) -> CliError {
+    let kind = match &e {
+        SessionError::Load(_) | SessionError::Tail(_) | SessionError::Reference(_) => Kind::Model,
+        SessionError::Specialize(s) if s.is_usage() => Kind::Usage,
+        SessionError::Specialize(_) => Kind::Model,
+        SessionError::Pin(_) | SessionError::Schedule(_) => Kind::Usage,
+        SessionError::PlanFile(_) | SessionError::Compile(_) => Kind::Input,
+        SessionError::Device(_) | SessionError::NoGpu { .. } => Kind::Device,
+        SessionError::Engine(e) => engine_kind(e),
+        _ => Kind::Input,
+    };
+    CliError::new(kind, e)
+}
+
+fn engine_kind(e: &EngineError) -> Kind {
+    match e {
+        EngineError::Prepare { .. } => Kind::Model,
+        EngineError::Device(_) | EngineError::NoAccelerator | EngineError::Panic { .. } => {
+            Kind::Device
+        }
+        _ => Kind::Input,
+    }
+}
+
+/// An error of running a session, with its exit code.
+pub fn run_error(e: SessionError) -> CliError {
+    session_error(e)
+}

@@ -1,0 +1,224 @@
+//! Attention with an online softmax: scores never reach memory. An invocation has one row of
+//! queries; keys and values pass by in tiles, shared through workgroup memory on hardware and
+//! through subgroup broadcasts on software adapters.
+
+use std::fmt::Write;
+
+use sparoa_kernels::attention::{AttentionShape, Strides};
+
+use super::{Binding, GpuCaps, GpuKernel, shader::Shader, tile::software_lanes};
+use crate::{
+    ops::{Operands, attention::BIAS_INPUT},
+    tensor::DType,
+};
+
+/// Longest head that fits an invocation's registers.
+const MAX_HEAD: usize = 128;
+/// Keys per tile on hardware.
+const KEYS: usize = 16;
+/// Invocations per workgroup on hardware.
+const ROWS: usize = 64;
+
+/// Where q, k, v and the output lie, in elements.
+pub(in crate::ops) struct Placement {
+    /// Strides of q, k, v and the output.
+    pub(in crate::ops) strides: [Strides; 4],
+    /// q, k and v are in input 0, one after the other in each row.
+    pub(in crate::ops) packed: bool,
+    /// Batch, heads and rows of the bias.
+    pub(in crate::ops) bias: Option<[usize; 3]>,
+}
+
+/// Attention of `s` sizes.
+pub(in crate::ops) fn attention(
+    s: &AttentionShape,
+    place: &Placement,
+    scale: f32,
+    causal: bool,
+    x: &Operands<'_>,
+    caps: &GpuCaps,
+) -> Option<GpuKernel> {
+    let whole = [s.head_dim, s.v_dim].iter().all(|d| d.is_multiple_of(4) && *d <= MAX_HEAD);
+    if x.output(0).dtype != DType::F32 || !whole || !caps.aligned || x.output(0).is_empty() {
+        return None;
+    }
+    if s.kv_len == 0 || s.head_dim == 0 || (causal && s.q_len > s.kv_len) {
+        return None;
+    }
+    let mut shader = Shader::new("attention");
+    let part = if place.packed { s.heads * s.head_dim / 4 } else { 0 };
+    for (i, name) in ["q", "k", "v"].into_iter().enumerate() {
+        let input = if place.packed { 0 } else { i };
+        let Strides { batch, head, row } = place.strides[i];
+        shader = shader
+            .buffer(name, Binding::Input(input), "vec4<f32>")
+            .size(format!("{name}_batch"), batch / 4)
+            .size(format!("{name}_head"), head / 4)
+            .size(format!("{name}_row"), row / 4)
+            .size(format!("{name}_first"), i * part);
+    }
+    let Strides { batch, head, row } = place.strides[3];
+    shader = shader
+        .buffer("y", Binding::Output(0), "vec4<f32>")
+        .sizes([("y_batch", batch / 4), ("y_head", head / 4), ("y_row", row / 4)])
+        .sizes([("rows", s.q_len), ("keys", s.kv_len), ("heads", s.heads)])
+        .float("scale", scale);
+    let mut bias_text = "return 0.0;".to_owned();
+    if let Some([b, h, r]) = place.bias {
+        let step = |count: usize, stride: usize| if count == 1 { 0 } else { stride };
+        shader = shader.buffer("bias", Binding::Input(BIAS_INPUT), "f32").sizes([
+            ("bias_batches", b),
+            ("bias_batch", h * r * s.kv_len),
+            ("bias_head", step(h, r * s.kv_len)),
+            ("bias_row", step(r, s.kv_len)),
+        ]);
+        bias_text = "return bias[at_bias() + b % p.bias_batches * p.bias_batch + h * p.bias_head \
+                     + row * p.bias_row + key];"
+            .to_owned();
+    }
+    let seen = if causal { "key < p.keys && key + p.rows <= row + p.keys" } else { "key < p.keys" };
+    let (qd, vd) = (s.head_dim / 4, s.v_dim / 4);
+    let lanes = software_lanes(caps);
+    let (rows, text) = match lanes {
+        Some(lanes) => (lanes, software(qd, vd, lanes)?),
+        None => (ROWS, hardware(qd, vd)?),
+    };
+    let text = format!(
+        "fn bias_of(b: u32, h: u32, row: u32, key: u32) -> f32 {{ {bias_text} }}\n\
+         fn score(b: u32, h: u32, row: u32, key: u32, dot: f32) -> f32 {{\n    \
+         let s = dot * p.scale + bias_of(b, h, row, min(key, p.keys - 1u));\n    \
+         return select(-3.0e38, s, {seen});\n}}\n{text}"
+    );
+    let grid = [s.q_len.div_ceil(rows), s.heads, s.batch];
+    let dispatch = shader.build(&text, grid)?;
+    Some(GpuKernel { dispatches: vec![dispatch], ..GpuKernel::default() })
+}
+
+/// Loads of the query row and the start of the sums.
+fn start(t: &mut String, qd: usize, vd: usize) -> Option<()> {
+    t.push_str(
+        "    let h = group.y;\n    let b = group.z;\n    let r = min(row, p.rows - 1u);\n    \
+         let q_at = at_q() + p.q_first + b * p.q_batch + h * p.q_head + r * p.q_row;\n    \
+         let k_at = at_k() + p.k_first + b * p.k_batch + h * p.k_head;\n    \
+         let v_at = at_v() + p.v_first + b * p.v_batch + h * p.v_head;\n    \
+         var high = -3.0e38;\n    var sum = 0.0;\n",
+    );
+    for d in 0..qd {
+        writeln!(t, "    let q{d} = q[q_at + {d}u];").ok()?;
+    }
+    for d in 0..vd {
+        writeln!(t, "    var o{d} = vec4<f32>();").ok()?;
+    }
+    Some(())
+}
+
+/// Rescales the sums for `count` new scores `s0..` and turns these into weights `w0..`.
+fn rescale(t: &mut String, count: usize, vd: usize) -> Option<()> {
+    t.push_str("        var next = high;\n");
+    for i in 0..count {
+        writeln!(t, "        next = max(next, s{i});").ok()?;
+    }
+    t.push_str(
+        "        let fade = exp(high - next);\n        high = next;\n        sum *= fade;\n",
+    );
+    for i in 0..count {
+        // Masked keys before the first visible one have the lowest score as their maximum.
+        writeln!(t, "        let w{i} = select(0.0, exp(s{i} - next), s{i} > -2.9e38);").ok()?;
+        writeln!(t, "        sum += w{i};").ok()?;
+    }
+    for d in 0..vd {
+        writeln!(t, "        o{d} *= fade;").ok()?;
+    }
+    Some(())
+}
+
+fn finish(t: &mut String, vd: usize) -> Option<()> {
+    t.push_str(
+        "    if (row < p.rows) {\n        let inverse = 1.0 / sum;\n        \
+         let at = at_y() + b * p.y_batch + h * p.y_head + row * p.y_row;\n",
+    );
+    for d in 0..vd {
+        writeln!(t, "        y[at + {d}u] = o{d} * inverse;").ok()?;
+    }
+    t.push_str("    }\n}\n");
+    Some(())
+}
+
+/// One subgroup per workgroup; each lane loads another key's elements.
+fn software(qd: usize, vd: usize, lanes: usize) -> Option<String> {
+    let mut t = format!(
+        "@compute @workgroup_size({lanes})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
+         @builtin(subgroup_invocation_id) lane: u32) {{\n    \
+         let row = group.x * {lanes}u + lane;\n"
+    );
+    start(&mut t, qd, vd)?;
+    writeln!(
+        t,
+        "    for (var key = 0u; key < p.keys; key += {lanes}u) {{\n        \
+         let own = min(key + lane, p.keys - 1u);\n        \
+         let own_k = k_at + own * p.k_row;\n        let own_v = v_at + own * p.v_row;"
+    )
+    .ok()?;
+    for i in 0..lanes {
+        writeln!(t, "        var dot{i} = 0.0;").ok()?;
+    }
+    for d in 0..qd {
+        writeln!(t, "        let k{d} = k[own_k + {d}u];").ok()?;
+        for i in 0..lanes {
+            writeln!(t, "        dot{i} += dot(q{d}, subgroupBroadcast(k{d}, {i}u));").ok()?;
+        }
+    }
+    for i in 0..lanes {
+        writeln!(t, "        let s{i} = score(b, h, r, key + {i}u, dot{i});").ok()?;
+    }
+    rescale(&mut t, lanes, vd)?;
+    for d in 0..vd {
+        writeln!(t, "        let v{d} = v[own_v + {d}u];").ok()?;
+        for i in 0..lanes {
+            writeln!(t, "        o{d} += w{i} * subgroupBroadcast(v{d}, {i}u);").ok()?;
+        }
+    }
+    t.push_str("    }\n");
+    finish(&mut t, vd)?;
+    Some(t)
+}
+
+/// Tiles of keys and values in workgroup memory.
+fn hardware(qd: usize, vd: usize) -> Option<String> {
+    let mut t = format!(
+        "var<workgroup> tile_k: array<vec4<f32>, {}>;\nvar<workgroup> tile_v: array<vec4<f32>, {}>;\n\
+         @compute @workgroup_size({ROWS})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
+         @builtin(local_invocation_index) lane: u32) {{\n    \
+         let row = group.x * {ROWS}u + lane;\n",
+        KEYS * qd,
+        KEYS * vd
+    );
+    start(&mut t, qd, vd)?;
+    writeln!(t, "    for (var first = 0u; first < p.keys; first += {KEYS}u) {{").ok()?;
+    for (tile, name, width) in [("tile_k", "k", qd), ("tile_v", "v", vd)] {
+        writeln!(
+            t,
+            "        for (var i = lane; i < {}u; i += {ROWS}u) {{\n            \
+             let key = min(first + i / {width}u, p.keys - 1u);\n            \
+             {tile}[i] = {name}[{name}_at + key * p.{name}_row + i % {width}u];\n        }}",
+            KEYS * width
+        )
+        .ok()?;
+    }
+    t.push_str("        workgroupBarrier();\n");
+    for i in 0..KEYS {
+        let terms: Vec<String> =
+            (0..qd).map(|d| format!("dot(q{d}, tile_k[{}])", i * qd + d)).collect();
+        writeln!(t, "        let s{i} = score(b, h, r, first + {i}u, {});", terms.join(" + "))
+            .ok()?;
+    }
+    rescale(&mut t, KEYS, vd)?;
+    for i in 0..KEYS {
+        for d in 0..vd {
+            writeln!(t, "        o{d} += w{i} * tile_v[{}];", i * vd + d).ok()?;
+        }
+    }
+    t.push_str("        workgroupBarrier();\n    }\n");
+    finish(&mut t, vd)?;
+    Some(t)
+}

@@ -1,0 +1,151 @@
+//! Constants in the layouts that shaders want: rows of whole vec4s, convolution weights by tap.
+
+use std::sync::Arc;
+
+use half::f16;
+
+use super::GpuConstant;
+use crate::tensor::{Storage, Tensor, TensorType};
+
+/// `size` rounded up to whole vec4s.
+pub(in crate::ops) fn padded(size: usize) -> usize {
+    size.next_multiple_of(4)
+}
+
+/// A constant matrix as k x n, both padded with zeros to whole vec4s. `transposed`: it is stored
+/// n x k. `half`: stored as f16.
+pub(in crate::ops) fn matrix(
+    source: &Arc<Tensor>,
+    k: usize,
+    n: usize,
+    transposed: bool,
+    half: bool,
+) -> GpuConstant {
+    if !transposed && !half && k.is_multiple_of(4) && n.is_multiple_of(4) {
+        return GpuConstant::plain(source.clone());
+    }
+    let args = vec![k, n, usize::from(transposed), usize::from(half)];
+    GpuConstant::packed(source.clone(), "matrix", args, |source, args| {
+        let &[k, n, transposed, half] = args else { unreachable!("made above") };
+        let (row, column) = if transposed == 1 { (1, k) } else { (n, 1) };
+        fill(source, padded(k), padded(n), half == 1, |i, j| {
+            (i < k && j < n).then_some(i * row + j * column)
+        })
+    })
+}
+
+/// A convolution's weight (output channels, input channels / group, kernel..) as one matrix per
+/// group: rows are (tap, input channel), columns output channels, both padded with zeros.
+pub(in crate::ops) fn conv_weight(source: &Arc<Tensor>, groups: usize, half: bool) -> GpuConstant {
+    let shape = source.shape();
+    let taps: usize = shape[2..].iter().product();
+    let args = vec![groups, shape[0] / groups, shape[1], taps, usize::from(half)];
+    GpuConstant::packed(source.clone(), "conv", args, |source, args| {
+        let &[groups, c_out, c_in, taps, half] = args else { unreachable!("made above") };
+        let rows = padded(c_in * taps);
+        fill(source, groups * rows, padded(c_out), half == 1, |i, j| {
+            let (group, k) = (i / rows, i % rows);
+            let (tap, c) = (k / c_in, k % c_in);
+            (tap < taps && j < c_out).then(|| ((group * c_out + j) * c_in + c) * taps + tap)
+        })
+    })
+}
+
+/// A depthwise convolution's weight (channels, 1, kernel..) as (tap, channel).
+pub(in crate::ops) fn depthwise_weight(source: &Arc<Tensor>) -> GpuConstant {
+    let channels = source.shape()[0];
+    let taps: usize = source.shape()[2..].iter().product();
+    GpuConstant::packed(source.clone(), "depthwise", vec![channels, taps], |source, args| {
+        let &[channels, taps] = args else { unreachable!("made above") };
+        fill(source, taps, channels, false, |tap, c| Some(c * taps + tap))
+    })
+}
+
+/// A bias of `groups` parts, each padded with zeros to whole vec4s.
+pub(in crate::ops) fn bias(source: &Arc<Tensor>, groups: usize) -> GpuConstant {
+    let part = source.ty().len() / groups.max(1);
+    if part.is_multiple_of(4) {
+        return GpuConstant::plain(source.clone());
+    }
+    GpuConstant::packed(source.clone(), "bias", vec![groups, part], |source, args| {
+        let &[groups, part] = args else { unreachable!("made above") };
+        fill(source, groups, padded(part), false, |i, j| (j < part).then_some(i * part + j))
+    })
+}
+
+/// A rows x columns matrix whose elements are those of `source` at the indices of `from`, or
+/// zero.
+fn fill(
+    source: &Tensor,
+    rows: usize,
+    columns: usize,
+    half: bool,
+    from: impl Fn(usize, usize) -> Option<usize>,
+) -> Tensor {
+    let data = source.as_slice::<f32>().expect("kernels with packed weights are f32");
+    let values = (0..rows)
+        .flat_map(|i| (0..columns).map(move |j| (i, j)))
+        .map(|(i, j)| from(i, j).map_or(0.0, |at| data[at]));
+    if half {
+        let values: Vec<f16> = values.map(f16::from_f32).collect();
+        return Tensor::from_slice([rows, columns], &values);
+    }
+    let mut packed = Tensor::zeros(TensorType::f32([rows, columns]));
+    let target = packed.as_slice_mut::<f32>().expect("made as f32");
+    for (target, value) in target.iter_mut().zip(values) {
+        *target = value;
+    }
+    packed
+}
+
+/// Integer constants (indices) as i32, negative ones counted from `size`.
+pub(in crate::ops) fn indices(source: &Arc<Tensor>, size: usize) -> GpuConstant {
+    GpuConstant::packed(source.clone(), "indices", vec![size], |source, args| {
+        let size = i64::try_from(args[0]).unwrap_or(i64::MAX);
+        let values = source.to_i64s().unwrap_or_default();
+        let wrap = |v: i64| if v < 0 { v + size } else { v };
+        let values: Vec<i32> =
+            values.into_iter().map(|v| i32::try_from(wrap(v)).unwrap_or(0)).collect();
+        let bytes = Storage::copy_from(bytemuck::cast_slice(&values));
+        let ty = TensorType::new(crate::tensor::DType::I32, [values.len()]);
+        Tensor::new(ty, bytes).expect("one i32 per index")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counting(shape: &[usize]) -> Arc<Tensor> {
+        let len: usize = shape.iter().product();
+        let data: Vec<f32> = (1..=len).map(|v| v as f32).collect();
+        Arc::new(Tensor::from_slice(shape.to_vec(), &data))
+    }
+
+    #[test]
+    fn matrices_are_padded_and_transposed() {
+        let w = counting(&[2, 3]);
+        let packed = matrix(&w, 3, 2, true, false).tensor();
+        assert_eq!(packed.shape(), [4, 4]);
+        let rows = packed.as_slice::<f32>().unwrap();
+        assert_eq!(&rows[..8], [1.0, 4.0, 0.0, 0.0, 2.0, 5.0, 0.0, 0.0]);
+        assert_eq!(matrix(&counting(&[4, 4]), 4, 4, false, false).form, "plain");
+        let half = matrix(&w, 2, 3, false, true).tensor();
+        assert_eq!(half.as_slice::<f16>().unwrap()[1], f16::from_f32(2.0));
+    }
+
+    #[test]
+    fn convolution_weights_go_by_group_tap_and_channel() {
+        // Two groups, 1 output and 2 input channels each, 1x2 kernel.
+        let packed = conv_weight(&counting(&[2, 2, 1, 2]), 2, false).tensor();
+        assert_eq!(packed.shape(), [8, 4]);
+        let column: Vec<f32> = packed.as_slice().unwrap().iter().step_by(4).copied().collect();
+        assert_eq!(column, [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
+    }
+
+    #[test]
+    fn negative_indices_wrap() {
+        let source = Arc::new(Tensor::from_slice([3], &[-1i64, 0, 2]));
+        assert_eq!(indices(&source, 5).tensor().as_slice::<i32>().unwrap(), [4, 0, 2]);
+    }
+}

@@ -1,0 +1,30 @@
+// Reductions over the invocations of a workgroup; every invocation gets the result.
+var<workgroup> shared_values: array<f32, TEAM>;
+
+fn team_sum(v: f32, thread: u32) -> f32 {
+    shared_values[thread] = v;
+    workgroupBarrier();
+    for (var half = TEAM / 2u; half > 0u; half /= 2u) {
+        if (thread < half) {
+            shared_values[thread] += shared_values[thread + half];
+        }
+        workgroupBarrier();
+    }
+    let result = shared_values[0];
+    workgroupBarrier();
+    return result;
+}
+
+fn team_max(v: f32, thread: u32) -> f32 {
+    shared_values[thread] = v;
+    workgroupBarrier();
+    for (var half = TEAM / 2u; half > 0u; half /= 2u) {
+        if (thread < half) {
+            shared_values[thread] = max(shared_values[thread], shared_values[thread + half]);
+        }
+        workgroupBarrier();
+    }
+    let result = shared_values[0];
+    workgroupBarrier();
+    return result;
+}

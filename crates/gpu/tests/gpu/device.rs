@@ -1,0 +1,164 @@
+//! One backend for all tests, and running a single operator on it.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, LazyLock, Mutex},
+};
+
+use sparoa_core::{
+    backend::{Accelerator, Arg, BackendError, ProgramSpec, TaskSpec, View},
+    ops::{Op, Operand, Operands, evaluate},
+    tensor::{DType, Tensor, TensorType},
+};
+use sparoa_gpu::{WgpuBackend, WgpuOptions};
+use sparoa_kernels::Pool;
+
+/// The options of the tests: any adapter will do.
+pub fn options() -> WgpuOptions {
+    WgpuOptions { allow_software: true, ..WgpuOptions::from_env() }
+}
+
+/// The shared backend, or `None` (and a message) where there is no adapter.
+pub fn gpu() -> Option<WgpuBackend> {
+    static GPU: LazyLock<Option<WgpuBackend>> = LazyLock::new(|| {
+        WgpuBackend::new(&options())
+            .inspect_err(|e| println!("skipped: no Vulkan adapter: {e}"))
+            .ok()
+    });
+    GPU.clone()
+}
+
+/// A pool of one thread.
+pub fn pool() -> Pool {
+    Pool::new(1)
+}
+
+/// Deterministic values in -1..1, different for each seed.
+pub fn values(shape: &[usize], seed: u32) -> Tensor {
+    let len: usize = shape.iter().product();
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let data: Vec<f32> = (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_slice(shape.to_vec(), &data)
+}
+
+/// A node: an operator, its inputs, and which of them are constants.
+pub struct Case {
+    pub op: Arc<dyn Op>,
+    pub inputs: Vec<Option<Tensor>>,
+    pub constant: Vec<bool>,
+}
+
+impl Case {
+    pub fn operands(&self) -> Vec<Option<Operand>> {
+        let operand = |(value, &constant): (&Option<Tensor>, &bool)| {
+            value.as_ref().map(|value| match constant {
+                true => Operand::constant(Arc::new(value.clone())),
+                false => Operand::dynamic(value.ty().clone()),
+            })
+        };
+        self.inputs.iter().zip(&self.constant).map(operand).collect()
+    }
+
+    /// Output types, `None` where they depend on run-time values.
+    pub fn outputs(&self) -> Option<Vec<TensorType>> {
+        self.op.infer(&self.operands()).ok()
+    }
+
+    /// Why the backend does not run it, if it does not.
+    pub fn unsupported(&self, gpu: &WgpuBackend) -> Option<String> {
+        let outputs = self.outputs()?;
+        let operands = self.operands();
+        gpu.supports(&*self.op, &Operands { inputs: &operands, outputs: &outputs }).err()
+    }
+
+    /// The CPU kernels' outputs.
+    pub fn on_cpu(&self) -> Vec<Tensor> {
+        let inputs: Vec<Option<&Tensor>> = self.inputs.iter().map(Option::as_ref).collect();
+        evaluate(&*self.op, &inputs, &pool()).unwrap()
+    }
+
+    /// The backend's outputs. Each run-time value lies `lead` bytes into its slot.
+    pub fn on_gpu(&self, gpu: &WgpuBackend, lead: usize) -> Result<Vec<Tensor>, BackendError> {
+        let outputs = self.outputs().unwrap();
+        let mut spec = ProgramSpec::default();
+        let slot = |spec: &mut ProgramSpec, bytes: usize| {
+            spec.slots.push(lead + bytes);
+            View { slot: spec.slots.len() - 1, offset: lead, bytes }
+        };
+        let mut uploads = Vec::new();
+        let mut inputs = Vec::new();
+        for (value, &constant) in self.inputs.iter().zip(&self.constant) {
+            inputs.push(value.as_ref().map(|value| {
+                if constant {
+                    return Arg::Constant(Arc::new(value.clone()));
+                }
+                let view = slot(&mut spec, value.ty().bytes());
+                spec.uploads.push(view);
+                uploads.push(value);
+                Arg::Slot(view, value.ty().clone())
+            }));
+        }
+        let outputs: Vec<(View, TensorType)> =
+            outputs.into_iter().map(|ty| (slot(&mut spec, ty.bytes()), ty)).collect();
+        spec.downloads = outputs.iter().map(|(view, _)| *view).collect();
+        let task = TaskSpec {
+            name: self.op.op_type().to_owned(),
+            op: self.op.clone(),
+            inputs,
+            outputs: outputs.clone(),
+        };
+        spec.tasks.push(task);
+        spec.segments.push(0..1);
+        let program = gpu.load(spec)?;
+        for (i, value) in uploads.into_iter().enumerate() {
+            program.upload(i, value.bytes())?;
+        }
+        program.launch(0)?;
+        let mut results = Vec::new();
+        for (i, (_, ty)) in outputs.into_iter().enumerate() {
+            let mut tensor = Tensor::zeros(ty);
+            program.download(i, tensor.bytes_mut())?;
+            results.push(tensor);
+        }
+        Ok(results)
+    }
+
+    /// Runs it on both and compares.
+    pub fn check(&self, gpu: &WgpuBackend, name: &str, lead: usize) {
+        let expected = self.on_cpu();
+        let got = self.on_gpu(gpu, lead).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(expected.len(), got.len(), "{name}");
+        for (expected, got) in expected.iter().zip(&got) {
+            assert_close(expected, got, name);
+        }
+    }
+}
+
+/// Equal integers; floats within the error that another order of summation makes.
+pub fn assert_close(expected: &Tensor, got: &Tensor, name: &str) {
+    assert_eq!(expected.ty(), got.ty(), "{name}");
+    if expected.dtype() != DType::F32 {
+        assert_eq!(expected.bytes(), got.bytes(), "{name}");
+        return;
+    }
+    let (e, g) = (expected.as_slice::<f32>().unwrap(), got.as_slice::<f32>().unwrap());
+    let scale = e.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
+    for (i, (e, g)) in e.iter().zip(g).enumerate() {
+        let same = e == g || (e.is_nan() && g.is_nan());
+        let tolerance = 2e-5 * scale + 2e-4 * e.abs();
+        assert!(same || (e - g).abs() <= tolerance, "{name}: element {i} is {g}, expected {e}");
+    }
+}
+
+/// Names printed once however often a suite meets them.
+pub fn print_once(text: String) {
+    static SEEN: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    if SEEN.lock().unwrap().insert(text.clone()) {
+        println!("{text}");
+    }
+}
