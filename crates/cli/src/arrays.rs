@@ -16,8 +16,7 @@ use crate::error::{CliError, CliResult};
 /// # Errors
 /// When the file cannot be read or its element type is none of SparOA's.
 pub fn read_npy(path: &Path) -> CliResult<Tensor> {
-    let file = File::open(path)
-        .map_err(|e| CliError::input(format!("{}: {e}", path.display())))?;
+    let file = File::open(path).map_err(|e| CliError::input(format!("{}: {e}", path.display())))?;
     read(BufReader::new(file)).map_err(|e| CliError::input(format!("{}: {e}", path.display())))
 }
 
@@ -28,8 +27,8 @@ pub fn read_npy(path: &Path) -> CliResult<Tensor> {
 pub fn read_npz(path: &Path, name: &str) -> CliResult<Tensor> {
     let fail = |why: String| CliError::input(format!("{}: {why}", path.display()));
     let file = File::open(path).map_err(|e| fail(e.to_string()))?;
-    let mut archive =
-        zip::ZipArchive::new(BufReader::new(file)).map_err(|e| fail(format!("no npz file: {e}")))?;
+    let mut archive = zip::ZipArchive::new(BufReader::new(file))
+        .map_err(|e| fail(format!("no npz file: {e}")))?;
     let members = archive
         .file_names()
         .map(|name| name.map(|n| n.into_owned()))
@@ -96,7 +95,9 @@ fn write<T: Element + npyz::AutoSerialize>(
     let shape: Vec<u64> = tensor.shape().iter().map(|&d| d as u64).collect();
     let mut writer =
         npyz::WriteOptions::<T>::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
-    writer.extend(tensor.as_slice::<T>().expect("called with the tensor's own type").iter().copied())?;
+    writer.extend(
+        tensor.as_slice::<T>().expect("called with the tensor's own type").iter().copied(),
+    )?;
     writer.finish()
 }
 

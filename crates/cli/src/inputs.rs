@@ -57,7 +57,12 @@ pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, T
                         info.name,
                         tensor.ty(),
                         info.name,
-                        tensor.shape().iter().map(ToString::to_string).collect::<Vec<_>>().join("x"),
+                        tensor
+                            .shape()
+                            .iter()
+                            .map(ToString::to_string)
+                            .collect::<Vec<_>>()
+                            .join("x"),
                     )));
                 }
                 tensor

@@ -50,9 +50,8 @@ impl Bars {
         let bar = self.spinner(model);
         let model = model.to_owned();
         move |progress| {
-            let counted = |what: &str, done: usize, total: usize| {
-                format!("{model}: {what} {done}/{total}")
-            };
+            let counted =
+                |what: &str, done: usize, total: usize| format!("{model}: {what} {done}/{total}");
             bar.set_message(match progress {
                 Progress::Loading => format!("{model}: loading"),
                 Progress::Specializing => format!("{model}: resolving shapes"),

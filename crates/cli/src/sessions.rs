@@ -4,9 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
-    Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads,
-    cpu_info, default_cache_dir, isa, onnx, zoo,
+    Accelerator, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy, Pool, Session,
+    SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads, cpu_info,
+    default_cache_dir, isa, onnx, zoo,
 };
 
 use crate::{
@@ -265,20 +265,14 @@ impl BuildRequest {
         match &self.source {
             ModelSource::File(path) => std::fs::read(path)
                 .map_err(|e| CliError::new(Kind::Model, format!("{}: {e}", path.display()))),
-            ModelSource::Zoo(model) => {
-                onnx::to_bytes(&**model, &onnx::SaveOptions::default())
-                    .map_err(|e| CliError::new(Kind::Model, e))
-            }
+            ModelSource::Zoo(model) => onnx::to_bytes(&**model, &onnx::SaveOptions::default())
+                .map_err(|e| CliError::new(Kind::Model, e)),
         }
     }
 }
 
 /// Sets the leading dimension of every input that has a free one.
-fn apply_batch(
-    model: &Model,
-    batch: usize,
-    shapes: &mut Vec<(String, Vec<usize>)>,
-) -> CliResult {
+fn apply_batch(model: &Model, batch: usize, shapes: &mut Vec<(String, Vec<usize>)>) -> CliResult {
     if batch == 0 {
         return Err(CliError::usage("--batch: must be at least 1"));
     }

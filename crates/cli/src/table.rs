@@ -73,7 +73,17 @@ fn digits(value: f64) -> usize {
 
 /// Milliseconds with three or four digits.
 pub fn ms(value: f64) -> String {
-    format!("{:.*}", if value >= 100.0 { 1 } else if value >= 1.0 { 2 } else { 3 }, value)
+    format!(
+        "{:.*}",
+        if value >= 100.0 {
+            1
+        } else if value >= 1.0 {
+            2
+        } else {
+            3
+        },
+        value
+    )
 }
 
 #[cfg(test)]

@@ -102,10 +102,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
 }
 
 /// `None` stands for the plan file.
-fn policies(
-    args: &BenchArgs,
-    machine: &Machine,
-) -> CliResult<(Vec<Option<Policy>>, Vec<Skipped>)> {
+fn policies(args: &BenchArgs, machine: &Machine) -> CliResult<(Vec<Option<Policy>>, Vec<Skipped>)> {
     let mut skipped = Vec::new();
     let mut policies = Vec::new();
     for name in &args.policy {
@@ -178,10 +175,8 @@ fn infer(c: &mut Contender, refs: &[&Tensor]) -> CliResult<Duration> {
 
 /// Measures the contenders in turns, so that a drift of the machine meets all of them.
 fn measure(args: &BenchArgs, bars: &Bars, contenders: &mut [Contender]) -> CliResult {
-    let inputs: Vec<Vec<Tensor>> = contenders
-        .iter()
-        .map(|c| c.inputs.iter().map(|(_, t)| t.clone()).collect())
-        .collect();
+    let inputs: Vec<Vec<Tensor>> =
+        contenders.iter().map(|c| c.inputs.iter().map(|(_, t)| t.clone()).collect()).collect();
     let refs: Vec<Vec<&Tensor>> = inputs.iter().map(|v| v.iter().collect()).collect();
     for (c, r) in contenders.iter_mut().zip(&refs) {
         let end = Instant::now() + Duration::from_millis(args.warmup_ms);
@@ -267,8 +262,19 @@ fn row(
 
 fn text(d: &Document) -> String {
     let mut table = Table::new(&[
-        "model", "policy", "batch", "threads", "device", "p50 ms", "p99 ms", "images/s", "speed-up",
-        "load ms", "first ms", "cpu/gpu/split", "plan",
+        "model",
+        "policy",
+        "batch",
+        "threads",
+        "device",
+        "p50 ms",
+        "p99 ms",
+        "images/s",
+        "speed-up",
+        "load ms",
+        "first ms",
+        "cpu/gpu/split",
+        "plan",
     ]);
     for r in &d.results {
         table.row([

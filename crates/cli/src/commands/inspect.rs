@@ -118,7 +118,15 @@ fn describe(
 
 fn text(d: &Document) -> String {
     let mut table = Table::new(&[
-        "node", "operator", "output", "FLOPs", "bytes", "I", "weights=0", "inputs=0", "quadrant",
+        "node",
+        "operator",
+        "output",
+        "FLOPs",
+        "bytes",
+        "I",
+        "weights=0",
+        "inputs=0",
+        "quadrant",
         "devices",
     ]);
     let percent = |s: Option<f64>| s.map_or("-".to_owned(), |s| format!("{:.1} %", s * 100.0));

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sparoa::{
-    GuardReport, Place, PlanFile, Session, TraceSource, chrome_trace, dot, onnx,
-};
+use sparoa::{GuardReport, Place, PlanFile, Session, TraceSource, chrome_trace, dot, onnx};
 
 use crate::{
     args::PlanArgs,
@@ -116,11 +114,9 @@ fn annotated(session: &Session, request: &BuildRequest) -> CliResult<Vec<u8>> {
 fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
     let graph = session.graph();
     let profile = session.profile();
-    let cost = |id, device| {
-        profile.and_then(|p| p.cost(id, device)).map(|c| c.part_ns(1.0) as f64 / 1e6)
-    };
-    let total =
-        |device| profile.and_then(|p| p.total_ns(device)).map(|ns| ns as f64 / 1e6);
+    let cost =
+        |id, device| profile.and_then(|p| p.cost(id, device)).map(|c| c.part_ns(1.0) as f64 / 1e6);
+    let total = |device| profile.and_then(|p| p.total_ns(device)).map(|ns| ns as f64 / 1e6);
     let nodes = graph
         .node_ids()
         .map(|id| {
@@ -158,8 +154,7 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
 
 fn text(d: &Document) -> String {
     let time = |v: Option<f64>| v.map_or("-".to_owned(), ms);
-    let mut table =
-        Table::new(&["node", "operator", "place", "cpu ms", "gpu ms", "I", "sparsity"]);
+    let mut table = Table::new(&["node", "operator", "place", "cpu ms", "gpu ms", "I", "sparsity"]);
     for n in &d.nodes {
         table.row([
             n.name.clone(),

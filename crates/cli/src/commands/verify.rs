@@ -50,8 +50,8 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
     let values = inputs::borrowed(&values);
     let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
     let spinner = bars.spinner("computing the reference");
-    let expected = reference(session.model(), session.shapes(), &values, session.pool())
-        .map_err(run_error)?;
+    let expected =
+        reference(session.model(), session.shapes(), &values, session.pool()).map_err(run_error)?;
     spinner.finish_and_clear();
 
     // The first plan is the session's own; the others replace its placement.

@@ -49,12 +49,7 @@ pub fn run(command: &ZooCommand, out: &Output) -> CliResult {
 fn list(out: &Output) -> CliResult {
     let rows: Vec<Row> = zoo::list()
         .iter()
-        .map(|e| Row {
-            name: e.name,
-            parameters: e.parameters,
-            gflops: e.gflops,
-            source: e.source,
-        })
+        .map(|e| Row { name: e.name, parameters: e.parameters, gflops: e.gflops, source: e.source })
         .collect();
     out.print(&rows, || {
         let mut table = Table::new(&["name", "parameters", "work per image", "paper"]);
