@@ -81,13 +81,17 @@ impl CostCache {
         }
     }
 
-    /// Writes the cache; readers see the old file or the new one, never half of it.
+    /// Adds this to what is on disk, where this has the last word; readers see the old file or the new one, never half of it.
     ///
     /// # Errors
     /// When the directory cannot be made or the file not be written.
     pub fn store(&self, dir: &Path) -> Result<(), CacheError> {
         let path = file(dir, &self.machine);
-        let text = serde_json::to_string(self).expect("a cost cache is plain data");
+        let mut merged = CostCache::load(dir, &self.machine);
+        merged.costs.extend(self.costs.clone());
+        merged.verdicts.extend(self.verdicts.clone());
+        merged.links = self.links.or(merged.links);
+        let text = serde_json::to_string(&merged).expect("a cost cache is plain data");
         write_atomically(&path, text.as_bytes()).map_err(|source| CacheError { path, source })
     }
 
@@ -177,6 +181,14 @@ mod tests {
         assert_eq!(loaded.get(Device::Gpu, "Conv").unwrap().latency_ns, 7);
         assert_eq!(loaded.get(Device::Cpu, "Conv"), None);
         assert_eq!(CostCache::load(dir.path(), "other"), CostCache::new("other"));
+
+        // Another program's figures stay.
+        let mut other = CostCache::new("cpu x + gpu y");
+        other.insert(Device::Cpu, "Conv", Cost { latency_ns: 9, fixed_ns: 0 });
+        other.store(dir.path()).unwrap();
+        let both = CostCache::load(dir.path(), "cpu x + gpu y");
+        assert_eq!(both.get(Device::Gpu, "Conv").unwrap().latency_ns, 7);
+        assert_eq!(both.get(Device::Cpu, "Conv").unwrap().latency_ns, 9);
 
         let path = file(dir.path(), "cpu x + gpu y");
         fs::write(&path, "{\"version\":1, \"costs\"").unwrap();

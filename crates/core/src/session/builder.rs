@@ -3,27 +3,24 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, OnceLock},
 };
 
-use serde::{Deserialize, Serialize};
 use sparoa_kernels::pool::Pool;
 
 use super::{
-    Decision, GuardEntry, GuardOptions, GuardReport, MeasureOptions, Session, SessionError,
-    ValueInfo, choose, inputs::random_tensor, measure::Measurer,
+    Decision, GuardOptions, MeasureOptions, Session, SessionError, ValueInfo,
+    decide::{Choice, Verdict, Work},
 };
 use crate::{
     analyze::analyze,
     backend::{Accelerator, available_threads, cpu_info},
-    engine::{Engine, KernelCache},
+    engine::KernelCache,
     ir::{Graph, Model, OutputSource, Shapes, passes, specialize},
     onnx::{self, LoadOptions},
-    plan::{Hardware, Place, Placement, PlanFile, Support, compile, fingerprint},
-    profile::{CostCache, Profile, default_cache_dir, hash_text},
-    schedule::{Candidate, Objective, Pin, Policy, Problem, candidates, resolve_pins},
-    tensor::Tensor,
+    plan::{Hardware, Placement, PlanFile, Support},
+    profile::{Profile, default_cache_dir},
+    schedule::{Objective, Pin, Policy, Problem, resolve_pins},
 };
 
 /// How far [`SessionBuilder::build`] has come. Stages that may take long count their steps.
@@ -65,8 +62,8 @@ pub struct SessionBuilder {
     shapes: Shapes,
     threads: Option<usize>,
     pool: Option<Arc<Pool>>,
-    policy: Policy,
-    objective: Objective,
+    pub(super) policy: Policy,
+    pub(super) objective: Objective,
     pins: Vec<Pin>,
     plan: Option<PlanFile>,
     placement: Option<Placement>,
@@ -78,8 +75,8 @@ pub struct SessionBuilder {
     fresh: bool,
     optimize: bool,
     cache_dir: Option<PathBuf>,
-    measure: MeasureOptions,
-    guard: GuardOptions,
+    pub(super) measure: MeasureOptions,
+    pub(super) guard: GuardOptions,
     progress: Option<Callback>,
 }
 
@@ -264,7 +261,7 @@ impl SessionBuilder {
         self
     }
 
-    fn tell(&mut self, progress: Progress) {
+    pub(super) fn tell(&mut self, progress: Progress) {
         if let Some(callback) = &mut self.progress {
             callback(progress);
         }
@@ -283,6 +280,14 @@ impl SessionBuilder {
                 Arc::new(onnx::load(&path, &options)?)
             }
         };
+        if let Some(plan) = &self.plan {
+            // A plan knows its shapes; what the user says otherwise is found out below.
+            for (name, shape) in &plan.shapes {
+                if model.inputs.iter().any(|i| i.name == *name) && !self.shapes.contains_key(name) {
+                    self.shapes.insert(name.clone(), shape.clone());
+                }
+            }
+        }
         self.tell(Progress::Specializing);
         let specialized = specialize(&model, &self.shapes)?;
         let inputs = input_infos(&specialized.graph);
@@ -309,7 +314,13 @@ impl SessionBuilder {
             }
             _ => None,
         };
-        let support = Support::of(&graph, self.accelerator.as_deref());
+        // To ask the GPU about every operator takes time: not where nothing can come of it.
+        let gpu_matters = self.policy != Policy::Cpu
+            || self.plan.is_some()
+            || self.placement.is_some()
+            || self.always_profile
+            || !self.pins.is_empty();
+        let support = Support::of(&graph, self.accelerator.as_deref().filter(|_| gpu_matters));
         let pins = resolve_pins(&graph, &support, &self.pins)?;
         let hardware = Hardware::of(&cpu, self.accelerator.as_ref().map(|a| a.info()));
         let kernels = KernelCache::new();
@@ -342,11 +353,7 @@ impl SessionBuilder {
         }
         // With one processor there is nothing to decide, and nothing to measure.
         let decides = self.policy.needs_profile() && !given && self.accelerator.is_some();
-        let remembered = if decides && self.profile.is_none() && !self.always_profile {
-            work.verdict(&self)
-        } else {
-            None
-        };
+        let remembered = if decides && self.profile.is_none() { work.verdict(&self) } else { None };
         let profile = match self.profile.take() {
             Some(profile) => Some(profile),
             // A verdict is stored after the measurements on which it rests: they are known too.
@@ -409,7 +416,7 @@ impl SessionBuilder {
             decision,
             profile,
             analysis,
-            support,
+            support: if gpu_matters { OnceLock::from(support) } else { OnceLock::new() },
             kernels,
             pool,
             accelerator: self.accelerator,
@@ -417,196 +424,6 @@ impl SessionBuilder {
             graph,
         })
     }
-}
-
-/// What a policy or a user chose.
-#[derive(Default)]
-struct Choice {
-    placement: Placement,
-    source: String,
-    guard: Option<GuardReport>,
-}
-
-/// `auto`'s choice as the cache keeps it.
-#[derive(Serialize, Deserialize)]
-struct Verdict {
-    placement: Placement,
-    source: String,
-    report: GuardReport,
-}
-
-/// What the later stages share.
-struct Work<'a> {
-    graph: &'a Arc<Graph>,
-    support: &'a Support,
-    pool: &'a Arc<Pool>,
-    kernels: &'a KernelCache,
-    accelerator: Option<Arc<dyn Accelerator>>,
-    pins: &'a [Option<Place>],
-    /// The processors, as text: the cache's key.
-    machine: String,
-    cache_dir: PathBuf,
-    cache: Option<CostCache>,
-    fresh: bool,
-}
-
-impl Work<'_> {
-    fn cache(&mut self) -> &mut CostCache {
-        self.cache.get_or_insert_with(|| match self.fresh {
-            true => CostCache::new(&self.machine),
-            false => CostCache::load(&self.cache_dir, &self.machine),
-        })
-    }
-
-    /// Writes the cache; a failure costs the next start time, not this one its result.
-    fn store(&mut self) {
-        if let Some(cache) = &self.cache
-            && let Err(e) = cache.store(&self.cache_dir)
-        {
-            tracing::warn!("{e}");
-        }
-    }
-
-    fn engine(
-        &self,
-        placement: &Placement,
-        profile: Option<&Profile>,
-    ) -> Result<Engine, SessionError> {
-        let plan = compile(self.graph, placement, self.support, profile)?;
-        let accelerator = self.accelerator.as_deref();
-        Ok(Engine::new(plan, self.graph, self.kernels, self.pool, accelerator)?)
-    }
-
-    fn profile(&mut self, builder: &mut SessionBuilder) -> Result<Profile, SessionError> {
-        let accelerator = self.accelerator.clone();
-        let measurer = Measurer {
-            graph: self.graph,
-            support: self.support,
-            pool: self.pool,
-            kernels: self.kernels,
-            accelerator: accelerator.as_deref(),
-            options: builder.measure,
-        };
-        let cache = self.cache();
-        let before = cache.clone();
-        let profile = measurer.measure(cache, &mut |done, total| {
-            builder.tell(Progress::Measuring { done, total });
-        })?;
-        if *cache != before {
-            self.store();
-        }
-        Ok(profile)
-    }
-
-    /// What an earlier start decided on the same question.
-    fn verdict(&mut self, builder: &SessionBuilder) -> Option<Verdict> {
-        let key = self.question(builder);
-        let value = self.cache().verdicts.get(&key)?.clone();
-        let mut verdict: Verdict = serde_json::from_value(value).ok()?;
-        verdict.report.cached = true;
-        // The file may have been edited: only a placement that compiles counts.
-        compile(self.graph, &verdict.placement, self.support, None).ok()?;
-        Some(verdict)
-    }
-
-    /// Everything that `auto`'s choice depends on, besides the machine.
-    fn question(&self, builder: &SessionBuilder) -> String {
-        let text = format!(
-            "{} {} {} {:?} {:?}",
-            fingerprint(self.graph),
-            builder.policy,
-            builder.objective,
-            self.pins,
-            builder.guard,
-        );
-        format!("{:016x}", hash_text(&text))
-    }
-
-    /// `auto`: the best candidates by simulation, measured against each processor alone.
-    fn guarded(
-        &mut self,
-        builder: &mut SessionBuilder,
-        problem: &Problem<'_>,
-    ) -> Result<(Choice, Engine), SessionError> {
-        let all = candidates(problem)?;
-        let mut finalists: Vec<&Candidate> = Vec::new();
-        for name in ["cpu", "gpu"] {
-            finalists.extend(all.iter().find(|c| c.name == name));
-        }
-        let others = all.iter().filter(|c| c.name != "cpu" && c.name != "gpu");
-        finalists.extend(others.take(builder.guard.finalists));
-        if !problem.objective.is_time() {
-            // Without a meter the simulation's word stands.
-            finalists = all.iter().take(1).collect();
-        }
-        let total = finalists.len();
-        let mut engines = Vec::with_capacity(total);
-        let mut entries = Vec::with_capacity(total);
-        let mut kept: Vec<&Candidate> = Vec::with_capacity(total);
-        for (done, candidate) in finalists.into_iter().enumerate() {
-            builder.tell(Progress::Preparing { done, total });
-            match self.engine(&candidate.placement, Some(problem.profile)) {
-                Ok(engine) => engines.push(engine),
-                // The CPU alone must work; another that does not fit into memory is out.
-                Err(e) if candidate.name == "cpu" => return Err(e),
-                Err(e) => {
-                    tracing::warn!("candidate '{}' is out: {e}", candidate.name);
-                    continue;
-                }
-            }
-            entries.push(GuardEntry {
-                name: candidate.name.clone(),
-                predicted_ns: candidate.timeline.makespan_ns,
-                measured_ns: Vec::new(),
-            });
-            kept.push(candidate);
-        }
-        builder.tell(Progress::Preparing { done: total, total });
-        let software = self.accelerator.as_ref().is_some_and(|a| a.info().software);
-        let options = builder.guard;
-        let margin = if software { options.software_margin } else { options.margin };
-        let tensors: Vec<Tensor> = self
-            .graph
-            .inputs
-            .iter()
-            .zip(1..)
-            .map(|(&id, seed)| random_tensor(&self.graph.value(id).ty, seed))
-            .collect();
-        let tensors: Vec<&Tensor> = tensors.iter().collect();
-        let mut outputs: Vec<Tensor> = engines.first().map(Engine::new_outputs).unwrap_or_default();
-        let runs = entries.len() * (options.rounds + 1);
-        let mut done = 0;
-        let report = choose(entries, &options, margin, |i| -> Result<u64, SessionError> {
-            builder.tell(Progress::Guarding { done, total: runs });
-            done += 1;
-            let start = Instant::now();
-            engines[i].run(&tensors, &mut outputs)?;
-            Ok(nanoseconds(start.elapsed()))
-        })?;
-        builder.tell(Progress::Guarding { done: runs, total: runs });
-        let winner = kept[report.chosen];
-        let choice = Choice {
-            placement: winner.placement.clone(),
-            source: format!("auto: {}", winner.name),
-            guard: Some(report.clone()),
-        };
-        let verdict =
-            Verdict { placement: choice.placement.clone(), source: choice.source.clone(), report };
-        let key = self.question(builder);
-        if let (Ok(value), Some(chosen)) =
-            (serde_json::to_value(&verdict), verdict.report.entries.get(verdict.report.chosen))
-            && !chosen.measured_ns.is_empty()
-        {
-            self.cache().verdicts.insert(key, value);
-            self.store();
-        }
-        let chosen = verdict.report.chosen;
-        Ok((choice, engines.swap_remove(chosen)))
-    }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn input_infos(graph: &Graph) -> Vec<ValueInfo> {

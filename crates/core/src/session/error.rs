@@ -4,7 +4,7 @@ use crate::{
     analyze::WalkError,
     backend::BackendError,
     engine::EngineError,
-    ir::SpecializeError,
+    ir::{InterpretError, SpecializeError},
     onnx::LoadError,
     plan::{CompileError, PlanFileError},
     schedule::{PinError, ScheduleError},
@@ -85,5 +85,5 @@ pub enum SessionError {
     },
     /// The data-dependent rest of the model.
     #[error("after the graph: {0}")]
-    Tail(String),
+    Tail(#[from] InterpretError),
 }

@@ -2,14 +2,17 @@
 //! model to engine, [`Session`] runs it.
 
 mod builder;
+mod decide;
 mod error;
 mod guard;
 mod inputs;
 mod measure;
-mod tail;
 mod verify;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use sparoa_kernels::pool::Pool;
 
@@ -17,7 +20,7 @@ use crate::{
     analyze::Analysis,
     backend::{Accelerator, DeviceInfo},
     engine::{Engine, KernelCache, Trace},
-    ir::{Graph, Model, OutputSource, Shapes, Tail},
+    ir::{Graph, Model, OutputSource, Shapes, Tail, interpret},
     plan::{Hardware, Placement, Plan, PlanFile, Support, compile},
     profile::Profile,
     schedule::{Objective, Pin, Policy, Problem, Timeline, resolve_pins, simulate},
@@ -75,7 +78,8 @@ pub struct Session {
     decision: Decision,
     profile: Option<Profile>,
     analysis: Analysis,
-    support: Support,
+    /// Worked out when somebody asks, where the plan did not need it.
+    support: OnceLock<Support>,
     kernels: KernelCache,
     pool: Arc<Pool>,
     accelerator: Option<Arc<dyn Accelerator>>,
@@ -128,7 +132,7 @@ impl Session {
 
     /// Where each node can run.
     pub fn support(&self) -> &Support {
-        &self.support
+        self.support.get_or_init(|| Support::of(&self.graph, self.accelerator.as_deref()))
     }
 
     /// Where each node runs.
@@ -256,7 +260,7 @@ impl Session {
             Some(tail) => {
                 let feeds: Vec<Tensor> =
                     tail.feeds.iter().map(|&i| self.buffers[i].clone()).collect();
-                tail::interpret(&tail.model, &feeds, &self.pool)?
+                interpret(&tail.model, &feeds, &self.pool)?
             }
         };
         let results = self.sources.iter().map(|source| match source {
@@ -279,7 +283,7 @@ impl Session {
         placement: Placement,
         source: impl Into<String>,
     ) -> Result<(), SessionError> {
-        let plan = compile(&self.graph, &placement, &self.support, self.profile.as_ref())?;
+        let plan = compile(&self.graph, &placement, self.support(), self.profile.as_ref())?;
         self.engine =
             Engine::new(plan, &self.graph, &self.kernels, &self.pool, self.accelerator.as_deref())?;
         self.kernels.forget_unused();
@@ -296,11 +300,11 @@ impl Session {
     /// When the objective cannot be judged on these costs.
     pub fn place_with(&self, policy: Policy) -> Result<Placement, SessionError> {
         let empty = Profile::default();
-        let pins = resolve_pins(&self.graph, &self.support, &self.decision.pins)?;
+        let pins = resolve_pins(&self.graph, self.support(), &self.decision.pins)?;
         let policy = if self.profile.is_some() { policy } else { policy.without_costs() };
         Ok(policy.scheduler().place(&Problem {
             graph: &self.graph,
-            support: &self.support,
+            support: self.support(),
             profile: self.profile.as_ref().unwrap_or(&empty),
             pins: &pins,
             objective: self.decision.objective,

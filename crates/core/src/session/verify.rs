@@ -9,11 +9,11 @@ use rand_pcg::Pcg32;
 use serde::Serialize;
 use sparoa_kernels::pool::Pool;
 
-use super::{Session, SessionError, inputs, tail};
+use super::{Session, SessionError, inputs};
 use crate::{
     analyze::walk,
     engine::Engine,
-    ir::{Graph, Model, NodeId, OutputSource, Shapes, Specialized, specialize},
+    ir::{Graph, Model, NodeId, OutputSource, Shapes, Specialized, interpret, specialize},
     plan::{Place, Placement, Support, compile},
     tensor::{DType, Tensor},
 };
@@ -162,7 +162,7 @@ fn finish(
         None => Vec::new(),
         Some(tail) => {
             let feeds: Vec<Tensor> = tail.feeds.iter().map(|&i| graph_outputs[i].clone()).collect();
-            tail::interpret(&tail.model, &feeds, pool)?
+            interpret(&tail.model, &feeds, pool)?
         }
     };
     let names = model.outputs.iter().map(|id| model.values[id.index()].clone());
@@ -282,7 +282,7 @@ impl Session {
             })
             .collect();
         let tapped = std::sync::Arc::new(tapped);
-        let plan = compile(&tapped, &self.placement, &self.support, self.profile.as_ref())?;
+        let plan = compile(&tapped, &self.placement, self.support(), self.profile.as_ref())?;
         let accelerator = self.accelerator.as_deref();
         let mut engine = Engine::new(plan, &tapped, &self.kernels, &self.pool, accelerator)?;
         let mut values = engine.new_outputs();

@@ -115,7 +115,6 @@ fn survive(bytes: Vec<u8>) -> &'static str {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn the_seeds_are_sound() {
     for (i, seed) in seeds().into_iter().enumerate() {
         assert_eq!(survive(seed), "ran", "seed {i}");

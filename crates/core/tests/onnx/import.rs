@@ -198,7 +198,6 @@ fn functions_are_inlined() {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn function_attributes_come_from_the_call_or_the_default() {
     let mut body = node("ReduceSum", &["v", "axes"], &["s"]);
     let mut keep = int("keepdims", 0);
@@ -240,7 +239,6 @@ fn branching() -> ModelProto {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn subgraphs_capture_outer_values() {
     let loaded = load(&branching()).unwrap();
     let choice = loaded.nodes.iter().find(|n| n.op.op_type() == "If").unwrap();
@@ -255,7 +253,6 @@ fn subgraphs_capture_outer_values() {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn a_capture_that_exists_nowhere_is_named_with_its_reader() {
     let mut proto = branching();
     proto.graph.as_mut().unwrap().node.truncate(1);
@@ -267,7 +264,6 @@ fn a_capture_that_exists_nowhere_is_named_with_its_reader() {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn limits_hold() {
     let proto = branching();
     let with = |options: LoadOptions| {

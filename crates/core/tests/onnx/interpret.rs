@@ -1,5 +1,5 @@
-//! The plainest executor: every node through `ops::evaluate`, in order; and the comparison of
-//! tensors with a reference.
+//! The plainest executor: every node of the graph through `ops::evaluate`, in order, then the
+//! tail; and the comparison of tensors with a reference.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use sparoa_core::{
-    ir::{Graph, Model, ModelValueId, OutputSource, SpecializeError, ValueId, passes, specialize},
+    ir::{Graph, Model, OutputSource, SpecializeError, ValueId, interpret, passes, specialize},
     ops::{self, OpError},
     tensor::{DType, Tensor},
 };
@@ -65,7 +65,11 @@ pub fn run(
         None => Vec::new(),
         Some(tail) => {
             let feeds: Vec<Tensor> = tail.feeds.iter().map(|&i| from_graph[i].clone()).collect();
-            run_model(&tail.model, &feeds, pool)?
+            interpret(&tail.model, &feeds, pool).map_err(|e| RunError::Node {
+                node: e.node,
+                op_type: e.op_type,
+                source: e.source,
+            })?
         }
     };
     Ok(special
@@ -111,22 +115,6 @@ fn run_graph(graph: &Graph, inputs: &[Tensor], pool: &Pool) -> Result<Vec<Tensor
     }
     let constant = |id: &ValueId| graph.value(*id).constant.as_deref().cloned();
     Ok(graph.outputs.iter().map(|id| constant(id).unwrap_or_else(|| values[id].clone())).collect())
-}
-
-fn run_model(model: &Model, inputs: &[Tensor], pool: &Pool) -> Result<Vec<Tensor>, RunError> {
-    let mut values: HashMap<ModelValueId, Tensor> =
-        model.inputs.iter().map(|i| i.id).zip(inputs.iter().cloned()).collect();
-    values.extend(model.constants.iter().map(|(id, t)| (*id, (**t).clone())));
-    for node in &model.nodes {
-        let operands: Vec<Option<&Tensor>> =
-            node.inputs.iter().map(|id| id.map(|id| &values[&id])).collect();
-        let outputs = ops::evaluate(&*node.op, &operands, pool).map_err(|source| {
-            RunError::Node { node: node.name.clone(), op_type: node.op.op_type(), source }
-        })?;
-        let defined = node.outputs.iter().zip(outputs).filter_map(|(id, t)| Some(((*id)?, t)));
-        values.extend(defined);
-    }
-    Ok(model.outputs.iter().map(|id| values[id].clone()).collect())
 }
 
 /// The first difference between a tensor and its reference: integers and booleans exactly,

@@ -95,7 +95,6 @@ fn metadata_is_written() {
 }
 
 #[test]
-#[ignore = "operators are arriving"]
 fn subgraphs_come_back_with_their_captures() {
     let branch = |op| graph(vec![node(op, &["x", "w"], &["z"])], &[], &["z"]);
     let mut choice = node("If", &["c"], &["y"]);
