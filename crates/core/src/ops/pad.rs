@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands,
-    Permuted, axes, floats, integers, kernel, runs,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
+    Operand, Operands, Permuted, axes, floats, gpu, integers, kernel, runs,
 };
 use crate::tensor::{Tensor, TensorType};
 
@@ -202,6 +202,15 @@ impl Op for Pad {
             });
             Ok(())
         }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let value = match x.get(2) {
+            None => self.value,
+            Some(_) => *x.constant(2)?.as_slice::<f32>()?.first()?,
+        };
+        let kept = self.mode == PadMode::Constant;
+        if kept { gpu::pad(x, caps, &self.amounts(x.inputs).ok()?, value) } else { None }
     }
 
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {

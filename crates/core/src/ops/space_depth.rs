@@ -5,8 +5,8 @@ use std::sync::Arc;
 use sparoa_kernels::permute::permute;
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, axes, conv::Layout, floats, kernel, transpose,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
+    OpSpec, Operand, Operands, axes, conv::Layout, floats, gpu, kernel, transpose,
 };
 use crate::tensor::TensorType;
 
@@ -95,6 +95,21 @@ pub struct DepthToSpace {
     pub layout: Layout,
 }
 
+impl DepthToSpace {
+    /// The transposition that it is: the input's dimensions taken apart, and their new order.
+    fn permutation(&self, x: &Operands<'_>) -> Result<([usize; 6], [usize; 6]), OpError> {
+        let [n, c, h, w] = image(x.inputs, self.layout)?;
+        let b = self.block;
+        let c = c / (b * b);
+        Ok(match (self.layout, self.column_row_depth) {
+            (Layout::Nchw, false) => ([n, b, b, c, h, w], [0, 3, 4, 1, 5, 2]),
+            (Layout::Nchw, true) => ([n, c, b, b, h, w], [0, 1, 4, 2, 5, 3]),
+            (Layout::Nhwc, false) => ([n, h, w, b, b, c], [0, 1, 3, 2, 4, 5]),
+            (Layout::Nhwc, true) => ([n, h, w, c, b, b], [0, 1, 4, 2, 5, 3]),
+        })
+    }
+}
+
 impl Op for DepthToSpace {
     fn op_type(&self) -> &'static str {
         "DepthToSpace"
@@ -119,15 +134,13 @@ impl Op for DepthToSpace {
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
-        let [n, c, h, w] = image(x.inputs, self.layout)?;
-        let b = self.block;
-        let c = c / (b * b);
-        Ok(match (self.layout, self.column_row_depth) {
-            (Layout::Nchw, false) => permutation(x, &[n, b, b, c, h, w], &[0, 3, 4, 1, 5, 2]),
-            (Layout::Nchw, true) => permutation(x, &[n, c, b, b, h, w], &[0, 1, 4, 2, 5, 3]),
-            (Layout::Nhwc, false) => permutation(x, &[n, h, w, b, b, c], &[0, 1, 3, 2, 4, 5]),
-            (Layout::Nhwc, true) => permutation(x, &[n, h, w, c, b, b], &[0, 1, 4, 2, 5, 3]),
-        })
+        let (shape, perm) = self.permutation(x)?;
+        Ok(permutation(x, &shape, &perm))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let (shape, perm) = self.permutation(x).ok()?;
+        gpu::transpose(x, caps, &shape, &perm)
     }
 
     fn channels_last(&self) -> Option<Arc<dyn Op>> {
@@ -154,6 +167,19 @@ pub struct SpaceToDepth {
     pub layout: Layout,
 }
 
+impl SpaceToDepth {
+    /// As [`DepthToSpace::permutation`].
+    fn permutation(&self, x: &Operands<'_>) -> Result<([usize; 6], [usize; 6]), OpError> {
+        let [n, c, h, w] = image(x.inputs, self.layout)?;
+        let b = self.block;
+        let (h, w) = (h / b, w / b);
+        Ok(match self.layout {
+            Layout::Nchw => ([n, c, h, b, w, b], [0, 3, 5, 1, 2, 4]),
+            Layout::Nhwc => ([n, h, b, w, b, c], [0, 1, 3, 2, 4, 5]),
+        })
+    }
+}
+
 impl Op for SpaceToDepth {
     fn op_type(&self) -> &'static str {
         "SpaceToDepth"
@@ -175,13 +201,13 @@ impl Op for SpaceToDepth {
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
-        let [n, c, h, w] = image(x.inputs, self.layout)?;
-        let b = self.block;
-        let (h, w) = (h / b, w / b);
-        Ok(match self.layout {
-            Layout::Nchw => permutation(x, &[n, c, h, b, w, b], &[0, 3, 5, 1, 2, 4]),
-            Layout::Nhwc => permutation(x, &[n, h, b, w, b, c], &[0, 1, 3, 2, 4, 5]),
-        })
+        let (shape, perm) = self.permutation(x)?;
+        Ok(permutation(x, &shape, &perm))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let (shape, perm) = self.permutation(x).ok()?;
+        gpu::transpose(x, caps, &shape, &perm)
     }
 
     fn channels_last(&self) -> Option<Arc<dyn Op>> {
