@@ -62,7 +62,6 @@ impl Bars {
                 Progress::Scheduling => format!("{model}: scheduling"),
                 Progress::Preparing { done, total } => counted("preparing plans", done, total),
                 Progress::Guarding { done, total } => counted("measuring finalists", done, total),
-                _ => model.clone(),
             });
         }
     }

@@ -1,5 +1,84 @@
-//! Integer arithmetic: QLinearConv, ConvInteger, QLinearMatMul, MatMulInteger.
+//! Operators on 8-bit integers: products and convolutions with exact sums, and `com.microsoft`'s
+//! others written out as float operators between conversions.
 
-use super::OpSpec;
+mod composed;
+mod conv;
+mod matmul;
+mod requantize;
 
-pub(super) const SPECS: &[OpSpec] = &[];
+pub use conv::IntConv;
+pub use matmul::IntMatMul;
+
+use super::{OpError, OpSpec, Operand};
+use crate::tensor::{DType, Tensor, TensorRef};
+
+pub(super) const SPECS: &[OpSpec] = &[
+    matmul::MAT_MUL_INTEGER,
+    matmul::Q_LINEAR_MAT_MUL,
+    conv::CONV_INTEGER,
+    conv::Q_LINEAR_CONV,
+    conv::CONV_INTEGER_LAST,
+    conv::Q_LINEAR_CONV_LAST,
+    composed::ADD,
+    composed::MUL,
+    composed::SIGMOID,
+    composed::LEAKY_RELU,
+    composed::AVERAGE_POOL,
+    composed::GLOBAL_AVERAGE_POOL,
+    composed::CONCAT,
+    composed::SOFTMAX,
+    composed::GEMM,
+];
+
+/// Refuses anything but 8-bit integers.
+fn check_bytes(operand: &Operand, name: &str) -> Result<(), OpError> {
+    match operand.ty.dtype {
+        DType::U8 | DType::I8 => Ok(()),
+        other => Err(OpError::invalid(format!("input {name} is {other}, must be u8 or i8"))),
+    }
+}
+
+/// Refuses a zero point that is not of its tensor's type, or has neither 1 nor `count` elements.
+fn check_zero(
+    zero: Option<&Operand>,
+    of: &Operand,
+    count: usize,
+    name: &str,
+) -> Result<(), OpError> {
+    let Some(zero) = zero else { return Ok(()) };
+    if zero.ty.dtype != of.ty.dtype || (zero.ty.len() != 1 && zero.ty.len() != count) {
+        return Err(OpError::invalid(format!(
+            "input {name} is {}, must be {} with 1 or {count} elements",
+            zero.ty, of.ty.dtype
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a scale that is not f32 with 1 or `count` elements.
+fn check_scale(scale: &Operand, count: usize, name: &str) -> Result<(), OpError> {
+    if scale.ty.dtype == DType::F32 && (scale.ty.len() == 1 || scale.ty.len() == count) {
+        return Ok(());
+    }
+    Err(OpError::invalid(format!(
+        "input {name} is {}, must be f32 with 1 or {count} elements",
+        scale.ty
+    )))
+}
+
+/// Zero points as integers; one zero when there are none.
+fn zeros(tensor: Option<TensorRef<'_>>) -> Vec<i32> {
+    match tensor {
+        None => vec![0],
+        Some(t) if t.dtype == DType::I8 => t.slice::<i8>().iter().map(|&v| v.into()).collect(),
+        Some(t) => t.slice::<u8>().iter().map(|&v| v.into()).collect(),
+    }
+}
+
+/// A vector of scales, for examples.
+fn scale(values: &[f32]) -> Tensor {
+    match values {
+        [one] => Tensor::scalar(*one),
+        many => Tensor::from_slice([many.len()], many),
+    }
+}

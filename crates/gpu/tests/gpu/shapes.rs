@@ -23,7 +23,12 @@ fn case(op: impl Op, inputs: Vec<Option<Tensor>>, constants: &[usize]) -> Case {
 
 /// Runs `check` on a few random samples of `strategy`.
 fn samples<S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value)) {
-    let config = ProptestConfig { cases, max_shrink_iters: 8, ..ProptestConfig::default() };
+    let config = ProptestConfig {
+        cases,
+        max_shrink_iters: 8,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     let mut runner = TestRunner::new_with_rng(
         config,
         proptest::test_runner::TestRng::deterministic_rng(Default::default()),

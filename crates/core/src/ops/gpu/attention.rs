@@ -39,19 +39,37 @@ pub(in crate::ops) fn attention(
     caps: &GpuCaps,
 ) -> Option<GpuKernel> {
     let whole = [s.head_dim, s.v_dim].iter().all(|d| d.is_multiple_of(4) && *d <= MAX_HEAD);
-    if x.output(0).dtype != DType::F32 || !whole || !caps.aligned || x.output(0).is_empty() {
+    if x.output(0).dtype != DType::F32 || !whole || x.output(0).is_empty() {
         return None;
     }
     if s.kv_len == 0 || s.head_dim == 0 || (causal && s.q_len > s.kv_len) {
         return None;
     }
+    let element = if caps.aligned { "vec4<f32>" } else { "f32" };
+    let mut access = String::new();
+    for name in ["q", "k", "v"] {
+        let load = match caps.aligned {
+            true => format!("{name}[at_{name}() + i]"),
+            false => {
+                let at = |j: usize| format!("{name}[at_{name}() + i * 4u + {j}u]");
+                format!("vec4<f32>({}, {}, {}, {})", at(0), at(1), at(2), at(3))
+            }
+        };
+        writeln!(access, "fn load_{name}(i: u32) -> vec4<f32> {{ return {load}; }}").ok()?;
+    }
+    access.push_str(if caps.aligned {
+        "fn store(i: u32, v: vec4<f32>) { y[at_y() + i] = v; }\n"
+    } else {
+        "fn store(i: u32, v: vec4<f32>) {\n    \
+         for (var j = 0u; j < 4u; j++) { y[at_y() + i * 4u + j] = v[j]; }\n}\n"
+    });
     let mut shader = Shader::new("attention");
     let part = if place.packed { s.heads * s.head_dim / 4 } else { 0 };
     for (i, name) in ["q", "k", "v"].into_iter().enumerate() {
         let input = if place.packed { 0 } else { i };
         let Strides { batch, head, row } = place.strides[i];
         shader = shader
-            .buffer(name, Binding::Input(input), "vec4<f32>")
+            .buffer(name, Binding::Input(input), element)
             .size(format!("{name}_batch"), batch / 4)
             .size(format!("{name}_head"), head / 4)
             .size(format!("{name}_row"), row / 4)
@@ -59,7 +77,7 @@ pub(in crate::ops) fn attention(
     }
     let Strides { batch, head, row } = place.strides[3];
     shader = shader
-        .buffer("y", Binding::Output(0), "vec4<f32>")
+        .buffer("y", Binding::Output(0), element)
         .sizes([("y_batch", batch / 4), ("y_head", head / 4), ("y_row", row / 4)])
         .sizes([("rows", s.q_len), ("keys", s.kv_len), ("heads", s.heads)])
         .float("scale", scale);
@@ -87,7 +105,7 @@ pub(in crate::ops) fn attention(
         "fn bias_of(b: u32, h: u32, row: u32, key: u32) -> f32 {{ {bias_text} }}\n\
          fn score(b: u32, h: u32, row: u32, key: u32, dot: f32) -> f32 {{\n    \
          let s = dot * p.scale + bias_of(b, h, row, min(key, p.keys - 1u));\n    \
-         return select(-3.0e38, s, {seen});\n}}\n{text}"
+         return select(-3.0e38, s, {seen});\n}}\n{access}{text}"
     );
     let grid = [s.q_len.div_ceil(rows), s.heads, s.batch];
     let dispatch = shader.build(&text, grid)?;
@@ -98,13 +116,13 @@ pub(in crate::ops) fn attention(
 fn start(t: &mut String, qd: usize, vd: usize) -> Option<()> {
     t.push_str(
         "    let h = group.y;\n    let b = group.z;\n    let r = min(row, p.rows - 1u);\n    \
-         let q_at = at_q() + p.q_first + b * p.q_batch + h * p.q_head + r * p.q_row;\n    \
-         let k_at = at_k() + p.k_first + b * p.k_batch + h * p.k_head;\n    \
-         let v_at = at_v() + p.v_first + b * p.v_batch + h * p.v_head;\n    \
+         let q_at = p.q_first + b * p.q_batch + h * p.q_head + r * p.q_row;\n    \
+         let k_at = p.k_first + b * p.k_batch + h * p.k_head;\n    \
+         let v_at = p.v_first + b * p.v_batch + h * p.v_head;\n    \
          var high = -3.0e38;\n    var sum = 0.0;\n",
     );
     for d in 0..qd {
-        writeln!(t, "    let q{d} = q[q_at + {d}u];").ok()?;
+        writeln!(t, "    let q{d} = load_q(q_at + {d}u);").ok()?;
     }
     for d in 0..vd {
         writeln!(t, "    var o{d} = vec4<f32>();").ok()?;
@@ -135,10 +153,10 @@ fn rescale(t: &mut String, count: usize, vd: usize) -> Option<()> {
 fn finish(t: &mut String, vd: usize) -> Option<()> {
     t.push_str(
         "    if (row < p.rows) {\n        let inverse = 1.0 / sum;\n        \
-         let at = at_y() + b * p.y_batch + h * p.y_head + row * p.y_row;\n",
+         let at = b * p.y_batch + h * p.y_head + row * p.y_row;\n",
     );
     for d in 0..vd {
-        writeln!(t, "        y[at + {d}u] = o{d} * inverse;").ok()?;
+        writeln!(t, "        store(at + {d}u, o{d} * inverse);").ok()?;
     }
     t.push_str("    }\n}\n");
     Some(())
@@ -163,7 +181,7 @@ fn software(qd: usize, vd: usize, lanes: usize) -> Option<String> {
         writeln!(t, "        var dot{i} = 0.0;").ok()?;
     }
     for d in 0..qd {
-        writeln!(t, "        let k{d} = k[own_k + {d}u];").ok()?;
+        writeln!(t, "        let k{d} = load_k(own_k + {d}u);").ok()?;
         for i in 0..lanes {
             writeln!(t, "        dot{i} += dot(q{d}, subgroupBroadcast(k{d}, {i}u));").ok()?;
         }
@@ -173,7 +191,7 @@ fn software(qd: usize, vd: usize, lanes: usize) -> Option<String> {
     }
     rescale(&mut t, lanes, vd)?;
     for d in 0..vd {
-        writeln!(t, "        let v{d} = v[own_v + {d}u];").ok()?;
+        writeln!(t, "        let v{d} = load_v(own_v + {d}u);").ok()?;
         for i in 0..lanes {
             writeln!(t, "        o{d} += w{i} * subgroupBroadcast(v{d}, {i}u);").ok()?;
         }
@@ -200,7 +218,7 @@ fn hardware(qd: usize, vd: usize) -> Option<String> {
             t,
             "        for (var i = lane; i < {}u; i += {ROWS}u) {{\n            \
              let key = min(first + i / {width}u, p.keys - 1u);\n            \
-             {tile}[i] = {name}[{name}_at + key * p.{name}_row + i % {width}u];\n        }}",
+             {tile}[i] = load_{name}({name}_at + key * p.{name}_row + i % {width}u);\n        }}",
             KEYS * width
         )
         .ok()?;
