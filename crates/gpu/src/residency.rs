@@ -39,7 +39,7 @@ struct Form {
 struct Content {
     dtype: DType,
     shape: Vec<usize>,
-    fingerprint: [u64; 2],
+    fingerprint: u128,
 }
 
 impl Residency {
@@ -109,40 +109,9 @@ pub(crate) fn padded(bytes: usize) -> usize {
     bytes.next_multiple_of(16).max(16)
 }
 
-/// Two independent 64-bit multiply-rotate hashes, four lanes wide so that they run at memory
-/// speed.
-fn fingerprint(bytes: &[u8]) -> [u64; 2] {
-    const SEEDS: [u64; 4] = [
-        0x9e37_79b9_7f4a_7c15,
-        0xc2b2_ae3d_27d4_eb4f,
-        0x1656_67b1_9e37_79f9,
-        0x27d4_eb2f_1656_67c5,
-    ];
-    let word = |chunk: &[u8]| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        u64::from_le_bytes(word)
-    };
-    let mix = |state: u64, w: u64, k: u64| (state ^ w).wrapping_mul(k | 1).rotate_left(31);
-    let mut lanes = SEEDS;
-    let mut blocks = bytes.chunks_exact(32);
-    for block in &mut blocks {
-        for ((lane, chunk), seed) in lanes.iter_mut().zip(block.chunks_exact(8)).zip(SEEDS) {
-            *lane = mix(*lane, word(chunk), seed);
-        }
-    }
-    for (i, chunk) in blocks.remainder().chunks(8).enumerate() {
-        lanes[i] = mix(lanes[i], word(chunk), SEEDS[i]);
-    }
-    let fold = |a: u64, b: u64| {
-        let product = u128::from(a ^ SEEDS[0]) * u128::from(b | 1);
-        (product as u64) ^ ((product >> 64) as u64)
-    };
-    let length = bytes.len() as u64;
-    [
-        fold(lanes[0] ^ length, lanes[1].rotate_left(17)) ^ fold(lanes[2], lanes[3]),
-        fold(lanes[3] ^ length, lanes[0].rotate_left(29)) ^ fold(lanes[1], lanes[2]).rotate_left(7),
-    ]
+/// 128 bits of XXH3.
+fn fingerprint(bytes: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(bytes)
 }
 
 #[cfg(test)]

@@ -131,6 +131,7 @@ impl Conv2d {
     }
 
     /// The shape.
+    #[expect(clippy::misnamed_getters, reason = "`params` holds the merged groups")]
     pub fn params(&self) -> &Conv2dParams {
         &self.given
     }

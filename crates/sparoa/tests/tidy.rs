@@ -79,10 +79,14 @@ fn core_modules_point_left() {
     let src = workspace().join("crates/core/src");
     for (path, text) in sources() {
         let Ok(relative) = path.strip_prefix(&src) else { continue };
+        // Tests may look forward: they check stages together.
+        let stem = path.file_stem().and_then(|s| s.to_str()).expect("utf-8 file name");
+        if stem.ends_with("tests") || stem == "testing" {
+            continue;
+        }
         let first = relative.components().next().expect("not empty").as_os_str();
         let own = first.to_str().expect("utf-8").trim_end_matches(".rs");
         let Some(position) = modules.iter().position(|m| m == own) else { continue };
-        // Tests may look forward: they check stages together.
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
         for later in &modules[position + 1..] {
             if allowed.contains(&(own, later.as_str())) {
@@ -109,11 +113,9 @@ fn imports(code: &str) -> impl Iterator<Item = String> {
                 '}' if depth == 0 => break,
                 '}' => depth -= 1,
                 ',' if depth == 0 => at_start = true,
-                ':' | ' ' | '\n' if depth == 0 => {
-                    if !name.is_empty() {
-                        names.push(std::mem::take(&mut name));
-                        at_start = false;
-                    }
+                ':' | ' ' | '\n' if depth == 0 && !name.is_empty() => {
+                    names.push(std::mem::take(&mut name));
+                    at_start = false;
                 }
                 c if depth == 0 && at_start => name.push(c),
                 _ => {}

@@ -166,7 +166,7 @@ fn prepare(task: &TaskSpec, slots: &[usize]) -> Result<Prepared, BackendError> {
 
 fn check(view: &View, slots: &[usize], task: &str) -> Result<(), BackendError> {
     let inside = slots.get(view.slot).is_some_and(|&b| view.offset + view.bytes <= b);
-    if inside && view.offset % 4 == 0 && view.bytes % 4 == 0 {
+    if inside && view.offset.is_multiple_of(4) && view.bytes.is_multiple_of(4) {
         return Ok(());
     }
     let detail = format!("{view:?} is outside its slot or not aligned");

@@ -101,7 +101,9 @@ impl<'a> Importer<'a> {
             self.node(&items[i], &mut scope, &mut names, depth)?;
         }
         for output in &proto.output {
-            if !matches!(output.r#type.as_ref().map(tensor_type), None | Some(Ok(_))) {
+            // Bodies may leave their outputs without a type, or with an empty one.
+            let declared = output.r#type.as_ref().filter(|ty| ty.value.is_some());
+            if !matches!(declared.map(tensor_type), None | Some(Ok(_))) {
                 return Err(unsupported_type(output.name(), output.r#type.as_ref()));
             }
             let id = scope.resolve(output.name(), "the graph's outputs", &mut self.tensors)?;

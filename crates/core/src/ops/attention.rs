@@ -330,7 +330,9 @@ impl Op for Attention {
             let bias_input = match bias {
                 Some([b, ..]) if b == s.batch && b > 1 => of(0),
                 // Indices modulo the bias's batch must stay as they are.
-                Some([b, ..]) if range.start % b == 0 && (range.len() % b == 0) => PartInput::Whole,
+                Some([b, ..]) if range.start.is_multiple_of(b) && range.len().is_multiple_of(b) => {
+                    PartInput::Whole
+                }
                 Some(_) => return None,
                 None => PartInput::Whole,
             };

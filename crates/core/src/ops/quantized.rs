@@ -60,6 +60,9 @@ fn check_scale(scale: &Operand, count: usize, name: &str) -> Result<(), OpError>
     if scale.ty.dtype == DType::F32 && (scale.ty.len() == 1 || scale.ty.len() == count) {
         return Ok(());
     }
+    if scale.ty.dtype != DType::F32 {
+        return Err(OpError::dtype(scale.ty.dtype, &[DType::F32]));
+    }
     Err(OpError::invalid(format!(
         "input {name} is {}, must be f32 with 1 or {count} elements",
         scale.ty

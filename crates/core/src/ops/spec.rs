@@ -140,10 +140,10 @@ pub fn sample(ty: impl Into<TensorType>, seed: u32) -> Tensor {
         DType::I16 => of!(i16, |v| (v >> 3) as i16),
         DType::I32 => of!(i32, |v| v >> 3),
         DType::I64 => of!(i64, |v| i64::from(v >> 3)),
-        DType::U8 => of!(u8, |v| (v + 64 >> 3) as u8),
-        DType::U16 => of!(u16, |v| (v + 64 >> 3) as u16),
-        DType::U32 => of!(u32, |v| (v + 64 >> 3) as u32),
-        DType::U64 => of!(u64, |v| (v + 64 >> 3) as u64),
+        DType::U8 => of!(u8, |v| ((v + 64) >> 3) as u8),
+        DType::U16 => of!(u16, |v| ((v + 64) >> 3) as u16),
+        DType::U32 => of!(u32, |v| ((v + 64) >> 3) as u32),
+        DType::U64 => of!(u64, |v| ((v + 64) >> 3) as u64),
         DType::Bool => {
             let bits: Vec<bool> = values.map(|v| v & 2 == 0).collect();
             Tensor::from_bools(shape, &bits)

@@ -101,7 +101,8 @@ fn bounds(plan: &Plan, touches: &[Vec<Access<'_>>]) -> Result<(), PlanError> {
             if buffer.bytes > bytes {
                 return broken("it leaves its slot");
             }
-            let aligned = |a: &Access<'_>| a.range.start % 4 == 0 && a.range.end % 4 == 0;
+            let aligned =
+                |a: &Access<'_>| a.range.start.is_multiple_of(4) && a.range.end.is_multiple_of(4);
             if !list.iter().filter(|a| !a.host).all(aligned) {
                 return broken("a device range is not a multiple of 4 bytes");
             }

@@ -235,7 +235,7 @@ pub(in crate::ops) fn pad(
     for (i, &(before, after)) in pads.iter().enumerate() {
         let cut = |pad: i64| usize::try_from(-pad.min(0)).ok();
         let (cut_before, cut_after) = (cut(before)?, cut(after)?);
-        dims.push(shape[i].checked_sub(cut_before + cut_after).unwrap_or(0));
+        dims.push(shape[i].saturating_sub(cut_before + cut_after));
         from_offset += cut_before as isize * from[i];
         to_offset += isize::try_from(before.max(0)).ok()? * to[i];
     }

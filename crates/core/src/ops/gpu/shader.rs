@@ -146,7 +146,10 @@ impl Shader {
             .expect("writing to a string");
         }
         let mut body = text.to_owned();
-        for (name, value) in &self.defines {
+        // Longest first: $T must not eat the beginning of $THREADS.
+        let mut defines: Vec<_> = self.defines.iter().collect();
+        defines.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        for (name, value) in defines {
             body = body.replace(&format!("${name}"), value);
         }
         source.push_str(&body);

@@ -83,7 +83,9 @@ impl Tile {
         let (b_element, b_unit) = match self.right {
             Right::Constant { half: true } => ("vec4<f16>", 4),
             Right::Constant { half: false } => ("vec4<f32>", 4),
-            Right::Input { stride } if caps.aligned && self.n % 4 == 0 && stride % 4 == 0 => {
+            Right::Input { stride }
+                if caps.aligned && self.n.is_multiple_of(4) && stride % 4 == 0 =>
+            {
                 ("vec4<f32>", 4)
             }
             Right::Input { .. } => ("f32", 1),

@@ -128,7 +128,7 @@ impl GroupNorm {
         }
         let channels = shape[self.layout.channel_axis(shape.len())];
         let groups = self.groups.unwrap_or(channels.max(1));
-        if channels % groups != 0 {
+        if !channels.is_multiple_of(groups) {
             return Err(OpError::invalid(format!(
                 "attribute num_groups is {groups}, which does not divide {channels} channels"
             )));
