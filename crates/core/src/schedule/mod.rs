@@ -76,9 +76,16 @@ impl Problem<'_> {
             if let Some(pin) = self.pin(node) {
                 *place = pin;
             }
-            let splits = self.support.split.get(i).is_some_and(Option::is_some);
-            if matches!(place, Place::Split(_)) && !splits {
-                *place = if self.gpu_runs(node) { Place::Gpu } else { Place::Cpu };
+            if let Place::Split(share) = *place {
+                *place = match self.support.split.get(i).copied().flatten() {
+                    None if self.gpu_runs(node) => Place::Gpu,
+                    None => Place::Cpu,
+                    // A share that rounds to nothing or everything is no split: equal plans have
+                    // equal placements.
+                    Some(axis) if axis.gpu_units(share) == 0 => Place::Cpu,
+                    Some(axis) if axis.gpu_units(share) == axis.extent => Place::Gpu,
+                    Some(_) => *place,
+                };
             }
             if *place == Place::Gpu && !self.gpu_runs(node) {
                 *place = Place::Cpu;
