@@ -337,8 +337,8 @@ impl Counts {
     }
 }
 
-/// An error of building a session, with its exit code.
-fn session_error(e: SessionError) -> CliError {
+/// An error of building or running a session, with its exit code.
+pub fn session_error(e: SessionError) -> CliError {
     let kind = match &e {
         SessionError::Load(_) | SessionError::Tail(_) | SessionError::Reference(_) => Kind::Model,
         SessionError::Specialize(s) if s.is_usage() => Kind::Usage,
@@ -360,9 +360,4 @@ fn engine_kind(e: &EngineError) -> Kind {
         }
         _ => Kind::Input,
     }
-}
-
-/// An error of running a session, with its exit code.
-pub fn run_error(e: SessionError) -> CliError {
-    session_error(e)
 }

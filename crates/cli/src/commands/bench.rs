@@ -14,7 +14,7 @@ use crate::{
     latency::{Latencies, LatencyMs},
     output::{Output, write_file},
     progress::Bars,
-    sessions::{BuildRequest, Counts, Machine, run_error},
+    sessions::{BuildRequest, Counts, Machine, session_error},
     table::{Table, ms},
 };
 
@@ -148,7 +148,7 @@ fn prepare(
         InputArgs { input: Vec::new(), normalize: Normalize::default(), seed: args.seed };
     let (inputs, _) = inputs::collect(&session, &input_args)?;
     let start = Instant::now();
-    session.run(&inputs::borrowed(&inputs)).map_err(run_error)?;
+    session.run(&inputs::borrowed(&inputs)).map_err(session_error)?;
     let first_ms = start.elapsed().as_secs_f64() * 1e3;
     Ok(Contender {
         label: policy.map_or("plan".to_owned(), |p| p.to_string()),
@@ -165,10 +165,10 @@ fn prepare(
 fn infer(c: &mut Contender, refs: &[&Tensor]) -> CliResult<Duration> {
     let start = Instant::now();
     if c.session.tail_cause().is_none() {
-        c.session.run_into(refs, &mut c.outputs).map_err(run_error)?;
+        c.session.run_into(refs, &mut c.outputs).map_err(session_error)?;
     } else {
         let named = inputs::borrowed(&c.inputs);
-        c.session.run(&named).map_err(run_error)?;
+        c.session.run(&named).map_err(session_error)?;
     }
     Ok(start.elapsed())
 }
@@ -221,7 +221,7 @@ fn measure(args: &BenchArgs, bars: &Bars, contenders: &mut [Contender]) -> CliRe
 
 fn trace(path: &std::path::Path, c: &mut Contender) -> CliResult {
     let named = inputs::borrowed(&c.inputs);
-    let (_, measured) = c.session.run_traced(&named).map_err(run_error)?;
+    let (_, measured) = c.session.run_traced(&named).map_err(session_error)?;
     let predicted = c.session.timeline();
     let mut sources = Vec::new();
     sources.extend(predicted.as_ref().map(TraceSource::Predicted));

@@ -12,7 +12,7 @@ use crate::{
     inputs,
     output::{Output, write_file},
     progress::Bars,
-    sessions::{BuildRequest, Counts, Machine, run_error},
+    sessions::{BuildRequest, Counts, Machine, session_error},
     table::ms,
 };
 
@@ -63,10 +63,10 @@ pub fn run(args: &RunArgs, out: &Output) -> CliResult {
     let (values, _) = inputs::collect(&session, &args.inputs)?;
     let values = inputs::borrowed(&values);
     let start = Instant::now();
-    let results = session.run(&values).map_err(run_error)?;
+    let results = session.run(&values).map_err(session_error)?;
     let latency_ms = start.elapsed().as_secs_f64() * 1e3;
     if let Some(path) = &args.trace {
-        let (_, trace) = session.run_traced(&values).map_err(run_error)?;
+        let (_, trace) = session.run_traced(&values).map_err(session_error)?;
         write_file(path, chrome_trace(session.plan(), &[TraceSource::Measured(&trace)]))?;
     }
     let document = Document {

@@ -9,7 +9,7 @@ use crate::{
     inputs,
     output::Output,
     progress::Bars,
-    sessions::{BuildRequest, Counts, Machine, run_error},
+    sessions::{BuildRequest, Counts, Machine, session_error},
     table::Table,
 };
 
@@ -50,14 +50,14 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
     let values = inputs::borrowed(&values);
     let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
     let spinner = bars.spinner("computing the reference");
-    let expected =
-        reference(session.model(), session.shapes(), &values, session.pool()).map_err(run_error)?;
+    let expected = reference(session.model(), session.shapes(), &values, session.pool())
+        .map_err(session_error)?;
     spinner.finish_and_clear();
 
     // The first plan is the session's own; the others replace its placement.
     let mut placements = vec![(session.decision().source.clone(), None)];
     if args.policy.is_none() && args.plan.is_none() && machine.gpu.is_some() {
-        let gpu = session.place_with(Policy::Gpu).map_err(run_error)?;
+        let gpu = session.place_with(Policy::Gpu).map_err(session_error)?;
         placements.push(("gpu".to_owned(), Some(gpu)));
     }
     for i in 0..args.random_plans {
@@ -69,10 +69,10 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
     let mut plans = Vec::new();
     for (name, placement) in placements {
         if let Some(placement) = placement {
-            session.set_placement(placement, name.clone()).map_err(run_error)?;
+            session.set_placement(placement, name.clone()).map_err(session_error)?;
         }
         let verification =
-            session.verify_against(&expected, &values, tolerance).map_err(run_error)?;
+            session.verify_against(&expected, &values, tolerance).map_err(session_error)?;
         let placement = Counts::of(&session);
         plans.push(Row {
             plan: name,
