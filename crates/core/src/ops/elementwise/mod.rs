@@ -6,7 +6,6 @@ mod expr;
 mod kernel;
 mod lanes;
 mod onnx;
-mod recognise;
 
 use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
@@ -17,7 +16,6 @@ use super::{
 use crate::tensor::{DType, TensorType};
 
 pub use expr::{Arg, Binary, Expr, Instr, Unary};
-pub use recognise::ScalarBinary;
 
 pub(super) const SPECS: &[OpSpec] = onnx::SPECS;
 
