@@ -320,6 +320,17 @@ impl Op for Attention {
         }
     }
 
+    fn split_unit(&self, x: &Operands<'_>) -> usize {
+        // A bias that repeats over the batch (one per window of an image) is indexed modulo its
+        // own batch: a part must begin where the bias does.
+        let repeated = || {
+            let s = self.shape(x.inputs).ok()?;
+            let [b, ..] = self.bias_dims(x.inputs, &s).ok()??;
+            (self.split_axis(x) == Some(0) && b < s.batch).then_some(b)
+        };
+        repeated().unwrap_or(1).max(1)
+    }
+
     fn split(&self, x: &Operands<'_>, range: Range<usize>) -> Option<Part> {
         let axis = self.split_axis(x)?;
         let s = self.shape(x.inputs).ok()?;

@@ -97,6 +97,12 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         None
     }
 
+    /// Ranges along [`Op::split_axis`] must begin and end at multiples of this.
+    fn split_unit(&self, x: &Operands<'_>) -> usize {
+        let _ = x;
+        1
+    }
+
     /// How to compute output range `range` along [`Op::split_axis`]: the operator for that part
     /// and what it needs of each input. A run-time input may only be sliced along an axis whose
     /// preceding dimensions are all 1 (contiguous bytes); constants along any axis.

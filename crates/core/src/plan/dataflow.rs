@@ -164,7 +164,7 @@ impl Builder<'_> {
             Place::Split(share) => {
                 let axis = support.split.get(id.index()).copied().flatten();
                 let axis = axis.ok_or_else(|| refused("it cannot be split".to_owned()))?;
-                match axis.gpu_units(share) {
+                match axis.gpu_extent(share) {
                     0 => (Device::Cpu, None),
                     units if units == axis.extent => (Device::Gpu, None),
                     units => (Device::Gpu, Some((axis, units))),

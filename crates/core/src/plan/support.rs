@@ -26,16 +26,18 @@ pub struct Support {
 pub struct SplitAxis {
     /// Axis of the output.
     pub axis: usize,
-    /// Its length: the number of units that can be shared out.
+    /// Its length.
     pub extent: usize,
+    /// Both parts are multiples of this.
+    pub unit: usize,
 }
 
 impl SplitAxis {
-    /// How many units the GPU gets for a share; 0 or `extent` when the share rounds to nothing or
-    /// everything.
-    pub fn gpu_units(&self, share: f32) -> usize {
-        let units = (f64::from(share) * self.extent as f64).round();
-        (units.max(0.0) as usize).min(self.extent)
+    /// How much of the axis the GPU gets for a share; 0 or `extent` when the share rounds to
+    /// nothing or everything.
+    pub fn gpu_extent(&self, share: f32) -> usize {
+        let units = (f64::from(share) * (self.extent / self.unit) as f64).round();
+        (units.max(0.0) as usize * self.unit).min(self.extent)
     }
 }
 
@@ -85,16 +87,18 @@ fn probe(
     }
     let Some(axis) = node.op.split_axis(x) else { return (runs, None) };
     let Some(&extent) = x.output(0).shape.get(axis) else { return (runs, None) };
-    if extent < 2 {
+    let axis = SplitAxis { axis, extent, unit: node.op.split_unit(x) };
+    let half = axis.gpu_extent(0.5);
+    if extent % axis.unit != 0 || half == 0 || half == extent {
         return (runs, None);
     }
-    let half = PartRange { axis, range: 0..extent / 2, extent };
+    let half = PartRange { axis: axis.axis, range: 0..half, extent };
     let parts = part_of(node.op.as_ref(), x, &half).is_some_and(|part| {
         let inputs: Vec<Option<Operand>> = part.operands(x);
         let operands = Operands { inputs: &inputs, outputs: std::slice::from_ref(&part.ty) };
         runs_on(part.op.as_ref(), &operands, accelerator).is_ok()
     });
-    (runs, parts.then_some(SplitAxis { axis, extent }))
+    (runs, parts.then_some(axis))
 }
 
 /// Whether the accelerator runs the operator, and device memory can hold what it reads and
@@ -209,9 +213,12 @@ mod tests {
 
     #[test]
     fn shares_round_to_units() {
-        let axis = SplitAxis { axis: 0, extent: 8 };
-        assert_eq!(axis.gpu_units(0.5), 4);
-        assert_eq!(axis.gpu_units(0.01), 0);
-        assert_eq!(axis.gpu_units(0.99), 8);
+        let axis = SplitAxis { axis: 0, extent: 8, unit: 1 };
+        assert_eq!(axis.gpu_extent(0.5), 4);
+        assert_eq!(axis.gpu_extent(0.01), 0);
+        assert_eq!(axis.gpu_extent(0.99), 8);
+        let pairs = SplitAxis { unit: 2, ..axis };
+        assert_eq!(pairs.gpu_extent(0.4), 4);
+        assert_eq!(pairs.gpu_extent(0.1), 0);
     }
 }

@@ -3,8 +3,9 @@
 use super::*;
 use crate::{
     backend::{NullAccelerator, NullOptions},
-    ir::Graph,
+    ir::{Graph, Shapes, passes, specialize},
     toy::{self, Toy, ToyGraph},
+    zoo,
 };
 
 fn plan(graph: &Graph, places: &[Place]) -> Plan {
@@ -224,4 +225,31 @@ fn unsupported_places_are_refused_by_name() {
     placement.places.pop();
     let error = compile(&graph, &placement, &support, None).unwrap_err();
     assert!(matches!(error, CompileError::Length { places: 4, nodes: 5 }), "{error}");
+}
+
+/// Every share of every operator that is said to split compiles, whatever the batch: a windowed
+/// attention, say, splits between images only.
+#[test]
+fn every_share_of_the_paper_models_compiles() {
+    let null = NullAccelerator::new(NullOptions::default());
+    for name in ["resnet18", "mobilenet_v3_small", "swin_t"] {
+        let model = zoo::build(name).unwrap();
+        for batch in [1, 3, 8] {
+            let shapes = Shapes::from([("input".to_owned(), vec![batch, 3, 224, 224])]);
+            let graph = passes::optimize(specialize(&model, &shapes).unwrap().graph);
+            let support = Support::of(&graph, Some(&*null));
+            let splits = support.split.iter().flatten();
+            assert!(splits.clone().count() > 15, "{name} has operators that split");
+            assert!(splits.clone().any(|s| s.unit > 1) == (name == "swin_t" && batch > 1));
+            for share in [0.04, 0.3, 0.5, 0.82, 0.97] {
+                let places = support
+                    .split
+                    .iter()
+                    .map(|split| if split.is_some() { Place::Split(share) } else { Place::Cpu })
+                    .collect();
+                let plan = compile(&graph, &Placement { places }, &support, None);
+                assert!(plan.is_ok(), "{name}, batch {batch}, share {share}: {}", plan.unwrap_err());
+            }
+        }
+    }
 }

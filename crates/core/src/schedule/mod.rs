@@ -82,8 +82,8 @@ impl Problem<'_> {
                     None => Place::Cpu,
                     // A share that rounds to nothing or everything is no split: equal plans have
                     // equal placements.
-                    Some(axis) if axis.gpu_units(share) == 0 => Place::Cpu,
-                    Some(axis) if axis.gpu_units(share) == axis.extent => Place::Gpu,
+                    Some(axis) if axis.gpu_extent(share) == 0 => Place::Cpu,
+                    Some(axis) if axis.gpu_extent(share) == axis.extent => Place::Gpu,
                     Some(_) => *place,
                 };
             }
