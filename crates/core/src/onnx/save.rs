@@ -32,10 +32,10 @@ pub struct SaveOptions {
 }
 
 impl Default for SaveOptions {
-    /// Opset 18, weights inside up to 1 GiB, no metadata.
+    /// Opset 20 (the one of the built-in models), weights inside up to 1 GiB, no metadata.
     fn default() -> SaveOptions {
         SaveOptions {
-            opset: 18,
+            opset: 20,
             max_inline_bytes: 1 << 30,
             node_metadata: NodeMetadata::new(),
             metadata: Vec::new(),

@@ -12,6 +12,7 @@ use sparoa_core::{
     ir::{Dim, InputSpec},
     onnx::{self, LoadOptions},
     tensor::{DType, Tensor},
+    zoo,
 };
 use sparoa_kernels::pool::Pool;
 
@@ -51,9 +52,28 @@ fn models_agree_with_onnx_runtime() {
         println!("skipped: no models in {}", models_folder().display());
         return;
     }
+    if python::available("onnx, onnxruntime, numpy") {
+        compare_with_onnx_runtime(models);
+    }
+}
+
+#[test]
+fn exported_built_in_models_agree_with_onnx_runtime() {
     if !python::available("onnx, onnxruntime, numpy") {
         return;
     }
+    let folder = tempfile::tempdir().unwrap();
+    let export = |entry: &zoo::Entry| {
+        let path = folder.path().join(format!("{}.onnx", entry.name));
+        let model = zoo::build(entry.name).unwrap();
+        onnx::save(&model, &path, &onnx::SaveOptions::default()).unwrap();
+        path
+    };
+    compare_with_onnx_runtime(zoo::list().iter().map(export).collect());
+}
+
+/// Seeded inputs through ONNX Runtime and through the optimised graph.
+fn compare_with_onnx_runtime(models: Vec<PathBuf>) {
     let work = tempfile::tempdir().unwrap();
     let mut jobs = String::new();
     let mut prepared = Vec::new();

@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""SparOA's CPU engine against ONNX Runtime and OpenVINO: same models, same threads, same cores, interleaved.
+
+    cargo build --release && bench/compare.py [--models ..] [--batches 1,8] [--threads 1,2] [--rounds 5]
+
+Every engine is a process of its own, pinned to the same cores. They take turns, A B C A B C .., each for `--seconds`; a
+round's figure is the median of its inferences. The table shows the median over the rounds of the ratio ours / theirs within
+a round, with the smallest and the largest. Below 1 SparOA is faster. The peers come from PyPI (requirements.txt), into
+target/bench-venv.
+"""
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+VENV = ROOT / "target" / "bench-venv"
+PAPER = "resnet18,mobilenet_v2,mobilenet_v3_small,vit_b_16,swin_t"
+# OpenVINO's default precision is bf16 where the CPU has it; `openvino` is held to f32.
+PEERS = ["onnxruntime", "openvino", "openvino-default", "openvino-sparse"]
+
+
+def in_venv():
+    """Re-executes this script inside the environment that has the peers."""
+    python = VENV / "bin" / "python3"
+    if pathlib.Path(sys.prefix) == VENV:
+        return
+    stamp = VENV / "requirements.txt"
+    wanted = (ROOT / "bench" / "requirements.txt").read_text()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "-r", ROOT / "bench" / "requirements.txt"], check=True)
+        stamp.write_text(wanted)
+    os.execv(python, [str(python), *sys.argv])
+
+
+def worker(engine, model, batch, threads):
+    """Loads the model; for every line of standard input (seconds) runs it that long and prints the median in ms."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    start = time.perf_counter()
+    if engine == "onnxruntime":
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        for free in {d for i in ort.InferenceSession(model).get_inputs() for d in i.shape if isinstance(d, str)}:
+            options.add_free_dimension_override_by_name(free, batch)
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        shapes = {i.name: ([batch, *i.shape[1:]], i.type) for i in session.get_inputs()}
+        feeds = {n: rng.uniform(-1, 1, s).astype(np.float32) for n, (s, _) in shapes.items()}
+
+        def run():
+            session.run(None, feeds)
+    else:
+        import openvino as ov
+
+        core = ov.Core()
+        network = core.read_model(model)
+        network.reshape({i.get_any_name(): [batch, *list(i.get_partial_shape())[1:]] for i in network.inputs})
+        config = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        if engine != "openvino-default":
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+        if engine == "openvino-sparse":
+            config["CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"] = 0.5
+        compiled = core.compile_model(network, "CPU", config)
+        request = compiled.create_infer_request()
+        tensors = {i.get_any_name(): rng.uniform(-1, 1, list(i.shape)).astype(np.float32) for i in compiled.inputs}
+        for name, tensor in tensors.items():
+            request.set_tensor(name, ov.Tensor(tensor))
+
+        def run():
+            request.infer()
+
+    print(json.dumps({"load_s": time.perf_counter() - start}), flush=True)
+    for line in sys.stdin:
+        for _ in range(2):
+            run()
+        times, end = [], time.perf_counter() + float(line)
+        while not times or time.perf_counter() < end:
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
+        print(json.dumps({"ms": statistics.median(times) * 1e3}), flush=True)
+
+
+class Peer:
+    """A peer in a process of its own."""
+
+    def __init__(self, engine, model, batch, threads, cores):
+        command = [sys.executable, __file__, "--worker", engine, str(model), str(batch), str(threads)]
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+        self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("a peer ended early: see its error above")
+        return json.loads(line)
+
+    def measure(self, seconds):
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        return self.answer()["ms"]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def ours(binary, model, batch, threads, cores, seconds, extra):
+    """One round of SparOA: median in ms."""
+    command = [
+        binary, "bench", model, "--policy", "cpu", "--device", "cpu", "--json", "--quiet", "--batch", str(batch),
+        "--threads", str(threads), "--min-time-s", str(seconds), "--min-iters", "1", "--warmup-ms", "50", *extra,
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+    return json.loads(done.stdout)["results"][0]["latency_ms"]["p50"]
+
+
+def geomean(values):
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=PAPER, help="zoo names or ONNX files, comma separated")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each engine in each round")
+    parser.add_argument("--peers", default="onnxruntime,openvino", help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--peer-models", help="other models for the peers: a sparse one against the dense one, say")
+    parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "sparoa"))
+    parser.add_argument("--json", help="write every round here")
+    parser.add_argument("extra", nargs="*", help="after --: more arguments of `sparoa bench`")
+    args = parser.parse_args()
+    peers = args.peers.split(",") if args.peers else []
+    models = args.models.split(",")
+    peer_models = args.peer_models.split(",") if args.peer_models else models
+    allowed = sorted(os.sched_getaffinity(0))
+    exported = ROOT / "target" / "bench-models"
+    exported.mkdir(parents=True, exist_ok=True)
+
+    def file_of(name):
+        if name.endswith(".onnx"):
+            return pathlib.Path(name)
+        path = exported / f"{name}.onnx"
+        if not path.exists():
+            subprocess.run([args.binary, "zoo", "export", name, "-o", path], check=True)
+        return path
+
+    rows = []
+    print("| model | batch | threads | SparOA ms | " + " | ".join(f"{p} ms | ratio (min-max)" for p in peers) + " |", flush=True)
+    print("|---" * (4 + 2 * len(peers)) + "|", flush=True)
+    for name, peer_name in zip(models, peer_models):
+        model = name if name.endswith(".onnx") else f"zoo:{name}"
+        for batch in map(int, args.batches.split(",")):
+            for threads in map(int, args.threads.split(",")):
+                cores = set(allowed[:threads])
+                running = [Peer(p, file_of(peer_name), batch, threads, cores) for p in peers]
+                rounds = []
+                for _ in range(args.rounds):
+                    times = [ours(args.binary, model, batch, threads, cores, args.seconds, args.extra)]
+                    times += [peer.measure(args.seconds) for peer in running]
+                    rounds.append(times)
+                for peer in running:
+                    peer.close()
+                medians = [statistics.median(column) for column in zip(*rounds)]
+                ratios = [[r[0] / r[1 + i] for r in rounds] for i in range(len(peers))]
+                rows.append({"model": name, "batch": batch, "threads": threads, "rounds_ms": rounds,
+                             "ratios": {p: statistics.median(r) for p, r in zip(peers, ratios)}})
+                cells = [f"{medians[1 + i]:.2f} | {statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})" for i, r in enumerate(ratios)]
+                print(f"| {name} | {batch} | {threads} | {medians[0]:.2f} | " + " | ".join(cells) + " |", flush=True)
+    for peer in peers:
+        ratios = [row["ratios"][peer] for row in rows]
+        print(f"{peer}: geomean of the ratios {geomean(ratios):.3f}, worst {max(ratios):.2f}")
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps({"engines": ["sparoa", *peers], "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    else:
+        in_venv()
+        main()
