@@ -5,9 +5,10 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use sparoa_kernels::conv::{Conv2d, Conv2dParams};
+use sparoa_kernels::conv::{Conv2d, Conv2dOptions, Conv2dParams};
 use sparoa_kernels::gemm::{PackedB, gemm};
 use sparoa_kernels::isa;
+use sparoa_kernels::permute::permute_f32;
 use sparoa_kernels::{Activation, Epilogue, Pool};
 
 /// The shortest of the times of `f`, over at least 0.3 s.
@@ -85,6 +86,15 @@ impl Bench {
         });
     }
 
+    fn planes_to_pixels(&self, pixels: usize, channels: usize) {
+        let x = values(pixels * channels);
+        let mut y = vec![0.0; x.len()];
+        let name = format!("transpose {channels}x{pixels}");
+        self.report(&name, 0.0, 8.0 * x.len() as f64, || {
+            permute_f32(black_box(&x), &[channels, pixels], &[1, 0], &mut y, &self.pool);
+        });
+    }
+
     /// A square image and kernel, same padding; channels `ci` to `co`.
     fn conv(&self, name: &str, size: usize, [ci, co]: [usize; 2], [k, s]: [usize; 2], g: usize) {
         let params = Conv2dParams {
@@ -97,7 +107,9 @@ impl Bench {
             pads: [k / 2; 4],
         };
         let bias = values(co);
-        let conv = Conv2d::new(params, &values(co * ci / g * k * k), Some(&bias));
+        let options = Conv2dOptions { images: Some([1, size, size]), exact: false };
+        let weight = values(co * ci / g * k * k);
+        let conv = Conv2d::for_images(params, &weight, Some(&bias), options);
         let [oh, ow] = conv.output_size(size, size);
         let x = values(size * size * ci);
         let mut y = vec![0.0; oh * ow * co];
@@ -105,7 +117,8 @@ impl Bench {
         let epi = Epilogue::activation(Activation::Relu);
         let flops = 2.0 * (y.len() * ci / g * k * k) as f64;
         let bytes = 4.0 * (x.len() + y.len() + co * ci / g * k * k) as f64;
-        let title = format!("conv {name} {ci}->{co} {size} k{k} s{s} g{g}");
+        let method = conv.algorithm();
+        let title = format!("conv {name} {ci}->{co} {size} k{k} s{s} g{g} {method}");
         self.report(&title, flops, bytes, || {
             conv.run(1, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
         });
@@ -130,6 +143,7 @@ fn main() {
     b.gemm("mobilenet project", 3136, 24, 144);
     b.gemm("mobilenet last", 49, 1280, 320);
     b.gemm("resnet fc", 1, 1000, 512);
+    b.planes_to_pixels(224 * 224, 3);
     b.conv("resnet", 224, [3, 64], [7, 2], 1);
     b.conv("resnet", 56, [64, 64], [3, 1], 1);
     b.conv("resnet", 56, [64, 128], [3, 2], 1);
@@ -146,6 +160,10 @@ fn main() {
     b.conv("mobilenet", 112, [32, 32], [3, 1], 32);
     b.conv("mobilenet", 112, [96, 96], [3, 2], 96);
     b.conv("mobilenet", 56, [144, 144], [3, 1], 144);
+    b.conv("mobilenet", 14, [576, 576], [3, 2], 576);
+    b.conv("mobilenet", 14, [240, 240], [5, 1], 240);
+    b.conv("mobilenet", 28, [96, 96], [5, 2], 96);
+    b.conv("mobilenet", 56, [72, 72], [3, 2], 72);
     b.conv("mobilenet", 14, [384, 384], [3, 1], 384);
     b.conv("mobilenet", 7, [960, 960], [3, 1], 960);
     b.conv("grouped", 28, [128, 128], [3, 1], 32);

@@ -3,6 +3,7 @@
 mod depthwise;
 mod indirect;
 mod transpose;
+mod winograd;
 
 pub use transpose::ConvTranspose2d;
 
@@ -16,6 +17,7 @@ use crate::pool::Pool;
 use crate::simd;
 use depthwise::Depthwise;
 use indirect::{CopyRows, Geometry};
+use winograd::Winograd;
 
 /// The shape of a two-dimensional convolution, height before width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,15 @@ impl Conv2dParams {
     fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
+
+    /// Output height and width for an input of h x w.
+    fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
+        let one = |i: usize, size: usize, pad: usize| {
+            let span = self.dilation[i] * (self.kernel[i] - 1) + 1;
+            if size + pad < span { 0 } else { (size + pad - span) / self.stride[i] + 1 }
+        };
+        [one(0, h, self.pads[0] + self.pads[2]), one(1, w, self.pads[1] + self.pads[3])]
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +83,18 @@ enum Algorithm {
     Copied(Vec<PackedB>),
     /// One input channel per group.
     Depthwise(Depthwise),
+    /// Fewer multiplications, larger rounding errors.
+    Winograd(Winograd),
+}
+
+/// What else decides how a convolution is computed, besides its shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conv2dOptions {
+    /// Images, and the height and width of the inputs to come, where the choice may depend on
+    /// them. Others still work.
+    pub images: Option<[usize; 3]>,
+    /// Only methods that add up the products as they are: no Winograd.
+    pub exact: bool,
 }
 
 /// A convolution with its weights packed.
@@ -90,6 +113,42 @@ impl Conv2d {
     /// Packs `weight` (ONNX order: c_out, c_in / groups, kernel height, kernel width).
     pub fn new(params: Conv2dParams, weight: &[f32], bias: Option<&[f32]>) -> Conv2d {
         Conv2d::new_with_isa(isa::best(), params, weight, bias)
+    }
+
+    /// [`Conv2d::new`] with the method chosen for the images to come.
+    ///
+    /// Winograd's F(4x4, 3x3) is taken where it pays; its rounding errors are a few times those of
+    /// the direct sum (some 1e-6 of the largest output). `options.exact` excludes it.
+    pub fn for_images(
+        params: Conv2dParams,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        options: Conv2dOptions,
+    ) -> Conv2d {
+        Conv2d::for_images_with_isa(isa::best(), params, weight, bias, options)
+    }
+
+    /// [`Conv2d::for_images`] for a given instruction set, which must be available.
+    pub fn for_images_with_isa(
+        isa: Isa,
+        params: Conv2dParams,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        options: Conv2dOptions,
+    ) -> Conv2d {
+        assert!(isa.is_available(), "the instruction set is available");
+        params.check(weight.len(), bias);
+        if let Some([n, h, w]) = options.images
+            && !options.exact
+        {
+            let [oh, ow] = params.output_size(h, w);
+            if winograd::pays(&params, n, oh, ow) {
+                let algorithm = Algorithm::Winograd(Winograd::new(isa, &params, weight));
+                let bias = bias.map(<[f32]>::to_vec);
+                return Conv2d { params, given: params, isa, algorithm, bias };
+            }
+        }
+        Conv2d::new_with_isa(isa, params, weight, bias)
     }
 
     /// [`Conv2d::new`] for a given instruction set, which must be available.
@@ -144,6 +203,7 @@ impl Conv2d {
             Algorithm::KernelRows { .. } => "kernel rows",
             Algorithm::Copied(_) => "copied",
             Algorithm::Depthwise(_) => "depthwise",
+            Algorithm::Winograd(_) => "winograd",
         }
     }
 
@@ -155,17 +215,13 @@ impl Conv2d {
                 groups.iter().map(PackedB::bytes).sum()
             }
             Algorithm::Depthwise(d) => d.bytes(),
+            Algorithm::Winograd(w) => w.bytes(),
         }
     }
 
     /// Output height and width for an input of h x w.
     pub fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
-        let p = &self.params;
-        let one = |i: usize, size: usize, pad: usize| {
-            let span = p.dilation[i] * (p.kernel[i] - 1) + 1;
-            if size + pad < span { 0 } else { (size + pad - span) / p.stride[i] + 1 }
-        };
-        [one(0, h, p.pads[0] + p.pads[2]), one(1, w, p.pads[1] + p.pads[3])]
+        self.params.output_size(h, w)
     }
 
     /// How many elements of scratch [`Conv2d::run`] needs on a pool of `threads`.
@@ -177,6 +233,7 @@ impl Conv2d {
                 let split = self.split(n * oh * ow, &groups[0], threads);
                 16 + threads * self.worker_scratch(&split)
             }
+            Algorithm::Winograd(winograd) => winograd.scratch_len(n, oh, ow, threads),
             Algorithm::KernelRows { b, .. } => {
                 16 + threads * self.worker_scratch(&self.split(n * oh * ow, b, threads))
             }
@@ -231,6 +288,9 @@ impl Conv2d {
             Algorithm::Pointwise(b) => {
                 let product = Product::new(b, 1, bias, epi, SharedMut::new(y), p.c_out);
                 run_dense(&product, n * h * w, x, p.c_in, pool);
+            }
+            Algorithm::Winograd(winograd) => {
+                winograd.run(n, &geometry, x, bias, epi, y, scratch, pool);
             }
             Algorithm::Depthwise(d) => d.run(self.isa, n, &geometry, x, bias, epi, y, pool),
             Algorithm::Indirect { groups, zeros } => {

@@ -128,13 +128,15 @@ fn run<T: Copy + Default + Send + Sync>(plan: &Plan, x: &[u8], y: &mut [u8], poo
     let (x, y) = (x.as_ptr().cast::<T>(), Shared(y.as_mut_ptr().cast::<T>()));
     let (x, y) = (&Shared(x.cast_mut()), &y);
     let matrices: usize = plan.outer[..plan.outer_rank].iter().map(|d| d.len).product();
-    let blocks = plan.columns.len.div_ceil(BLOCK);
-    let work = BLOCK.min(plan.columns.len) * plan.rows.len * plan.run;
+    // Few rows are streams: longer strips.
+    let strip = if plan.rows.len <= 4 { 16 * BLOCK } else { BLOCK };
+    let blocks = plan.columns.len.div_ceil(strip);
+    let work = strip.min(plan.columns.len) * plan.rows.len * plan.run;
     pool.run_ranges(matrices * blocks, TASK_LEN / work.max(1), &|tasks| {
         for task in tasks {
             let (from, to) = plan.matrix(task / blocks);
-            let first = task % blocks * BLOCK;
-            let columns = BLOCK.min(plan.columns.len - first);
+            let first = task % blocks * strip;
+            let columns = strip.min(plan.columns.len - first);
             let matrix = Matrix {
                 x: x.0.wrapping_add(from + first * plan.columns.from),
                 y: y.0.wrapping_add(to + first * plan.columns.to),
@@ -147,7 +149,7 @@ fn run<T: Copy + Default + Send + Sync>(plan: &Plan, x: &[u8], y: &mut [u8], poo
     });
 }
 
-/// A strip of at most BLOCK columns to transpose.
+/// A strip of columns to transpose.
 struct Matrix<T> {
     x: *const T,
     y: *mut T,
@@ -176,6 +178,18 @@ impl<T: Copy + Default> Kernel for Matrix<T> {
             return;
         }
         let squares = columns.from == 1 && rows.to == 1;
+        if squares && columns.to == rows.len {
+            // A picture's planes to pixels, say: few rows, the output without gaps.
+            // SAFETY: the plan's offsets stay inside x and y.
+            unsafe {
+                match rows.len {
+                    2 => return interleave::<T, 2>(x, rows.from, y, columns.len),
+                    3 => return interleave::<T, 3>(x, rows.from, y, columns.len),
+                    4 => return interleave::<T, 4>(x, rows.from, y, columns.len),
+                    _ => {}
+                }
+            }
+        }
         let mut r = 0;
         while r < rows.len {
             let height = SQUARE.min(rows.len - r);
@@ -200,6 +214,43 @@ impl<T: Copy + Default> Kernel for Matrix<T> {
                 c += width;
             }
             r += height;
+        }
+    }
+}
+
+/// Writes one element of each of R rows in turn; fixed sizes let the compiler use shuffles.
+///
+/// # Safety
+/// `len` elements at each of R rows are readable at `from`, R * `len` are writable at `to`.
+#[inline(always)]
+unsafe fn interleave<T: Copy + Default, const R: usize>(
+    from: *const T,
+    from_stride: usize,
+    to: *mut T,
+    len: usize,
+) {
+    const STEP: usize = 16;
+    let mut c = 0;
+    while c + STEP <= len {
+        let mut rows = [[T::default(); STEP]; R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            *row = unsafe { from.add(r * from_stride + c).cast::<[T; STEP]>().read_unaligned() };
+        }
+        let mut out = [[T::default(); R]; STEP];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = std::array::from_fn(|r| rows[r][i]);
+        }
+        // SAFETY: the caller's contract.
+        unsafe { to.add(c * R).cast::<[[T; R]; STEP]>().write_unaligned(out) };
+        c += STEP;
+    }
+    for c in c..len {
+        for r in 0..R {
+            // SAFETY: the caller's contract.
+            unsafe {
+                to.add(c * R + r).write_unaligned(from.add(r * from_stride + c).read_unaligned())
+            };
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
     activation::{Activation, Epilogue, Residual},
-    conv::{Conv2d, Conv2dParams},
+    conv::{Conv2d, Conv2dOptions, Conv2dParams},
     permute::permute,
     pool::Pool,
 };
@@ -257,21 +257,25 @@ impl Op for Conv {
             pads: flat.pads,
         };
         let bias = x.constant(2);
+        let [h, w] = flat.input;
+        let options = Conv2dOptions {
+            images: Some([shape.batch, h, w]),
+            // As imported, the graph is the reference.
+            exact: self.layout == Layout::Nchw,
+        };
         // A bias computed at run time is packed with the weights at run time: rare.
-        let packed = match x.constant(1) {
+        let (conv, is_packed) = match x.constant(1) {
             Some(w) if bias.is_some() || x.get(2).is_none() => {
                 let weight = w.as_slice().expect("the weight has the input's type, f32");
-                Some(Conv2d::new(params, weight, bias.and_then(|b| b.as_slice())))
+                let bias = bias.and_then(|b| b.as_slice());
+                (Conv2d::for_images(params, weight, bias, options), true)
             }
-            _ => None,
+            _ => (Conv2d::new(params, &vec![0.0; x.input(1).ty.len()], None), false),
         };
-        let scratch_of = packed
-            .clone()
-            .unwrap_or_else(|| Conv2d::new(params, &vec![0.0; x.input(1).ty.len()], None));
         Ok(Box::new(ConvKernel {
             params,
-            packed,
-            scratch_of,
+            conv,
+            is_packed,
             batch: shape.batch,
             flat,
             op: self.clone(),
@@ -346,10 +350,9 @@ impl Op for Conv {
 /// A convolution of one or two spatial dimensions.
 struct ConvKernel {
     params: Conv2dParams,
-    /// `None` when weight or bias is computed at run time.
-    packed: Option<Conv2d>,
-    /// A convolution of the same shape, for its scratch size.
-    scratch_of: Conv2d,
+    conv: Conv2d,
+    /// False when weight or bias is computed at run time: `conv` only has the shape then.
+    is_packed: bool,
     batch: usize,
     flat: Flat,
     op: Conv,
@@ -365,7 +368,7 @@ impl ConvKernel {
 
     fn kernel_scratch(&self, threads: usize) -> usize {
         let [h, w] = self.flat.input;
-        self.scratch_of.scratch_len(self.batch, h, w, threads)
+        self.conv.scratch_len(self.batch, h, w, threads)
     }
 }
 
@@ -381,14 +384,14 @@ impl CpuKernel for ConvKernel {
     }
 
     fn weight_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, Conv2d::bytes)
+        if self.is_packed { self.conv.bytes() } else { 0 }
     }
 
     fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
         let made;
-        let conv = match &self.packed {
-            Some(conv) => conv,
-            None => {
+        let conv = match self.is_packed {
+            true => &self.conv,
+            false => {
                 let bias = io.get(2).map(|b| b.slice::<f32>());
                 made = Conv2d::new(self.params, io.input(1).slice(), bias);
                 &made

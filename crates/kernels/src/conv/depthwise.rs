@@ -1,5 +1,7 @@
 //! Depthwise convolution: vectors of channels, blocks of output columns in registers.
 
+mod sliding;
+
 use std::ops::Range;
 
 use crate::activation::{Epilogue, Residual};
@@ -7,7 +9,7 @@ use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
 use crate::gemm::driver::tiles;
-use crate::gemm::micro::{Finish, SlowActivation};
+use crate::gemm::micro::{Finish, SecondPass};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::simd::{self, Kernel, MAX_LANES, Simd};
@@ -22,6 +24,7 @@ const COLUMNS: usize = 8;
 pub(crate) struct Depthwise {
     weight: AlignedBuffer,
     stride: usize,
+    zeros: AlignedBuffer,
 }
 
 /// A tap of a block of columns.
@@ -45,7 +48,7 @@ impl Depthwise {
                 packed.as_mut_slice()[tap * stride + c] = weight[c * taps + tap];
             }
         }
-        Depthwise { weight: packed, stride }
+        Depthwise { weight: packed, stride, zeros: AlignedBuffer::zeroed(p.c_in) }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -67,10 +70,85 @@ impl Depthwise {
         let macs = y.len() * geometry.params.kernel[0] * geometry.params.kernel[1];
         let wanted = if pool.threads() == 1 { 1 } else { (4 * pool.threads()).min(macs >> 15) };
         let tasks = wanted.clamp(1, rows);
-        let y = SharedMut::new(y);
+        let store = Store::new(geometry.params.c_out, bias, epi, SharedMut::new(y));
         pool.run(tasks, &|task| {
             let rows = task * rows / tasks..(task + 1) * rows / tasks;
-            simd::dispatch(isa, RowsOf { weights: self, geometry, x, bias, epi, y, rows });
+            simd::dispatch(isa, RowsOf { weights: self, geometry, x, store: &store, rows });
+        });
+    }
+}
+
+/// What becomes of the sums: bias, residual, activation, and where they go.
+struct Store<'a> {
+    c_out: usize,
+    bias: Option<&'a [f32]>,
+    residual: Option<&'a [f32]>,
+    finish: Finish,
+    y: SharedMut,
+}
+
+impl<'a> Store<'a> {
+    fn new(c_out: usize, bias: Option<&'a [f32]>, epi: &Epilogue<'a>, y: SharedMut) -> Store<'a> {
+        let residual = match epi.residual {
+            Residual::None => None,
+            Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
+        };
+        Store { c_out, bias, residual, finish: Finish::new(1.0, bias.is_some(), epi), y }
+    }
+
+    /// Stores channels c .. c + lanes of W pixels.
+    #[inline(always)]
+    fn columns<S: Simd, const W: usize, const FULL: bool>(
+        &self,
+        s: S,
+        pixel: usize,
+        c: usize,
+        lanes: usize,
+        mut acc: [S::V; W],
+    ) {
+        // SAFETY: bias has c_out elements, residual and y as many per pixel; `lanes` from c on
+        // exist. The pixels of y are this task's.
+        unsafe {
+            let load = |p: *const f32| if FULL { s.load(p) } else { s.load_partial(p, lanes) };
+            if let Some(bias) = self.bias {
+                let bias = load(bias.as_ptr().add(c));
+                for acc in &mut acc {
+                    *acc = s.add(*acc, bias);
+                }
+            }
+            for (w, acc) in acc.iter_mut().enumerate() {
+                let at = (pixel + w) * self.c_out + c;
+                let residual = self.residual.map_or(s.splat(0.0), |r| load(r.as_ptr().add(at)));
+                if self.finish.before {
+                    *acc = s.add(*acc, residual);
+                }
+                *acc = self.finish.activate(s, *acc);
+                if self.finish.after && self.finish.slow.is_none() {
+                    *acc = s.add(*acc, residual);
+                }
+                let y = self.y.ptr().add(at);
+                if FULL {
+                    s.store(y, *acc);
+                } else {
+                    s.store_partial(y, lanes, *acc);
+                }
+            }
+        }
+    }
+
+    /// What of the epilogue is left once all channels of `pixels` pixels are stored.
+    #[inline(always)]
+    fn second_pass<S: Simd>(&self, s: S, pixel: usize, pixels: usize) {
+        let Some(act) = self.finish.slow else { return };
+        let at = pixel * self.c_out;
+        let residual = self.residual.filter(|_| self.finish.after);
+        s.call(SecondPass {
+            act,
+            c: self.y.ptr().wrapping_add(at),
+            residual: residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+            ldc: self.c_out,
+            rows: pixels,
+            columns: self.c_out,
         });
     }
 }
@@ -80,9 +158,7 @@ struct RowsOf<'a> {
     weights: &'a Depthwise,
     geometry: &'a Geometry,
     x: &'a [f32],
-    bias: Option<&'a [f32]>,
-    epi: &'a Epilogue<'a>,
-    y: SharedMut,
+    store: &'a Store<'a>,
     rows: Range<usize>,
 }
 
@@ -93,16 +169,26 @@ impl Kernel for RowsOf<'_> {
     fn run<S: Simd>(self, s: S) {
         let g = self.geometry;
         let p = &g.params;
-        let finish = Finish::new(1.0, self.bias.is_some(), self.epi);
-        let residual = match self.epi.residual {
-            Residual::None => None,
-            Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
-        };
+        let weights = self.weights.weight.as_slice();
+        if sliding::fits(p) {
+            for row in self.rows {
+                sliding::Row {
+                    geometry: g,
+                    x: self.x,
+                    weights,
+                    stride: self.weights.stride,
+                    zeros: self.weights.zeros.as_slice(),
+                    row,
+                    store: self.store,
+                }
+                .run(s);
+            }
+            return;
+        }
         let step = p.stride[1] * p.c_in;
         let none = std::ptr::null();
         let mut taps = [Tap { x: none, weight: none, first: 0, last: 0 }; MAX_TAPS];
-        let weights = self.weights.weight.as_slice();
-        for row in self.rows.clone() {
+        for row in self.rows {
             let (image, oy) = (row / g.oh, row % g.oh);
             for (ox, columns) in tiles(g.ow, COLUMNS) {
                 // Columns whose taps all lie inside the image need no bounds.
@@ -139,16 +225,12 @@ impl Kernel for RowsOf<'_> {
                         count += 1;
                     }
                 }
-                let at = (row * g.ow + ox) * p.c_out;
                 let block = ColumnBlock {
                     taps: &taps[..count],
                     step,
-                    c_out: p.c_out,
                     multiplier: p.c_out / p.c_in,
-                    bias: self.bias,
-                    residual: residual.map(|r| &r[at..at + columns * p.c_out]),
-                    finish: &finish,
-                    y: self.y.ptr().wrapping_add(at),
+                    store: self.store,
+                    pixel: row * g.ow + ox,
                 };
                 match columns {
                     1 => s.call(Columns::<1>(block)),
@@ -168,12 +250,10 @@ impl Kernel for RowsOf<'_> {
 struct ColumnBlock<'a> {
     taps: &'a [Tap],
     step: usize,
-    c_out: usize,
     multiplier: usize,
-    bias: Option<&'a [f32]>,
-    residual: Option<&'a [f32]>,
-    finish: &'a Finish,
-    y: *mut f32,
+    store: &'a Store<'a>,
+    /// The first output pixel.
+    pixel: usize,
 }
 
 struct Columns<'a, const W: usize>(ColumnBlock<'a>);
@@ -185,8 +265,8 @@ impl<const W: usize> Kernel for Columns<'_, W> {
     fn run<S: Simd>(self, s: S) {
         let b = &self.0;
         let mut c = 0;
-        while c < b.c_out {
-            let lanes = S::LANES.min(b.c_out - c);
+        while c < b.store.c_out {
+            let lanes = S::LANES.min(b.store.c_out - c);
             let full = lanes == S::LANES;
             let mut acc = [s.splat(0.0); W];
             if b.multiplier == 1 && full {
@@ -228,60 +308,13 @@ impl<const W: usize> Kernel for Columns<'_, W> {
                     }
                 }
             }
-            // SAFETY: bias, residual and y have `lanes` more elements at c in each column.
-            unsafe { self.store(s, c, lanes, acc) };
+            if full {
+                b.store.columns::<S, W, true>(s, b.pixel, c, lanes, acc);
+            } else {
+                b.store.columns::<S, W, false>(s, b.pixel, c, lanes, acc);
+            }
             c += lanes;
         }
-        if let Some(act) = b.finish.slow {
-            let residual = b.residual.filter(|_| b.finish.after);
-            s.call(SlowActivation {
-                act,
-                c: b.y,
-                residual: residual.map_or(std::ptr::null(), |r| r.as_ptr()),
-                ldc: b.c_out,
-                rows: W,
-                columns: b.c_out,
-            });
-        }
-    }
-}
-
-impl<const W: usize> Columns<'_, W> {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(&self, s: S, c: usize, lanes: usize, mut acc: [S::V; W]) {
-        let b = &self.0;
-        let full = lanes == S::LANES;
-        // SAFETY: the caller's contract.
-        unsafe {
-            if let Some(bias) = b.bias {
-                let bias = bias.as_ptr().add(c);
-                let bias = if full { s.load(bias) } else { s.load_partial(bias, lanes) };
-                for acc in &mut acc {
-                    *acc = s.add(*acc, bias);
-                }
-            }
-            for (w, acc) in acc.iter_mut().enumerate() {
-                let residual = match b.residual {
-                    Some(r) if full => s.load(r.as_ptr().add(w * b.c_out + c)),
-                    Some(r) => s.load_partial(r.as_ptr().add(w * b.c_out + c), lanes),
-                    None => s.splat(0.0),
-                };
-                if b.finish.before {
-                    *acc = s.add(*acc, residual);
-                }
-                if let Some((low, high)) = b.finish.clamp {
-                    *acc = s.min(s.splat(high), s.max(s.splat(low), *acc));
-                }
-                if b.finish.after && b.finish.slow.is_none() {
-                    *acc = s.add(*acc, residual);
-                }
-                let y = b.y.add(w * b.c_out + c);
-                if full {
-                    s.store(y, *acc);
-                } else {
-                    s.store_partial(y, lanes, *acc);
-                }
-            }
-        }
+        b.store.second_pass(s, b.pixel, W);
     }
 }

@@ -16,7 +16,7 @@ fn params() -> impl Strategy<Value = Conv2dParams> {
         (2usize..4, 1usize..20, 1usize..20).prop_map(|(g, ci, co)| (g, g * ci, g * co)),
     ];
     let two = |range: std::ops::Range<usize>| [range.clone(), range];
-    (groups_and_channels, two(1..4), two(1..4), two(1..3), [0usize..3, 0..3, 0..3, 0..3]).prop_map(
+    (groups_and_channels, two(1..6), two(1..4), two(1..3), [0usize..3, 0..3, 0..3, 0..3]).prop_map(
         |((groups, c_in, c_out), kernel, stride, dilation, pads)| Conv2dParams {
             c_in,
             c_out,

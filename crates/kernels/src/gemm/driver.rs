@@ -231,7 +231,7 @@ impl Block<'_> {
 }
 
 #[inline(always)]
-fn call_tile<S: Simd>(s: S, mr: usize, nv: usize, tile: Tile<'_>) {
+pub(crate) fn call_tile<S: Simd>(s: S, mr: usize, nv: usize, tile: Tile<'_>) {
     match nv {
         1 => call_height::<S, 1>(s, mr, tile),
         2 => call_height::<S, 2>(s, mr, tile),

@@ -15,23 +15,43 @@ pub(crate) struct Finish {
     pub(crate) bias: bool,
     pub(crate) before: bool,
     pub(crate) after: bool,
-    /// The activation as bounds; infinite ones do nothing.
-    pub(crate) clamp: Option<(f32, f32)>,
+    /// The activation, where it is cheap enough for the registers.
+    quick: Quick,
     /// Any other activation: a second pass over the stored tile.
     pub(crate) slow: Option<Activation>,
 }
 
+/// An activation of a few instructions.
+#[derive(Clone, Copy)]
+enum Quick {
+    None,
+    /// Bounds; infinite ones do nothing.
+    Clamp(f32, f32),
+    HardSwish,
+}
+
 impl Finish {
     pub(crate) fn new(alpha: f32, bias: bool, epi: &crate::Epilogue<'_>) -> Finish {
-        let (clamp, slow) = match epi.activation {
-            Activation::None => (None, None),
-            Activation::Relu => (Some((0.0, f32::INFINITY)), None),
-            Activation::Clip { min, max } => (Some((min, max)), None),
-            other => (None, Some(other)),
+        let (quick, slow) = match epi.activation {
+            Activation::None => (Quick::None, None),
+            Activation::Relu => (Quick::Clamp(0.0, f32::INFINITY), None),
+            Activation::Clip { min, max } => (Quick::Clamp(min, max), None),
+            Activation::HardSwish => (Quick::HardSwish, None),
+            other => (Quick::None, Some(other)),
         };
         let before = matches!(epi.residual, crate::Residual::BeforeActivation(_));
         let after = matches!(epi.residual, crate::Residual::AfterActivation(_));
-        Finish { alpha, bias, before, after, clamp, slow }
+        Finish { alpha, bias, before, after, quick, slow }
+    }
+
+    /// The activation of one vector, unless it is left to the second pass.
+    #[inline(always)]
+    pub(crate) fn activate<S: Simd>(&self, s: S, x: S::V) -> S::V {
+        match self.quick {
+            Quick::None => x,
+            Quick::Clamp(low, high) => s.min(s.splat(high), s.max(s.splat(low), x)),
+            Quick::HardSwish => vmath::activate(s, Activation::HardSwish, x),
+        }
     }
 }
 
@@ -172,11 +192,9 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
             if f.before {
                 acc = add_residual(s, t, acc);
             }
-            if let Some((low, high)) = f.clamp {
-                for row in &mut acc {
-                    for x in row {
-                        *x = s.min(s.splat(high), s.max(s.splat(low), *x));
-                    }
+            for row in &mut acc {
+                for x in row {
+                    *x = f.activate(s, *x);
                 }
             }
             if f.after && f.slow.is_none() {
@@ -196,7 +214,7 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
             }
         }
         if let Some(Finish { slow: Some(act), after, .. }) = t.finish {
-            s.call(SlowActivation {
+            s.call(SecondPass {
                 act: *act,
                 c: t.c,
                 residual: if *after { t.residual } else { std::ptr::null() },
@@ -242,7 +260,7 @@ unsafe fn load_column<S: Simd, const NV: usize>(
 }
 
 /// Applies an activation to a stored tile, then adds the residual unless null.
-pub(crate) struct SlowActivation {
+pub(crate) struct SecondPass {
     pub(crate) act: Activation,
     pub(crate) c: *mut f32,
     pub(crate) residual: *const f32,
@@ -251,7 +269,7 @@ pub(crate) struct SlowActivation {
     pub(crate) columns: usize,
 }
 
-impl Kernel for SlowActivation {
+impl Kernel for SecondPass {
     type Output = ();
 
     #[inline(always)]

@@ -1,0 +1,490 @@
+//! Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2015, arXiv:1509.09308): a tile of 4x4
+//! outputs takes 36 multiplications per channel instead of 144.
+//!
+//! A block of tiles goes through three stages that stay in the second-level cache: the inputs'
+//! transform V, for each panel of output channels 36 small matrix products M = V U, and the
+//! products' transform with the epilogue.
+
+use std::ops::Range;
+
+use crate::activation::{Epilogue, Residual};
+use crate::aligned::{AlignedBuffer, SharedMut, align_scratch};
+use crate::conv::Conv2dParams;
+use crate::conv::indirect::Geometry;
+use crate::gemm::driver::{call_tile, tiles};
+use crate::gemm::micro::Tile;
+use crate::isa::Isa;
+use crate::pool::Pool;
+use crate::simd::{self, Kernel, MAX_LANES, Simd};
+use crate::vmath;
+
+/// Side of the input tile.
+const IN: usize = 6;
+/// Side of the output tile.
+const OUT: usize = 4;
+/// Elements of a transformed tile.
+const POINTS: usize = IN * IN;
+/// Floats that a block's transformed inputs may have: they stay in the second-level cache.
+const V_LEN: usize = 150 * 1024;
+
+/// Transformed weights: panel by panel of output channels, in a panel point by point, of each
+/// point c_in rows as wide as the panel.
+#[derive(Clone, Debug)]
+pub(crate) struct Winograd {
+    isa: Isa,
+    c_in: usize,
+    c_out: usize,
+    weight: AlignedBuffer,
+    zeros: AlignedBuffer,
+}
+
+/// The sizes of one run.
+#[derive(Clone, Copy)]
+struct Blocking {
+    /// Tiles in all.
+    tiles: usize,
+    /// Tiles in a block.
+    block: usize,
+    /// Whether threads share a block; otherwise each has blocks of its own.
+    shared: bool,
+}
+
+/// Whether it is defined for the shape, and pays for `n` images of `oh` x `ow` outputs.
+pub(crate) fn pays(p: &Conv2dParams, n: usize, oh: usize, ow: usize) -> bool {
+    let defined = p.kernel == [3, 3] && p.stride == [1, 1] && p.dilation == [1, 1] && p.groups == 1;
+    if !defined || p.c_in < 16 || p.c_out < 16 {
+        return false;
+    }
+    let (ci, co) = (p.c_in as f64, p.c_out as f64);
+    let tiles = (n * oh.div_ceil(OUT) * ow.div_ceil(OUT)) as f64;
+    // In multiply-adds: the products (with few tiles as long as reading the weights takes, which
+    // are four times as many), the transforms' operations per channel.
+    let products = (POINTS as f64 * tiles).max(384.0) * ci * co;
+    let transforms = tiles * (216.0 * ci + 170.0 * co);
+    let direct = (n * oh * ow * 9) as f64 * ci * co;
+    products + transforms < 0.75 * direct
+}
+
+/// G of the 3-tap filter, 6 x 3.
+const G: [[f64; 3]; IN] = [
+    [1.0 / 4.0, 0.0, 0.0],
+    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+    [0.0, 0.0, 1.0],
+];
+
+/// G g G^T of one 3x3 filter, in double precision.
+fn transform_filter(g: &[f32]) -> [f64; POINTS] {
+    let mut half = [[0.0; 3]; IN];
+    for (i, row) in half.iter_mut().enumerate() {
+        for (j, v) in row.iter_mut().enumerate() {
+            *v = (0..3).map(|k| G[i][k] * f64::from(g[k * 3 + j])).sum();
+        }
+    }
+    std::array::from_fn(|point| {
+        let (i, j) = (point / IN, point % IN);
+        (0..3).map(|k| half[i][k] * G[j][k]).sum()
+    })
+}
+
+impl Winograd {
+    pub(crate) fn new(isa: Isa, p: &Conv2dParams, weight: &[f32]) -> Winograd {
+        let (lanes, _, vectors) = simd::tile_of(isa);
+        let nr = lanes * vectors;
+        let (ci, co) = (p.c_in, p.c_out);
+        let mut packed = AlignedBuffer::zeroed(POINTS * ci * co.next_multiple_of(lanes));
+        let out = packed.as_mut_slice();
+        for o in 0..co {
+            let panel = o / nr * nr;
+            let width = (co - panel).min(nr).next_multiple_of(lanes);
+            for i in 0..ci {
+                let u = transform_filter(&weight[(o * ci + i) * 9..][..9]);
+                for (point, u) in u.iter().enumerate() {
+                    out[panel * POINTS * ci + (point * ci + i) * width + o - panel] = *u as f32;
+                }
+            }
+        }
+        let zeros = AlignedBuffer::zeroed(ci.next_multiple_of(MAX_LANES));
+        Winograd { isa, c_in: ci, c_out: co, weight: packed, zeros }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.weight.as_slice())
+    }
+
+    fn blocking(&self, n: usize, oh: usize, ow: usize, threads: usize) -> Blocking {
+        let (_, mr, _) = simd::tile_of(self.isa);
+        let tiles = n * oh.div_ceil(OUT) * ow.div_ceil(OUT);
+        let most = (V_LEN / (POINTS * self.c_in)).clamp(4, 8 * mr);
+        let most = if most > mr { most / mr * mr } else { most };
+        let blocks = tiles.div_ceil(most).max(1);
+        if threads == 1 || blocks >= 2 * threads {
+            // Whole rounds of blocks for the threads.
+            let blocks = blocks.next_multiple_of(threads);
+            return Blocking { tiles, block: tiles.div_ceil(blocks).max(1), shared: false };
+        }
+        Blocking { tiles, block: tiles.div_ceil(blocks).max(1), shared: true }
+    }
+
+    fn v_len(&self, block: usize) -> usize {
+        (POINTS * block * self.c_in + MAX_LANES).next_multiple_of(16)
+    }
+
+    fn m_len(&self, block: usize) -> usize {
+        let (lanes, _, vectors) = simd::tile_of(self.isa);
+        POINTS * block * lanes * vectors
+    }
+
+    /// Elements of scratch that [`Winograd::run`] needs.
+    pub(crate) fn scratch_len(&self, n: usize, oh: usize, ow: usize, threads: usize) -> usize {
+        let b = self.blocking(n, oh, ow, threads);
+        let v = if b.shared { 1 } else { threads };
+        16 + v * self.v_len(b.block) + threads * self.m_len(b.block)
+    }
+
+    pub(crate) fn run(
+        &self,
+        n: usize,
+        geometry: &Geometry,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        epi: &Epilogue<'_>,
+        y: &mut [f32],
+        scratch: &mut [f32],
+        pool: &Pool,
+    ) {
+        let threads = pool.threads();
+        let b = self.blocking(n, geometry.oh, geometry.ow, threads);
+        let (v_len, m_len) = (self.v_len(b.block), self.m_len(b.block));
+        let scratch = SharedMut::new(align_scratch(scratch));
+        let m_start = v_len * if b.shared { 1 } else { threads };
+        let run = Run { weights: self, geometry, x, bias, epi, y: SharedMut::new(y) };
+        let lanes_of_panel = simd::tile_of(self.isa);
+        let panels = self.c_out.div_ceil(lanes_of_panel.0 * lanes_of_panel.2);
+        let blocks = b.tiles.div_ceil(b.block);
+        let tiles_of = |block: usize| block * b.block..b.tiles.min((block + 1) * b.block);
+        if !b.shared {
+            pool.run_with_worker(blocks, &|block, worker| {
+                // SAFETY: parts of the scratch by worker, which runs one task at a time.
+                let (v, m) = unsafe {
+                    (
+                        scratch.slice(worker * v_len, v_len),
+                        scratch.slice(m_start + worker * m_len, m_len),
+                    )
+                };
+                let tiles = tiles_of(block);
+                let part = tiles.clone();
+                let v_out = SharedMut::new(v);
+                simd::dispatch(
+                    self.isa,
+                    Inputs { run: &run, block: tiles.clone(), part, v: v_out },
+                );
+                simd::dispatch(
+                    self.isa,
+                    Products { run: &run, block: tiles, panels: 0..panels, v, m },
+                );
+            });
+            return;
+        }
+        for block in 0..blocks {
+            let tiles = tiles_of(block);
+            let parts = tiles.len().min(2 * threads);
+            pool.run(parts, &|task| {
+                let cut = |i: usize| tiles.start + i * tiles.len() / parts;
+                // SAFETY: each task writes the transforms of its own tiles.
+                let v = SharedMut::new(unsafe { scratch.slice(0, v_len) });
+                let part = cut(task)..cut(task + 1);
+                simd::dispatch(self.isa, Inputs { run: &run, block: tiles.clone(), part, v });
+            });
+            let parts = panels.min(4 * threads);
+            pool.run_with_worker(parts, &|task, worker| {
+                let panels = task * panels / parts..(task + 1) * panels / parts;
+                // SAFETY: nobody writes V now; a worker's part of M is its own.
+                let (v, m) = unsafe {
+                    (scratch.slice(0, v_len), scratch.slice(m_start + worker * m_len, m_len))
+                };
+                simd::dispatch(
+                    self.isa,
+                    Products { run: &run, block: tiles.clone(), panels, v, m },
+                );
+            });
+        }
+    }
+}
+
+struct Run<'a> {
+    weights: &'a Winograd,
+    geometry: &'a Geometry,
+    x: &'a [f32],
+    bias: Option<&'a [f32]>,
+    epi: &'a Epilogue<'a>,
+    y: SharedMut,
+}
+
+impl Run<'_> {
+    /// A tile's image, and its first output row and column.
+    fn place(&self, tile: usize) -> (usize, usize, usize) {
+        let (down, across) = (self.geometry.oh.div_ceil(OUT), self.geometry.ow.div_ceil(OUT));
+        (tile / (down * across), tile / across % down * OUT, tile % across * OUT)
+    }
+}
+
+/// V = B^T d B of some tiles: V[point][tile of the block][channel].
+struct Inputs<'a> {
+    run: &'a Run<'a>,
+    block: Range<usize>,
+    part: Range<usize>,
+    v: SharedMut,
+}
+
+impl Kernel for Inputs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (w, g) = (self.run.weights, self.run.geometry);
+        let (ci, pads) = (w.c_in, g.params.pads);
+        let zeros = w.zeros.as_slice();
+        assert!(zeros.len() >= ci);
+        for tile in self.part.clone() {
+            let (image, oy, ox) = self.run.place(tile);
+            let mut rows = [[zeros.as_ptr(); IN]; IN];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let iy = (oy + i).wrapping_sub(pads[0]);
+                if iy >= g.h {
+                    continue;
+                }
+                let line = &self.run.x[(image * g.h + iy) * g.w * ci..][..g.w * ci];
+                for (j, pointer) in row.iter_mut().enumerate() {
+                    let ix = (ox + j).wrapping_sub(pads[1]);
+                    if ix < g.w {
+                        *pointer = line[ix * ci..][..ci].as_ptr();
+                    }
+                }
+            }
+            let out = TileInput {
+                rows: &rows,
+                channels: ci,
+                v: self.v.ptr().wrapping_add((tile - self.block.start) * ci),
+                step: self.block.len() * ci,
+            };
+            s.call(out);
+        }
+    }
+}
+
+struct TileInput<'a> {
+    rows: &'a [[*const f32; IN]; IN],
+    channels: usize,
+    v: *mut f32,
+    /// From point to point.
+    step: usize,
+}
+
+impl Kernel for TileInput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut c = 0;
+        while c < self.channels {
+            let lanes = S::LANES.min(self.channels - c);
+            let full = lanes == S::LANES;
+            let mut half = [[s.splat(0.0); IN]; IN];
+            for j in 0..IN {
+                let mut d = [s.splat(0.0); IN];
+                for (i, d) in d.iter_mut().enumerate() {
+                    // SAFETY: every pointer has `channels` elements.
+                    *d = unsafe {
+                        let x = self.rows[i][j].add(c);
+                        if full { s.load(x) } else { s.load_partial(x, lanes) }
+                    };
+                }
+                for (i, t) in input_points(s, d).into_iter().enumerate() {
+                    half[i][j] = t;
+                }
+            }
+            for (i, row) in half.into_iter().enumerate() {
+                for (j, t) in input_points(s, row).into_iter().enumerate() {
+                    let v = self.v.wrapping_add((i * IN + j) * self.step + c);
+                    // SAFETY: V has `channels` elements for each point of this tile.
+                    unsafe {
+                        if full {
+                            s.store(v, t);
+                        } else {
+                            s.store_partial(v, lanes, t);
+                        }
+                    }
+                }
+            }
+            c += lanes;
+        }
+    }
+}
+
+/// B^T of the points 0, 1, -1, 2, -2 and infinity.
+#[inline(always)]
+fn input_points<S: Simd>(s: S, x: [S::V; IN]) -> [S::V; IN] {
+    let k = |v: f32| s.splat(v);
+    let even = s.mul_add(k(-4.0), x[2], x[4]);
+    let odd = s.mul_add(k(-4.0), x[1], x[3]);
+    let even2 = s.sub(x[4], x[2]);
+    let odd2 = s.sub(x[3], x[1]);
+    [
+        s.mul_add(k(4.0), x[0], s.mul_add(k(-5.0), x[2], x[4])),
+        s.add(even, odd),
+        s.sub(even, odd),
+        s.mul_add(k(2.0), odd2, even2),
+        s.mul_add(k(-2.0), odd2, even2),
+        s.mul_add(k(4.0), x[1], s.mul_add(k(-5.0), x[3], x[5])),
+    ]
+}
+
+/// A^T of the same points.
+#[inline(always)]
+fn output_points<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
+    let k = |v: f32| s.splat(v);
+    let (sum, difference) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
+    let (sum2, difference2) = (s.add(m[3], m[4]), s.sub(m[3], m[4]));
+    [
+        s.add(s.add(m[0], sum), sum2),
+        s.mul_add(k(2.0), difference2, difference),
+        s.mul_add(k(4.0), sum2, sum),
+        s.add(s.mul_add(k(8.0), difference2, difference), m[5]),
+    ]
+}
+
+/// The products of a block's tiles with some panels, and what becomes of them.
+struct Products<'a> {
+    run: &'a Run<'a>,
+    block: Range<usize>,
+    panels: Range<usize>,
+    v: &'a [f32],
+    m: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let w = self.run.weights;
+        let (ci, count) = (w.c_in, self.block.len());
+        let nr = S::TILE.1 * S::LANES;
+        assert!(self.v.len() >= POINTS * count * ci && self.m.len() >= POINTS * count * nr);
+        let m = self.m.as_mut_ptr();
+        for panel in self.panels.clone() {
+            let column = panel * nr;
+            let columns = nr.min(w.c_out - column);
+            let nv = columns.div_ceil(S::LANES);
+            let width = nv * S::LANES;
+            let u = &w.weight.as_slice()[column * POINTS * ci..][..POINTS * ci * width];
+            for (point, u) in u.chunks_exact(ci * width).enumerate() {
+                let v = &self.v[point * count * ci..][..count * ci];
+                for (row, mr) in tiles(count, S::TILE.0) {
+                    let mut rows = [std::ptr::null(); 16];
+                    for (r, pointer) in rows.iter_mut().enumerate().take(mr) {
+                        *pointer = v[(row + r) * ci..][..ci].as_ptr();
+                    }
+                    let tile = Tile {
+                        rows: rows.as_ptr(),
+                        taps: 1,
+                        run: ci,
+                        offset: 0,
+                        b: u.as_ptr(),
+                        c: m.wrapping_add((point * count + row) * nr),
+                        ldc: nr,
+                        bias: std::ptr::null(),
+                        residual: std::ptr::null(),
+                        tail: S::LANES,
+                        accumulate: false,
+                        finish: None,
+                    };
+                    call_tile(s, mr, nv, tile);
+                }
+            }
+            for tile in self.block.clone() {
+                let (image, oy, ox) = self.run.place(tile);
+                s.call(TileOutput {
+                    run: self.run,
+                    m: m.wrapping_add((tile - self.block.start) * nr),
+                    step: count * nr,
+                    corner: [image, oy, ox],
+                    column,
+                    columns,
+                });
+            }
+        }
+    }
+}
+
+/// y = act(A^T m A + bias + before) + after of one tile and panel.
+struct TileOutput<'a> {
+    run: &'a Run<'a>,
+    m: *const f32,
+    step: usize,
+    /// Image, first row, first column.
+    corner: [usize; 3],
+    column: usize,
+    columns: usize,
+}
+
+impl Kernel for TileOutput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (run, g) = (self.run, self.run.geometry);
+        let co = run.weights.c_out;
+        let [image, oy, ox] = self.corner;
+        let (before, after) = match run.epi.residual {
+            Residual::None => (None, None),
+            Residual::BeforeActivation(r) => (Some(r), None),
+            Residual::AfterActivation(r) => (None, Some(r)),
+        };
+        let mut c = 0;
+        while c < self.columns {
+            let lanes = S::LANES.min(self.columns - c);
+            let channel = self.column + c;
+            let mut half = [[s.splat(0.0); IN]; OUT];
+            for j in 0..IN {
+                let mut points = [s.splat(0.0); IN];
+                for (i, point) in points.iter_mut().enumerate() {
+                    // SAFETY: M has whole vectors for each point of this tile.
+                    *point = unsafe { s.load(self.m.add((i * IN + j) * self.step + c)) };
+                }
+                for (i, t) in output_points(s, points).into_iter().enumerate() {
+                    half[i][j] = t;
+                }
+            }
+            // SAFETY: bias has c_out elements, y and the residuals as many per pixel; `lanes`
+            // from `channel` on exist. This task alone writes this tile's pixels and channels.
+            unsafe {
+                let bias = match run.bias {
+                    Some(bias) => s.load_partial(bias.as_ptr().add(channel), lanes),
+                    None => s.splat(0.0),
+                };
+                for (i, row) in half.into_iter().enumerate().take(g.oh - oy) {
+                    for (j, t) in output_points(s, row).into_iter().enumerate().take(g.ow - ox) {
+                        let at = ((image * g.oh + oy + i) * g.ow + ox + j) * co + channel;
+                        let mut t = s.add(t, bias);
+                        if let Some(r) = before {
+                            t = s.add(t, s.load_partial(r.as_ptr().add(at), lanes));
+                        }
+                        t = vmath::activate(s, run.epi.activation, t);
+                        if let Some(r) = after {
+                            t = s.add(t, s.load_partial(r.as_ptr().add(at), lanes));
+                        }
+                        s.store_partial(run.y.ptr().add(at), lanes, t);
+                    }
+                }
+            }
+            c += lanes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
