@@ -2,9 +2,11 @@
 
 mod depthwise;
 mod indirect;
+mod inverted;
 mod transpose;
 mod winograd;
 
+pub use inverted::{InvertedResidual, Pointwise};
 pub use transpose::ConvTranspose2d;
 
 use crate::activation::{Epilogue, Residual};

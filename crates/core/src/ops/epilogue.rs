@@ -3,6 +3,7 @@
 use sparoa_kernels::activation::{Activation, Epilogue, Residual};
 
 use super::{AttributeValue, Attributes, KernelIo, OpError};
+use crate::tensor::TensorRef;
 
 /// A tensor of the output's type that a fused operator adds; it is input 3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -25,7 +26,16 @@ pub(super) fn epilogue<'a>(
     residual: ResidualKind,
     io: &KernelIo<'a, '_>,
 ) -> Epilogue<'a> {
-    let data = io.get(RESIDUAL_INPUT).map(|r| r.slice::<f32>());
+    epilogue_with(activation, residual, io.get(RESIDUAL_INPUT))
+}
+
+/// [`epilogue`] with the residual's tensor given.
+pub(super) fn epilogue_with<'a>(
+    activation: Activation,
+    residual: ResidualKind,
+    tensor: Option<TensorRef<'a>>,
+) -> Epilogue<'a> {
+    let data = tensor.map(|r| r.slice::<f32>());
     let residual = match (residual, data) {
         (ResidualKind::None, _) | (_, None) => Residual::None,
         (ResidualKind::BeforeActivation, Some(data)) => Residual::BeforeActivation(data),
@@ -42,8 +52,15 @@ pub(super) fn epilogue<'a>(
 pub(super) fn parse(attributes: &Attributes) -> Result<(Activation, ResidualKind), OpError> {
     let params = attributes.floats("activation_params")?.unwrap_or_default();
     let name = attributes.string("activation")?.unwrap_or_default();
-    let activation = activation(&name, &params)?;
-    let residual = match attributes.string("residual")?.as_deref() {
+    Ok((activation(&name, &params)?, parse_residual(attributes)?))
+}
+
+/// Reads `residual`.
+///
+/// # Errors
+/// When it is no known word.
+pub(super) fn parse_residual(attributes: &Attributes) -> Result<ResidualKind, OpError> {
+    Ok(match attributes.string("residual")?.as_deref() {
         None => ResidualKind::None,
         Some("before_activation") => ResidualKind::BeforeActivation,
         Some("after_activation") => ResidualKind::AfterActivation,
@@ -52,11 +69,14 @@ pub(super) fn parse(attributes: &Attributes) -> Result<(Activation, ResidualKind
                 "attribute residual is '{other}', must be before_activation or after_activation"
             )));
         }
-    };
-    Ok((activation, residual))
+    })
 }
 
-fn activation(name: &str, params: &[f32]) -> Result<Activation, OpError> {
+/// The activation of this name; it may have more parameters than it takes.
+///
+/// # Errors
+/// When the name is unknown or parameters are missing.
+pub(super) fn activation(name: &str, params: &[f32]) -> Result<Activation, OpError> {
     let param = |i: usize| {
         params.get(i).copied().ok_or_else(|| {
             OpError::invalid(format!("activation {name} lacks activation_params[{i}]"))
@@ -90,7 +110,21 @@ pub(super) fn attributes(
     activation: Activation,
     residual: ResidualKind,
 ) -> Vec<(&'static str, AttributeValue)> {
-    let (name, params): (&str, Vec<f32>) = match activation {
+    let (name, params) = named(activation);
+    let mut result = Vec::new();
+    if !name.is_empty() {
+        result.push(("activation", name.into()));
+    }
+    if !params.is_empty() {
+        result.push(("activation_params", params.into()));
+    }
+    result.extend(residual_attribute(residual));
+    result
+}
+
+/// An activation's name and parameters, as [`activation`] reads them.
+pub(super) fn named(activation: Activation) -> (&'static str, Vec<f32>) {
+    match activation {
         Activation::None => ("", vec![]),
         Activation::Relu => ("Relu", vec![]),
         Activation::Clip { min, max } => ("Clip", vec![min, max]),
@@ -105,20 +139,16 @@ pub(super) fn attributes(
         Activation::Elu { alpha } => ("Elu", vec![alpha]),
         Activation::Softplus => ("Softplus", vec![]),
         Activation::Mish => ("Mish", vec![]),
-    };
-    let mut result = Vec::new();
-    if !name.is_empty() {
-        result.push(("activation", name.into()));
     }
-    if !params.is_empty() {
-        result.push(("activation_params", params.into()));
-    }
+}
+
+/// The attribute that [`parse_residual`] reads; none for the default.
+pub(super) fn residual_attribute(residual: ResidualKind) -> Option<(&'static str, AttributeValue)> {
     match residual {
-        ResidualKind::None => {}
-        ResidualKind::BeforeActivation => result.push(("residual", "before_activation".into())),
-        ResidualKind::AfterActivation => result.push(("residual", "after_activation".into())),
+        ResidualKind::None => None,
+        ResidualKind::BeforeActivation => Some(("residual", "before_activation".into())),
+        ResidualKind::AfterActivation => Some(("residual", "after_activation".into())),
     }
-    result
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub mod elementwise;
 pub mod expand;
 pub mod gather;
 pub mod gemm;
+pub mod inverted_residual;
 pub mod matmul;
 pub mod norm;
 pub mod pad;

@@ -19,6 +19,7 @@ const FAMILIES: &[&[OpSpec]] = &[
     expand::SPECS,
     gather::SPECS,
     gemm::SPECS,
+    inverted_residual::SPECS,
     matmul::SPECS,
     norm::SPECS,
     pad::SPECS,

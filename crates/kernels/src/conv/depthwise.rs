@@ -1,6 +1,6 @@
 //! Depthwise convolution: vectors of channels, blocks of output columns in registers.
 
-mod sliding;
+pub(crate) mod sliding;
 
 use std::ops::Range;
 
@@ -55,6 +55,30 @@ impl Depthwise {
         size_of_val(self.weight.as_slice())
     }
 
+    /// Output row `row` (of all images'), where [`sliding::fits`]: `x` begins at input row
+    /// `first`, the result is row `out` of the store.
+    pub(crate) fn row<'a>(
+        &'a self,
+        geometry: &'a Geometry,
+        x: &'a [f32],
+        first: usize,
+        row: usize,
+        out: usize,
+        store: &'a Store<'a>,
+    ) -> sliding::Row<'a> {
+        sliding::Row {
+            geometry,
+            x,
+            first,
+            weights: self.weight.as_slice(),
+            stride: self.stride,
+            zeros: self.zeros.as_slice(),
+            row,
+            out,
+            store,
+        }
+    }
+
     pub(crate) fn run(
         &self,
         isa: Isa,
@@ -79,7 +103,7 @@ impl Depthwise {
 }
 
 /// What becomes of the sums: bias, residual, activation, and where they go.
-struct Store<'a> {
+pub(crate) struct Store<'a> {
     c_out: usize,
     bias: Option<&'a [f32]>,
     residual: Option<&'a [f32]>,
@@ -88,7 +112,12 @@ struct Store<'a> {
 }
 
 impl<'a> Store<'a> {
-    fn new(c_out: usize, bias: Option<&'a [f32]>, epi: &Epilogue<'a>, y: SharedMut) -> Store<'a> {
+    pub(crate) fn new(
+        c_out: usize,
+        bias: Option<&'a [f32]>,
+        epi: &Epilogue<'a>,
+        y: SharedMut,
+    ) -> Store<'a> {
         let residual = match epi.residual {
             Residual::None => None,
             Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
@@ -172,16 +201,7 @@ impl Kernel for RowsOf<'_> {
         let weights = self.weights.weight.as_slice();
         if sliding::fits(p) {
             for row in self.rows {
-                sliding::Row {
-                    geometry: g,
-                    x: self.x,
-                    weights,
-                    stride: self.weights.stride,
-                    zeros: self.weights.zeros.as_slice(),
-                    row,
-                    store: self.store,
-                }
-                .run(s);
+                self.weights.row(g, self.x, 0, row, row, self.store).run(s);
             }
             return;
         }

@@ -10,7 +10,7 @@ use crate::isa::Isa;
 use crate::simd::{Kernel, Simd};
 
 /// Bytes of a block of rows of A that should stay in the second-level cache.
-const A_BLOCK_BYTES: usize = 192 * 1024;
+const A_BLOCK_BYTES: usize = 384 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
 
@@ -130,7 +130,7 @@ impl Split {
 /// Depth of a block of K: a panel of B that deep leaves room in the first-level cache.
 fn kc(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 256,
+        Isa::Avx512 => 192,
         Isa::Avx2 => 384,
         _ => 512,
     }
@@ -195,7 +195,15 @@ impl Block<'_> {
             let b = &p.packed[panel * nr * p.b.k() + depth * nv * S::LANES..];
             assert!(b.len() >= (taps.len() - 1) * p.run * nv * S::LANES);
             let bias = p.bias.map_or(std::ptr::null(), |bias| bias[column..][..columns].as_ptr());
+            // Weights come from memory once per block of rows: while this panel is worked on, the
+            // same depth of the next one is fetched, a share with every tile.
+            let next = b.as_ptr().wrapping_add(nr * p.b.k());
+            let lines = if panel + 1 < self.panels.end { taps.len() * run.len() * nv } else { 0 };
+            let lines = lines * S::LANES / 16;
             for (row, mr) in tiles(self.m, S::TILE.0) {
+                for line in lines * row / self.m..lines * (row + mr) / self.m {
+                    s.prefetch(next.wrapping_add(line * 16));
+                }
                 let at = (self.first_row + row) * p.ldc + column;
                 let mut dense = [std::ptr::null(); 16];
                 let rows = match self.rows {

@@ -42,6 +42,11 @@ impl Simd for Avx512 {
         unsafe { call(self, kernel) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // A hint: it faults on no address.
+        proven!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         proven!(_mm512_set1_ps(x))
     }

@@ -11,6 +11,7 @@ mod editor;
 mod epilogue;
 mod fold;
 mod global_pool;
+mod inverted_residual;
 mod layer_norm;
 mod layout;
 mod leading;
@@ -61,6 +62,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("epilogue", epilogue::run),
     ("cse", cse::run),
     ("chains", chains::run),
+    ("inverted_residual", inverted_residual::run),
 ];
 
 /// Applies every pass, in order.

@@ -47,10 +47,11 @@ fn resnet18() {
 
 #[test]
 fn mobilenets() {
-    let expected = "Conv 52, GlobalAveragePool 1, Linear 1, Transpose 1";
+    let expected = "Conv 13, GlobalAveragePool 1, InvertedResidual 14, Linear 1, Transpose 1";
     check("mobilenetv2-legacy", expected);
     check("mobilenetv2-dynamo", expected);
-    let expected = "Conv 52, GlobalAveragePool 10, Linear 2, Mul 9, Transpose 1";
+    let expected =
+        "Conv 42, GlobalAveragePool 10, InvertedResidual 4, Linear 2, Mul 9, Transpose 1";
     check("mobilenetv3s-legacy", expected);
     check("mobilenetv3s-dynamo", expected);
 }
@@ -69,6 +70,7 @@ fn others() {
     check("super-resolution", "Conv 4, Transpose 1");
     check(
         "ultraface-rfb-320",
-        "Add 1, Concat 5, Conv 52, Div 1, Elementwise 2, Slice 4, Softmax 1, Sub 1, Transpose 1",
+        "Add 1, Concat 5, Conv 37, Div 1, Elementwise 2, InvertedResidual 7, Slice 4, Softmax 1, \
+         Sub 1, Transpose 1",
     );
 }

@@ -29,13 +29,19 @@ fn resnet18() {
 #[test]
 fn mobilenet_v2() {
     let graph = optimised("mobilenet_v2");
-    assert_eq!(summary(&graph), "Conv 52, GlobalAveragePool 1, Linear 1, Transpose 1");
+    assert_eq!(
+        summary(&graph),
+        "Conv 13, GlobalAveragePool 1, InvertedResidual 14, Linear 1, Transpose 1"
+    );
 }
 
 #[test]
 fn mobilenet_v3_small() {
     let graph = optimised("mobilenet_v3_small");
-    assert_eq!(summary(&graph), "Conv 52, GlobalAveragePool 10, Linear 2, Mul 9, Transpose 1");
+    assert_eq!(
+        summary(&graph),
+        "Conv 42, GlobalAveragePool 10, InvertedResidual 4, Linear 2, Mul 9, Transpose 1"
+    );
 }
 
 #[test]
@@ -59,7 +65,10 @@ fn swin_t() {
 #[test]
 fn a_batch_of_two() {
     for (name, expected) in [
-        ("mobilenet_v3_small", "Conv 52, GlobalAveragePool 10, Linear 2, Mul 9, Transpose 1"),
+        (
+            "mobilenet_v3_small",
+            "Conv 42, GlobalAveragePool 10, InvertedResidual 4, Linear 2, Mul 9, Transpose 1",
+        ),
         (
             "vit_b_16",
             "Add 1, Attention 12, Concat 1, Conv 1, Gather 1, LayerNormalization 25, Linear 49, \

@@ -12,7 +12,7 @@ const MAX_SPAN: usize = 7 * 2 + 5;
 const MAX_ROWS: usize = 8;
 
 /// Whether these kernels compute the shape.
-pub(super) fn fits(p: &Conv2dParams) -> bool {
+pub(crate) fn fits(p: &Conv2dParams) -> bool {
     matches!(p.kernel[1], 3 | 5)
         && p.kernel[0] <= MAX_ROWS
         && matches!(p.stride[1], 1 | 2)
@@ -32,9 +32,11 @@ fn blocks(ow: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// One row of the output.
-pub(super) struct Row<'a> {
+pub(crate) struct Row<'a> {
     pub(super) geometry: &'a Geometry,
+    /// The input from row `first` on, rows of all images counted.
     pub(super) x: &'a [f32],
+    pub(super) first: usize,
     /// For each tap a row of c_out weights, padded to whole vectors.
     pub(super) weights: &'a [f32],
     /// Distance between the weights of two taps.
@@ -43,6 +45,8 @@ pub(super) struct Row<'a> {
     pub(super) zeros: &'a [f32],
     /// Its index: image times output height plus row.
     pub(super) row: usize,
+    /// Its index in the store.
+    pub(super) out: usize,
     pub(super) store: &'a Store<'a>,
 }
 
@@ -82,7 +86,8 @@ impl Row<'_> {
         for ky in 0..p.kernel[0] {
             let iy = (oy * p.stride[0] + ky * p.dilation[0]).wrapping_sub(p.pads[0]);
             if iy < g.h {
-                inputs[count] = &self.x[(image * g.h + iy) * g.w * p.c_in..][..g.w * p.c_in];
+                let line = image * g.h + iy - self.first;
+                inputs[count] = &self.x[line * g.w * p.c_in..][..g.w * p.c_in];
                 lines[count].weight = self.weights[ky * KW * self.stride..].as_ptr();
                 assert!(self.weights.len() >= (ky + 1) * KW * self.stride);
                 count += 1;
@@ -111,7 +116,7 @@ impl Row<'_> {
                 channels: p.c_in,
                 stride: self.stride,
                 store: self.store,
-                pixel: self.row * g.ow + ox,
+                pixel: self.out * g.ow + ox,
             };
             match (columns, inside) {
                 (8, true) => s.call(Columns::<KW, STEP, 8, true>(block)),

@@ -1,0 +1,106 @@
+//! A depthwise convolution takes in the pointwise ones around it where what lies between them is
+//! large: it then never leaves the cache.
+
+use std::sync::Arc;
+
+use sparoa_kernels::conv::{Conv2dParams, InvertedResidual as Kernel};
+
+use super::editor::Editor;
+use crate::{
+    ir::{NodeId, ValueId},
+    ops::{
+        conv::{Conv, Layout, ResidualKind},
+        inverted_residual::InvertedResidual,
+    },
+    tensor::DType,
+};
+
+/// Bytes between two stages, per image, from which they are worth fusing: a good part of a
+/// second-level cache.
+const MIN_BYTES: usize = 192 * 1024;
+
+pub(super) fn run(e: &mut Editor) {
+    for id in e.ids() {
+        if e.get(id).is_some() {
+            fuse(e, id);
+        }
+    }
+}
+
+/// A channels-last convolution with constant weights.
+fn conv(e: &Editor, id: NodeId) -> Option<&Conv> {
+    let conv = e.node(id).op.downcast::<Conv>()?;
+    let is_constant = |i: usize| match e.input(id, i) {
+        Some(value) => e.constant(value).is_some(),
+        None => true,
+    };
+    let f32 = e.ty(e.input(id, 0)?).dtype == DType::F32;
+    (conv.layout == Layout::Nhwc && f32 && is_constant(1) && is_constant(2)).then_some(conv)
+}
+
+/// The size of a convolution as the kernels see it, and its number of images.
+fn params(e: &Editor, id: NodeId) -> Option<(Conv2dParams, usize)> {
+    let conv = conv(e, id)?;
+    let shape = conv.shape(&e.operands(&e.node(id).inputs)).ok()?;
+    let flat = shape.geometry.two_dimensional()?;
+    let params = Conv2dParams {
+        c_in: shape.c_in,
+        c_out: shape.c_out,
+        groups: shape.groups,
+        kernel: flat.kernel,
+        stride: flat.strides,
+        dilation: flat.dilations,
+        pads: flat.pads,
+    };
+    (e.shape(e.input(id, 0)?).len() == 4).then_some((params, shape.batch))
+}
+
+/// A pointwise convolution on the other side of `value` that would pay as a stage.
+fn pointwise(e: &Editor, id: NodeId, value: ValueId) -> bool {
+    let Some((p, images)) = params(e, id) else { return false };
+    let one = p.kernel == [1, 1] && p.stride == [1, 1] && p.pads == [0; 4] && p.groups == 1;
+    let between = e.ty(value).bytes() / images.max(1);
+    // Every strip reads the weights again.
+    let weights = e.input(id, 1).map_or(0, |w| e.ty(w).bytes());
+    one && between >= MIN_BYTES && between >= 2 * weights
+}
+
+fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
+    let (own, _) = params(e, id)?;
+    if !Kernel::fits(&own) {
+        return None;
+    }
+    let depthwise = conv(e, id)?.clone();
+    let (input, output) = (e.input(id, 0)?, e.output(id)?);
+    let before = e.producer(input).filter(|&p| {
+        e.only_user(input) == Some(id)
+            && conv(e, p).is_some_and(|c| c.residual == ResidualKind::None)
+            && pointwise(e, p, input)
+    });
+    let after = match depthwise.residual {
+        ResidualKind::None => e.only_user(output),
+        _ => None,
+    };
+    let after = after.filter(|&a| e.input(a, 0) == Some(output) && pointwise(e, a, output));
+    if before.is_none() && after.is_none() {
+        return None;
+    }
+    let last = after.unwrap_or(id);
+    let residual = conv(e, last)?.residual;
+    let op = InvertedResidual {
+        expand: before.and_then(|b| conv(e, b)).map(|c| c.activation),
+        depthwise: Conv { residual: ResidualKind::None, ..depthwise },
+        project: after.and_then(|a| conv(e, a)).map(|c| c.activation),
+        residual,
+    };
+    let mut inputs = vec![e.input(before.unwrap_or(id), 0)];
+    for stage in before.into_iter().chain([id]).chain(after) {
+        inputs.extend([e.input(stage, 1), e.input(stage, 2)]);
+    }
+    if residual != ResidualKind::None {
+        inputs.push(e.input(last, 3));
+    }
+    let others: Vec<NodeId> = before.into_iter().chain(after).collect();
+    e.fuse(id, &others, last, Arc::new(op), inputs);
+    Some(())
+}

@@ -1,0 +1,328 @@
+//! InvertedResidual: a depthwise convolution with the pointwise ones before and after it as one
+//! operator (channels last), computed strip by strip on the CPU and as a chain of dispatches on
+//! the GPU.
+
+use std::{ops::Range, sync::Arc};
+
+use sparoa_kernels::{
+    activation::Activation,
+    conv::{Conv2dParams, InvertedResidual as Kernel, Pointwise},
+};
+
+use super::{
+    AttributeValue, Attributes, Binding, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
+    conv::{Conv, Layout, ResidualKind},
+    epilogue, floats, kernel_with,
+    window::Window,
+};
+use crate::tensor::{DType, TensorType};
+
+pub(super) const SPECS: &[OpSpec] = &[OpSpec {
+    name: "InvertedResidual",
+    domain: "ai.sparoa",
+    since: 1,
+    inputs: (3, 8),
+    outputs: (1, 1),
+    parse: |a| Ok(Arc::new(InvertedResidual::parse(a)?)),
+    examples,
+}];
+
+/// See the module. Inputs: x (NHWC), weight and bias (may be omitted) of each stage that is there,
+/// then the residual of the last stage if `residual` says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InvertedResidual {
+    /// Activation of the expansion, if there is one.
+    pub expand: Option<Activation>,
+    /// The depthwise convolution, channels last, without residual.
+    pub depthwise: Conv,
+    /// Activation of the projection, if there is one.
+    pub project: Option<Activation>,
+    /// Whether the last input is added to the last stage's result, and where.
+    pub residual: ResidualKind,
+}
+
+impl InvertedResidual {
+    fn parse(attributes: &Attributes) -> Result<InvertedResidual, OpError> {
+        let names = attributes.strings("activations")?.unwrap_or_default();
+        let params = attributes.floats("activation_params")?.unwrap_or_default();
+        let (&[ref expand, ref depthwise, ref project], 6) = (&names[..], params.len()) else {
+            return Err(OpError::invalid(
+                "attributes activations and activation_params need 3 and 6 entries".to_owned(),
+            ));
+        };
+        let activation = |i: usize, name: &str| epilogue::activation(name, &params[2 * i..][..2]);
+        let stage = |i: usize, name: &str| match name {
+            "absent" => Ok(None),
+            name => activation(i, name).map(Some),
+        };
+        let residual = epilogue::parse_residual(attributes)?;
+        Ok(InvertedResidual {
+            expand: stage(0, expand)?,
+            depthwise: Conv {
+                window: Window::parse(attributes)?,
+                group: super::conv::group(attributes)?,
+                layout: Layout::Nhwc,
+                activation: activation(1, depthwise)?,
+                ..Conv::default()
+            },
+            project: stage(2, project)?,
+            residual,
+        })
+    }
+
+    /// The stages as convolutions, in order.
+    pub fn stages(&self) -> Vec<Conv> {
+        let pointwise = |activation| Conv { activation, layout: Layout::Nhwc, ..Conv::default() };
+        let mut stages: Vec<Conv> = self.expand.map(pointwise).into_iter().collect();
+        stages.push(self.depthwise.clone());
+        stages.extend(self.project.map(pointwise));
+        if let Some(last) = stages.last_mut() {
+            last.residual = self.residual;
+        }
+        stages
+    }
+
+    /// Each stage with its inputs and its output's type.
+    fn typed(
+        &self,
+        inputs: &[Option<Operand>],
+    ) -> Result<Vec<(Conv, Vec<Option<Operand>>, TensorType)>, OpError> {
+        let stages = self.stages();
+        let count = stages.len();
+        let mut x = inputs.required(0, "x")?.clone();
+        let mut typed = Vec::with_capacity(count);
+        for (i, stage) in stages.into_iter().enumerate() {
+            let mut own = vec![Some(x)];
+            own.extend((1..3).map(|j| inputs.optional(2 * i + j).cloned()));
+            if i + 1 == count && self.residual != ResidualKind::None {
+                own.push(inputs.optional(2 * count + 1).cloned());
+            }
+            let ty = stage.infer(&own)?.swap_remove(0);
+            x = Operand::dynamic(ty.clone());
+            typed.push((stage, own, ty));
+        }
+        Ok(typed)
+    }
+
+    fn has_residual(&self) -> bool {
+        self.residual != ResidualKind::None
+    }
+}
+
+impl Op for InvertedResidual {
+    fn op_type(&self) -> &'static str {
+        "InvertedResidual"
+    }
+
+    fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError> {
+        let last = self.typed(inputs)?.pop();
+        Ok(last.into_iter().map(|(_, _, ty)| ty).collect())
+    }
+
+    fn flops(&self, x: &Operands<'_>) -> u64 {
+        let stages = self.typed(x.inputs).unwrap_or_default();
+        let flops = stages.iter().map(|(stage, inputs, ty)| {
+            stage.flops(&Operands { inputs, outputs: std::slice::from_ref(ty) })
+        });
+        flops.sum()
+    }
+
+    fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
+        let dtype = x.output(0).dtype;
+        if dtype != DType::F32 {
+            return Err(OpError::dtype(dtype, &[DType::F32]));
+        }
+        let stages = self.typed(x.inputs)?;
+        let at = usize::from(self.expand.is_some());
+        let (depthwise, own, _) = &stages[at];
+        let shape = depthwise.shape(own)?;
+        let constant = |i: usize| x.constant(i).and_then(|t| t.as_slice::<f32>());
+        let weight_of = |stage: usize| {
+            constant(2 * stage + 1).ok_or_else(|| OpError::unsupported("a weight made at run time"))
+        };
+        let flat = shape.geometry.two_dimensional();
+        let flat = flat.ok_or_else(|| OpError::unsupported("three spatial dimensions"))?;
+        let params = Conv2dParams {
+            c_in: shape.c_in,
+            c_out: shape.c_out,
+            groups: shape.groups,
+            kernel: flat.kernel,
+            stride: flat.strides,
+            dilation: flat.dilations,
+            pads: flat.pads,
+        };
+        if !Kernel::fits(&params) {
+            return Err(OpError::unsupported(
+                "this depthwise convolution (supported: kernels 3 and 5 wide, steps 1 and 2)",
+            ));
+        }
+        let pointwise = |stage: usize, activation: Option<Activation>| {
+            activation
+                .map(|activation| {
+                    let (weight, bias) = (weight_of(stage)?, constant(2 * stage + 2));
+                    Ok::<_, OpError>(Pointwise { weight, bias, activation })
+                })
+                .transpose()
+        };
+        let kernel = Kernel::new(
+            pointwise(0, self.expand)?,
+            params,
+            weight_of(at)?,
+            constant(2 * at + 2),
+            depthwise.activation,
+            pointwise(at + 1, self.project)?,
+        );
+        let activation = self.project.unwrap_or(self.depthwise.activation);
+        let (n, [h, w]) = (shape.batch, flat.input);
+        let (residual, index) = (self.residual, 2 * stages.len() + 1);
+        let bytes = kernel.bytes();
+        let kernel = Arc::new(kernel);
+        let shape_of = kernel.clone();
+        let scratch = move |threads| Scratch::bytes::<f32>(shape_of.scratch_len(n, h, w, threads));
+        Ok(kernel_with(bytes, scratch, move |io, pool| {
+            let epilogue = epilogue::epilogue_with(activation, residual, io.get(index));
+            let own = kernel.scratch_len(n, h, w, pool.threads());
+            let x = io.input(0).slice();
+            let scratch = Scratch::new(io.scratch).take::<f32>(own);
+            kernel.run(n, h, w, x, &epilogue, io.outputs[0].slice_mut(), scratch, pool);
+            Ok(())
+        }))
+    }
+
+    fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
+        let stages = self.typed(x.inputs).ok()?;
+        let count = stages.len();
+        let mut whole = GpuKernel::default();
+        for (i, (stage, inputs, ty)) in stages.iter().enumerate() {
+            let outputs = std::slice::from_ref(ty);
+            let kernel = stage.gpu(&Operands { inputs, outputs }, caps)?;
+            // The stage's own buffers, in the whole's terms.
+            let (constants, temps) = (whole.constants.len(), whole.temps.len());
+            let output = match i + 1 == count {
+                true => Binding::Output(0),
+                false => Binding::Temp(temps + kernel.temps.len()),
+            };
+            let place = |binding: Binding| match binding {
+                Binding::Input(0) if i > 0 => Binding::Temp(temps - 1),
+                Binding::Input(0) => Binding::Input(0),
+                Binding::Input(3) => Binding::Input(2 * count + 1),
+                Binding::Input(j) => Binding::Input(2 * i + j),
+                Binding::Output(_) => output,
+                Binding::Constant(j) => Binding::Constant(constants + j),
+                Binding::Temp(j) => Binding::Temp(temps + j),
+            };
+            for mut dispatch in kernel.dispatches {
+                for binding in &mut dispatch.bindings {
+                    *binding = place(*binding);
+                }
+                whole.dispatches.push(dispatch);
+            }
+            whole.constants.extend(kernel.constants);
+            whole.temps.extend(kernel.temps);
+            if i + 1 < count {
+                whole.temps.push(ty.bytes());
+            }
+        }
+        Some(whole)
+    }
+
+    fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
+        let shape = &x.output(0).shape;
+        match super::axes::first_long(shape)? {
+            0 => Some(0),
+            // Rows, where an image has several.
+            1 => Some(1),
+            _ => None,
+        }
+    }
+
+    fn split(&self, x: &Operands<'_>, range: Range<usize>) -> Option<Part> {
+        let axis = self.split_axis(x)?;
+        let mut op = self.clone();
+        let mut rows = range.clone();
+        if axis == 1 {
+            // Pointwise stages read the rows that they write.
+            let stages = self.typed(x.inputs).ok()?;
+            let (depthwise, inputs, _) = &stages[usize::from(self.expand.is_some())];
+            let (window, read) = depthwise.shape(inputs).ok()?.geometry.part(0, &range)?;
+            op.depthwise.window = window;
+            rows = read;
+        }
+        let count = 1 + usize::from(self.expand.is_some()) + usize::from(self.project.is_some());
+        let mut inputs = vec![PartInput::Range { axis, range: rows }];
+        inputs.extend(std::iter::repeat_n(PartInput::Whole, 2 * count));
+        if self.has_residual() {
+            inputs.push(PartInput::Range { axis, range });
+        }
+        inputs.truncate(x.inputs.len());
+        Some(Part { op: Arc::new(op), inputs })
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
+        let stages = [self.expand, Some(self.depthwise.activation), self.project];
+        let mut names = Vec::new();
+        let mut params = Vec::new();
+        for stage in stages {
+            let (name, mut own) = match stage {
+                None => ("absent", Vec::new()),
+                Some(activation) => epilogue::named(activation),
+            };
+            names.push(name.to_owned());
+            own.resize(2, 0.0);
+            params.extend(own);
+        }
+        let mut list = self.depthwise.window.attributes();
+        list.push(("group", i64::try_from(self.depthwise.group).unwrap_or(1).into()));
+        list.push(("activations", AttributeValue::Strings(names)));
+        list.push(("activation_params", params.into()));
+        list.extend(epilogue::residual_attribute(self.residual));
+        list
+    }
+
+    fn domain(&self) -> &'static str {
+        "ai.sparoa"
+    }
+}
+
+fn examples() -> Vec<Example> {
+    let base = |name, activations: [&str; 3], params: [f32; 6]| {
+        Example::new(name)
+            .attribute("kernel_shape", vec![3i64, 3])
+            .attribute("group", 6i64)
+            .attribute(
+                "activations",
+                AttributeValue::Strings(activations.map(str::to_owned).to_vec()),
+            )
+            .attribute("activation_params", params.to_vec())
+    };
+    let zeros = [0.0; 6];
+    vec![
+        base("three stages and a residual", ["Clip", "HardSwish", ""], [0.0, 6.0, 0., 0., 0., 0.])
+            .attribute("pads", vec![1i64, 1, 1, 1])
+            .attribute("residual", "after_activation")
+            .input(floats([1, 6, 5, 4], 1))
+            .constant(floats([6, 4, 1, 1], 2))
+            .constant(floats([6], 3))
+            .constant(floats([6, 1, 3, 3], 4))
+            .constant(floats([6], 5))
+            .constant(floats([4, 6, 1, 1], 6))
+            .constant(floats([4], 7))
+            .input(floats([1, 6, 5, 4], 8)),
+        base("no expansion, step 2, no biases", ["absent", "Relu", "Relu"], zeros)
+            .attribute("strides", vec![2i64, 2])
+            .attribute("pads", vec![1i64, 0, 1, 0])
+            .input(floats([2, 7, 6, 6], 1))
+            .constant(floats([6, 1, 3, 3], 2))
+            .omitted()
+            .constant(floats([3, 6, 1, 1], 3))
+            .omitted(),
+        base("no projection", ["Relu", "", "absent"], zeros)
+            .attribute("pads", vec![1i64, 1, 1, 1])
+            .input(floats([1, 4, 4, 3], 1))
+            .constant(floats([6, 3, 1, 1], 2))
+            .constant(floats([6], 3))
+            .constant(floats([6, 1, 3, 3], 4))
+            .constant(floats([6], 5)),
+    ]
+}

@@ -1,0 +1,378 @@
+//! Inverted residuals (Sandler et al. 2018, arXiv:1801.04381): pointwise expansion, depthwise
+//! convolution and pointwise projection, strip by strip of output rows, so that the expanded
+//! tensor never leaves the second-level cache.
+
+use crate::activation::{Activation, Epilogue};
+use crate::aligned::{SharedMut, align_scratch};
+use crate::conv::Conv2dParams;
+use crate::conv::depthwise::{Depthwise, Store, sliding};
+use crate::conv::indirect::Geometry;
+use crate::gemm::PackedB;
+use crate::gemm::driver::{Block, Product, Rows};
+use crate::isa::{self, Isa};
+use crate::pool::Pool;
+use crate::simd;
+
+/// Floats of a strip's expanded and filtered rows: they stay in the second-level cache.
+const STRIP_LEN: usize = 96 * 1024;
+/// Output rows below which a task recomputes too much of its neighbour's expansion.
+const TASK_ROWS: usize = 7;
+
+/// A pointwise convolution to pack: weight (c_out, c_in), bias and activation.
+#[derive(Clone, Copy, Debug)]
+pub struct Pointwise<'a> {
+    /// Output channels times input channels.
+    pub weight: &'a [f32],
+    /// One per output channel.
+    pub bias: Option<&'a [f32]>,
+    /// Applied to the result; of a projection, the epilogue's counts instead.
+    pub activation: Activation,
+}
+
+#[derive(Clone, Debug)]
+struct Packed {
+    b: PackedB,
+    bias: Option<Vec<f32>>,
+    activation: Activation,
+}
+
+/// The three stages, weights packed; the first or the last may be absent.
+#[derive(Clone, Debug)]
+pub struct InvertedResidual {
+    isa: Isa,
+    /// Of the depthwise convolution.
+    params: Conv2dParams,
+    expand: Option<Packed>,
+    depthwise: Depthwise,
+    bias: Option<Vec<f32>>,
+    activation: Activation,
+    project: Option<Packed>,
+}
+
+/// How a run is cut.
+#[derive(Clone, Copy)]
+struct Strips {
+    /// Output rows of a strip.
+    rows: usize,
+    /// Tasks per image.
+    parts: usize,
+    /// Floats of the expanded rows, and of the filtered ones.
+    expanded: usize,
+    filtered: usize,
+}
+
+impl InvertedResidual {
+    /// Whether the depthwise convolution is of a shape that this computes.
+    pub fn fits(depthwise: &Conv2dParams) -> bool {
+        depthwise.groups == depthwise.c_in
+            && depthwise.groups > 1
+            && depthwise.dilation[0] == 1
+            && sliding::fits(depthwise)
+    }
+
+    /// Packs the weights; `weight` and `bias` are the depthwise convolution's.
+    pub fn new(
+        expand: Option<Pointwise<'_>>,
+        params: Conv2dParams,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        activation: Activation,
+        project: Option<Pointwise<'_>>,
+    ) -> InvertedResidual {
+        let isa = isa::best();
+        InvertedResidual::new_with_isa(isa, expand, params, weight, bias, activation, project)
+    }
+
+    /// [`InvertedResidual::new`] for a given instruction set, which must be available.
+    pub fn new_with_isa(
+        isa: Isa,
+        expand: Option<Pointwise<'_>>,
+        params: Conv2dParams,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        activation: Activation,
+        project: Option<Pointwise<'_>>,
+    ) -> InvertedResidual {
+        params.check(weight.len(), bias);
+        assert!(InvertedResidual::fits(&params), "the depthwise convolution fits");
+        let channels = params.c_in;
+        let pack = |p: Pointwise<'_>, k: usize, n: usize| {
+            assert!(p.bias.is_none_or(|b| b.len() == n), "bias has an element per channel");
+            Packed {
+                b: PackedB::new_with_isa(isa, k, n, p.weight, true),
+                bias: p.bias.map(<[f32]>::to_vec),
+                activation: p.activation,
+            }
+        };
+        InvertedResidual {
+            isa,
+            params,
+            expand: expand.map(|p| pack(p, p.weight.len() / channels, channels)),
+            depthwise: Depthwise::new(&params, weight),
+            bias: bias.map(<[f32]>::to_vec),
+            activation,
+            project: project.map(|p| pack(p, channels, p.weight.len() / channels)),
+        }
+    }
+
+    /// Size of the packed weights in memory.
+    pub fn bytes(&self) -> usize {
+        let pointwise = [&self.expand, &self.project].into_iter().flatten();
+        self.depthwise.bytes() + pointwise.map(|p| p.b.bytes()).sum::<usize>()
+    }
+
+    fn strips(&self, n: usize, h: usize, w: usize, threads: usize) -> Strips {
+        let p = &self.params;
+        let [oh, ow] = p.output_size(h, w);
+        let (wide, narrow) = (w * p.c_in, ow * p.c_in);
+        let span = |rows: usize| ((rows - 1) * p.stride[0] + p.kernel[0]).min(h);
+        let mut rows = 1;
+        while rows < oh && span(rows + 1) * wide + (rows + 1) * narrow <= STRIP_LEN {
+            rows += 1;
+        }
+        let parts = match threads {
+            1 => 1,
+            _ => (4 * threads).div_ceil(n.max(1)).min(oh / TASK_ROWS).max(1),
+        };
+        let rows = rows.min(oh.div_ceil(parts)).max(1);
+        // Even strips.
+        let rows = oh.div_ceil(parts).div_ceil(oh.div_ceil(parts).div_ceil(rows));
+        Strips {
+            rows,
+            parts,
+            expanded: if self.expand.is_some() { span(rows) * wide } else { 0 },
+            filtered: if self.project.is_some() { rows * narrow } else { 0 },
+        }
+    }
+
+    /// How many elements of scratch [`InvertedResidual::run`] needs on a pool of `threads`.
+    pub fn scratch_len(&self, n: usize, h: usize, w: usize, threads: usize) -> usize {
+        let s = self.strips(n, h, w, threads);
+        16 + threads * (s.expanded + s.filtered).next_multiple_of(16)
+    }
+
+    /// y = epilogue(project(act(depthwise(act(expand(x)))))), x and y channels last; the epilogue
+    /// is the last stage's.
+    pub fn run(
+        &self,
+        n: usize,
+        h: usize,
+        w: usize,
+        x: &[f32],
+        epi: &Epilogue<'_>,
+        y: &mut [f32],
+        scratch: &mut [f32],
+        pool: &Pool,
+    ) {
+        let p = &self.params;
+        let [oh, ow] = p.output_size(h, w);
+        let c_in = self.expand.as_ref().map_or(p.c_in, |e| e.b.k());
+        let c_out = self.project.as_ref().map_or(p.c_in, |e| e.b.n());
+        let threads = pool.threads();
+        assert!(x.len() == n * h * w * c_in, "x has n * h * w * c_in elements");
+        assert!(y.len() == n * oh * ow * c_out, "y has n * oh * ow * c_out elements");
+        assert!(
+            scratch.len() >= self.scratch_len(n, h, w, threads),
+            "scratch has scratch_len elements"
+        );
+        epi.check(y.len());
+        if y.is_empty() {
+            return;
+        }
+        let strips = self.strips(n, h, w, threads);
+        let per_worker = (strips.expanded + strips.filtered).next_multiple_of(16);
+        let scratch = SharedMut::new(align_scratch(scratch));
+        let geometry = Geometry { params: *p, h, w, oh, ow };
+        let run = Run { stages: self, geometry: &geometry, x, c_in, epi, y: SharedMut::new(y) };
+        pool.run_with_worker(n * strips.parts, &|task, worker| {
+            let (image, part) = (task / strips.parts, task % strips.parts);
+            // SAFETY: each worker has its own part, and runs one task at a time.
+            let scratch = unsafe { scratch.slice(worker * per_worker, per_worker) };
+            let (expanded, filtered) = scratch.split_at_mut(strips.expanded);
+            let mut next = part * oh / strips.parts;
+            let end = (part + 1) * oh / strips.parts;
+            let mut held = 0..0;
+            while next < end {
+                let rows = next..end.min(next + strips.rows);
+                next = rows.end;
+                held = run.strip(image, rows, held, expanded, filtered);
+            }
+        });
+    }
+}
+
+struct Run<'a> {
+    stages: &'a InvertedResidual,
+    geometry: &'a Geometry,
+    x: &'a [f32],
+    c_in: usize,
+    epi: &'a Epilogue<'a>,
+    y: SharedMut,
+}
+
+impl Run<'_> {
+    /// Output rows `rows` of an image. `held` are the input rows that `expanded` holds; returned
+    /// is what it holds afterwards.
+    fn strip(
+        &self,
+        image: usize,
+        rows: std::ops::Range<usize>,
+        held: std::ops::Range<usize>,
+        expanded: &mut [f32],
+        filtered: &mut [f32],
+    ) -> std::ops::Range<usize> {
+        let (s, g, p) = (self.stages, self.geometry, &self.geometry.params);
+        let first = (rows.start * p.stride[0]).saturating_sub(p.pads[0]);
+        let last = ((rows.end - 1) * p.stride[0] + p.kernel[0]).saturating_sub(p.pads[0]);
+        let wanted = first.min(g.h)..last.min(g.h);
+        let (input, from) = match &s.expand {
+            None => (self.x, 0),
+            Some(expand) => {
+                let wide = g.w * p.c_in;
+                // The rows above that the last strip has expanded already move to the front.
+                let kept = wanted.start.max(held.start)..held.end.max(wanted.start.max(held.start));
+                let kept = if kept.start == wanted.start { kept.len() } else { 0 };
+                if kept > 0 {
+                    let at = (wanted.start - held.start) * wide;
+                    expanded.copy_within(at..at + kept * wide, 0);
+                }
+                let epi = Epilogue::activation(expand.activation);
+                let out = SharedMut::new(expanded);
+                let bias = expand.bias.as_deref();
+                let product = Product::new(&expand.b, 1, bias, &epi, out, p.c_in);
+                let new = wanted.start + kept..wanted.end;
+                let a = &self.x[(image * g.h + new.start) * g.w * self.c_in..];
+                let a = &a[..new.len() * g.w * self.c_in];
+                let block = Block {
+                    product: &product,
+                    rows: Rows::Dense { a: a.as_ptr(), lda: self.c_in },
+                    m: new.len() * g.w,
+                    first_row: kept * g.w,
+                    panels: 0..expand.b.panels(),
+                };
+                assert!(expanded.len() >= wanted.len() * wide);
+                simd::dispatch(s.isa, block);
+                (&*expanded, image * g.h + wanted.start)
+            }
+        };
+        let own = Epilogue::activation(s.activation);
+        let bias = s.bias.as_deref();
+        let store = match &s.project {
+            None => Store::new(p.c_in, bias, self.epi, self.y),
+            Some(_) => Store::new(p.c_in, bias, &own, SharedMut::new(filtered)),
+        };
+        // Rows in the store count from here.
+        let start = if s.project.is_some() { rows.start } else { 0 };
+        for row in rows.clone() {
+            let out = if s.project.is_some() { row - start } else { image * g.oh + row };
+            let line = s.depthwise.row(g, input, from, image * g.oh + row, out, &store);
+            simd::dispatch(s.isa, line);
+        }
+        if let Some(project) = &s.project {
+            let bias = project.bias.as_deref();
+            let product = Product::new(&project.b, 1, bias, self.epi, self.y, project.b.n());
+            assert!(filtered.len() >= rows.len() * g.ow * p.c_in);
+            let block = Block {
+                product: &product,
+                rows: Rows::Dense { a: filtered.as_ptr(), lda: p.c_in },
+                m: rows.len() * g.ow,
+                first_row: (image * g.oh + rows.start) * g.ow,
+                panels: 0..project.b.panels(),
+            };
+            simd::dispatch(s.isa, block);
+        }
+        wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::conv::Conv2d;
+    use crate::testing::random;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn equals_its_three_convolutions(
+            channels in [1usize..20, 2usize..40, 1usize..20],
+            size in [1usize..3, 3usize..40, 3usize..30],
+            kernel in prop_oneof![Just(3usize), Just(5)],
+            stride in 1usize..3,
+            pads in [0usize..3, 0usize..3, 0usize..3, 0usize..3],
+            stages in 0u8..3,
+            threads in 1usize..4,
+        ) {
+            let ([c_in, mid, c_out], [n, h, w]) = (channels, size);
+            let (c_in, c_out) = match stages {
+                0 => (c_in, c_out),
+                1 => (mid, c_out),
+                _ => (c_in, mid),
+            };
+            let params = |c_in, c_out, groups, k, stride, pads| Conv2dParams {
+                c_in,
+                c_out,
+                groups,
+                kernel: [k, k],
+                stride: [stride, stride],
+                dilation: [1, 1],
+                pads,
+            };
+            let dw = params(mid, mid, mid, kernel, stride, pads);
+            let [oh, ow] = dw.output_size(h, w);
+            prop_assume!(oh > 0 && ow > 0);
+            let weights = [random(mid * c_in, 1), random(mid * kernel * kernel, 2), random(c_out * mid, 3)];
+            let biases = [random(mid, 4), random(mid, 5), random(c_out, 6)];
+            let x = random(n * h * w * c_in, 7);
+            let pool = Pool::new(threads);
+            let run = |isa, p: Conv2dParams, i: usize, act, size: [usize; 2], x: &[f32]| {
+                let conv = Conv2d::new_with_isa(isa, p, &weights[i], Some(&biases[i]));
+                let [oh, ow] = conv.output_size(size[0], size[1]);
+                let mut y = vec![0.0; n * oh * ow * p.c_out];
+                let mut scratch = vec![0.0; conv.scratch_len(n, size[0], size[1], threads)];
+                let epi = Epilogue::activation(act);
+                conv.run(n, size[0], size[1], x, &epi, &mut y, &mut scratch, &pool);
+                y
+            };
+            let one = |c_in, c_out| params(c_in, c_out, 1, 1, 1, [0; 4]);
+            for isa in Isa::available() {
+                let mut want = x.clone();
+                let mut last = Activation::HardSwish;
+                if stages != 1 {
+                    want = run(isa, one(c_in, mid), 0, Activation::Relu, [h, w], &want);
+                }
+                want = run(isa, dw, 1, last, [h, w], &want);
+                if stages != 2 {
+                    last = Activation::None;
+                    want = run(isa, one(mid, c_out), 2, last, [oh, ow], &want);
+                }
+                let stage = |i: usize| Pointwise {
+                    weight: &weights[i],
+                    bias: Some(&biases[i]),
+                    activation: Activation::Relu,
+                };
+                let fused = InvertedResidual::new_with_isa(
+                    isa,
+                    (stages != 1).then(|| stage(0)),
+                    dw,
+                    &weights[1],
+                    Some(&biases[1]),
+                    Activation::HardSwish,
+                    (stages != 2).then(|| stage(2)),
+                );
+                let mut y = vec![f32::NAN; want.len()];
+                let mut scratch = vec![f32::NAN; fused.scratch_len(n, h, w, threads)];
+                fused.run(n, h, w, &x, &Epilogue::activation(last), &mut y, &mut scratch, &pool);
+                // The same sums; low tiles of a product add them up in another order. Each is of
+                // at most 40 terms, in three stages.
+                let largest = want.iter().fold(1f32, |m, v| m.max(v.abs()));
+                for (a, b) in y.iter().zip(&want) {
+                    prop_assert!((a - b).abs() <= 120.0 * f32::EPSILON * largest, "{a} {b}");
+                }
+            }
+        }
+    }
+}
