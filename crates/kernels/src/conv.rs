@@ -1,7 +1,7 @@
 //! Two-dimensional convolution, channels last, with packed weights.
 
 mod depthwise;
-mod indirect;
+pub(crate) mod indirect;
 mod transpose;
 
 pub use transpose::ConvTranspose2d;
@@ -37,7 +37,7 @@ pub struct Conv2dParams {
 }
 
 impl Conv2dParams {
-    fn check(&self, weight_len: usize, bias: Option<&[f32]>) {
+    pub(crate) fn check(&self, weight_len: usize, bias_len: Option<usize>) {
         assert!(
             self.groups > 0
                 && self.c_in.is_multiple_of(self.groups)
@@ -52,11 +52,20 @@ impl Conv2dParams {
             weight_len == self.c_out * (self.c_in / self.groups) * self.taps(),
             "weight has channels times kernel elements"
         );
-        assert!(bias.is_none_or(|b| b.len() == self.c_out), "bias has c_out elements");
+        assert!(bias_len.is_none_or(|len| len == self.c_out), "bias has c_out elements");
     }
 
-    fn taps(&self) -> usize {
+    pub(crate) fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
+    }
+
+    /// Output height and width for an input of h x w.
+    pub(crate) fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
+        let one = |i: usize, size: usize, pad: usize| {
+            let span = self.dilation[i] * (self.kernel[i] - 1) + 1;
+            if size + pad < span { 0 } else { (size + pad - span) / self.stride[i] + 1 }
+        };
+        [one(0, h, self.pads[0] + self.pads[2]), one(1, w, self.pads[1] + self.pads[3])]
     }
 }
 
@@ -100,7 +109,7 @@ impl Conv2d {
         bias: Option<&[f32]>,
     ) -> Conv2d {
         assert!(isa.is_available(), "the instruction set is available");
-        params.check(weight.len(), bias);
+        params.check(weight.len(), bias.map(<[f32]>::len));
         let p = &params;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
         let merged = if ci > 1 || taps > depthwise::MAX_TAPS { merge_groups(isa, p) } else { 1 };
@@ -160,12 +169,7 @@ impl Conv2d {
 
     /// Output height and width for an input of h x w.
     pub fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
-        let p = &self.params;
-        let one = |i: usize, size: usize, pad: usize| {
-            let span = p.dilation[i] * (p.kernel[i] - 1) + 1;
-            if size + pad < span { 0 } else { (size + pad - span) / p.stride[i] + 1 }
-        };
-        [one(0, h, p.pads[0] + p.pads[2]), one(1, w, p.pads[1] + p.pads[3])]
+        self.params.output_size(h, w)
     }
 
     /// How many elements of scratch [`Conv2d::run`] needs on a pool of `threads`.

@@ -40,7 +40,7 @@ impl Bytes<'_> {
     }
 
     #[inline(always)]
-    fn get(&self, i: usize) -> i32 {
+    pub(crate) fn get(&self, i: usize) -> i32 {
         match self {
             Bytes::U8(s) => s[i].into(),
             Bytes::I8(s) => s[i].into(),

@@ -198,4 +198,36 @@ impl Simd for Avx2 {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {
+        proven!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m256i) -> Self::V {
+        proven!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn to_i32(self, a: Self::V) -> __m256i {
+        proven!(_mm256_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, n: usize, v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let order = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+            let low = _mm_shuffle_epi8(_mm256_castsi256_si128(v), order);
+            let high = _mm_shuffle_epi8(_mm256_extracti128_si256::<1>(v), order);
+            let bytes = _mm_cvtsi128_si64(_mm_unpacklo_epi32(low, high)).to_le_bytes();
+            if n == 8 {
+                p.cast::<[u8; 8]>().write_unaligned(bytes);
+            } else {
+                p.copy_from_nonoverlapping(bytes.as_ptr(), n);
+            }
+        }
+    }
 }
