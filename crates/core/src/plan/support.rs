@@ -6,7 +6,10 @@ use super::PartRange;
 use crate::{
     backend::Accelerator,
     ir::{Graph, Node},
-    ops::{Op, Operand, Operands, PartInput},
+    ops::{
+        Op, Operand, Operands, PartInput,
+        quantize::{DynamicQuantizeLinear, QuantizeLinear},
+    },
     tensor::{Tensor, TensorType},
 };
 
@@ -43,11 +46,15 @@ impl Support {
     /// Asks the operators and the accelerator; without an accelerator the CPU runs everything.
     pub fn of(graph: &Graph, accelerator: Option<&dyn Accelerator>) -> Support {
         let mut support = Support { gpu: Vec::new(), split: Vec::new(), view: Vec::new() };
-        for node in &graph.nodes {
+        let rounded = rounded_later(graph);
+        for (node, rounded) in graph.nodes.iter().zip(rounded) {
             let view = is_view(graph, node);
             let (gpu, split) = match accelerator {
                 _ if view => (Ok(()), None),
                 None => (Err("this machine has no GPU".to_owned()), None),
+                Some(_) if rounded => {
+                    (Err("its result is quantised later, exactly as on the CPU".to_owned()), None)
+                }
                 Some(accelerator) => graph.with_operands(node, |x| probe(node, x, accelerator)),
             };
             support.gpu.push(gpu);
@@ -61,6 +68,25 @@ impl Support {
     pub fn gpu_runs(&self) -> Vec<bool> {
         self.gpu.iter().map(Result::is_ok).collect()
     }
+}
+
+/// By node index: whether floats that the node makes are rounded to integers later. Two processors
+/// sum in different orders; a difference in the last bit would flip a rounding, by a whole step.
+/// So one processor computes all floats on the way to a quantisation. Integers on the way are
+/// exact, and end it.
+fn rounded_later(graph: &Graph) -> Vec<bool> {
+    let mut wanted = vec![false; graph.values.len()];
+    let mut result = vec![false; graph.nodes.len()];
+    for (node, result) in graph.nodes.iter().zip(&mut result).rev() {
+        let quantizes = node.op.is::<QuantizeLinear>() || node.op.is::<DynamicQuantizeLinear>();
+        *result = node.outputs.iter().flatten().any(|v| wanted[v.index()]);
+        if quantizes || *result {
+            for input in node.inputs.iter().flatten() {
+                wanted[input.index()] |= graph.value(*input).ty.dtype.is_float();
+            }
+        }
+    }
+    result
 }
 
 /// Whether a node's output is the bytes of its first input. A view that also has to produce
