@@ -102,6 +102,8 @@ mod model_tests;
 #[cfg(test)]
 mod property_tests;
 #[cfg(test)]
+mod quantized_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod zoo_tests;
