@@ -18,6 +18,8 @@ mod pack;
 mod pool;
 mod tile;
 
+use crate::simd::ByteGrid;
+
 pub use add::{AddOperand, add};
 pub use conv::QuantizedConv2d;
 pub use gemm::QuantizedGemm;
@@ -53,6 +55,23 @@ impl Requantize {
     /// The bounds before the zero point is added.
     fn relative(&self) -> [f32; 2] {
         self.bounds.map(|b| (b - self.zero) as f32)
+    }
+
+    /// The bounds and the zero point for [`Simd::narrow`].
+    fn byte_grid(&self) -> ByteGrid {
+        // Bounds without a negative number mean the same bytes for either type.
+        let shift = if self.bounds[0] < 0 { 128 } else { 0 };
+        ByteGrid {
+            zero: (self.zero + shift) as i16,
+            bounds: self.bounds.map(|b| (b + shift) as u8),
+            flip: shift as u8,
+        }
+    }
+
+    /// Whether every 32-bit sum stays within 32 bits when multiplied, so that saturating integers
+    /// clamp it as well.
+    fn shrinks(&self) -> bool {
+        self.multipliers.iter().all(|m| m.abs() <= 0.5)
     }
 
     /// The byte for a sum, as every kernel computes it. A product that is not a number counts as

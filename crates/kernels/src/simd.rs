@@ -138,13 +138,38 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn interleave(self, _rows: [*const u8; 4], _n: usize, _flip: Self::I) -> [Self::I; 4] {
         unreachable!("only instruction sets with QUADS")
     }
-    /// Stores `n <= 4 * LANES` bytes: lanes that hold 0 ..= 255, in the order of
-    /// [`Simd::interleave`], exclusive-or `flip`.
+    /// Stores the first `n <= 4 * LANES` bytes that [`Simd::narrow`] made.
     /// # Safety
     /// `n` bytes at `p` are writable.
-    unsafe fn store_interleaved(self, _p: *mut u8, _n: usize, _v: [Self::I; 4], _flip: Self::I) {
+    unsafe fn store_bytes(self, _p: *mut u8, _n: usize, _v: Self::I) {
         unreachable!("only instruction sets with QUADS")
     }
+
+    /// Whether four vectors of integers are made bytes together: the functions below exist.
+    const NARROWS: bool = false;
+    /// Integers plus the zero point, saturated to bytes within bounds; blocks of 16 bytes hold
+    /// four lanes of each vector, as [`Simd::interleave`] has them.
+    fn narrow(self, _v: [Self::I; 4], _grid: &ByteGrid) -> Self::I {
+        unreachable!("only instruction sets with NARROWS")
+    }
+    /// Stores the bytes of each vector that [`Simd::narrow`] took at a place of its own.
+    /// # Safety
+    /// `LANES` bytes at each pointer are writable.
+    unsafe fn store_apart(self, _p: [*mut u8; 4], _v: Self::I) {
+        unreachable!("only instruction sets with NARROWS")
+    }
+}
+
+/// Where bytes lie that integers are made to: all by their unsigned form, which for signed ones is
+/// 128 more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByteGrid {
+    /// Added to each integer.
+    pub(crate) zero: i16,
+    /// Smallest and largest unsigned form.
+    pub(crate) bounds: [u8; 2],
+    /// Makes the unsigned form the byte: exclusive-or.
+    pub(crate) flip: u8,
 }
 
 /// The column in lane `lane` of vector `vector` of [`Simd::interleave`]: interleaving works within

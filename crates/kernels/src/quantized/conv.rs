@@ -103,7 +103,7 @@ impl QuantizedConv2d {
             Algorithm::Indirect((0..p.groups).map(by_tap).collect())
         };
         let zeros = match &algorithm {
-            Algorithm::Depthwise(_) => p.c_in,
+            Algorithm::Depthwise(d) => d.zeros_len(),
             _ => p.kernel[1] * ci,
         };
         QuantizedConv2d { params, algorithm, zeros: vec![x.zero_byte(); zeros] }

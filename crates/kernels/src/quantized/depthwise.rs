@@ -9,7 +9,7 @@ use crate::aligned::AlignedBuffer;
 use crate::conv::{Conv2dParams, indirect::Geometry};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, MAX_LANES, Simd, quad_column};
+use crate::simd::{self, ByteGrid, Kernel, MAX_LANES, Simd, quad_column};
 
 /// Taps of the largest kernel.
 pub(super) const MAX_TAPS: usize = 28;
@@ -17,6 +17,8 @@ pub(super) const MAX_TAPS: usize = 28;
 const QUAD_CHANNELS: usize = 64;
 /// Channels of a block elsewhere.
 const CHANNELS: usize = 32;
+/// Pixels of the largest group.
+const MAX_GROUP: usize = 4;
 
 /// Weights of a depthwise convolution, packed.
 #[derive(Clone, Debug)]
@@ -25,6 +27,9 @@ pub(super) struct Depthwise {
     channels: usize,
     taps: usize,
     quads: bool,
+    /// Neighbouring pixels whose channels fill whole blocks together: weights are repeated for
+    /// them.
+    group: usize,
     /// Quads: i8 by block of 64 channels, four taps, vector, lane, tap. Else i16 by tap, channel.
     weights: AlignedBuffer,
     /// Bias less what zero point and flipped bits add; in the weights' order.
@@ -33,7 +38,8 @@ pub(super) struct Depthwise {
     x: Activations,
     zero: i32,
     relative: [f32; 2],
-    signed_output: bool,
+    grid: ByteGrid,
+    shrinks: bool,
     flip: [i32; MAX_LANES],
 }
 
@@ -50,9 +56,15 @@ impl Depthwise {
         let (channels, taps) = (p.c_out, p.taps());
         let all = || (0..channels).flat_map(|c| (0..taps).map(move |t| (c, t)));
         let quads = shape_of(isa).3 && all().all(|(c, t)| (-128..128).contains(&weight(c, t)));
-        let padded = channels.next_multiple_of(if quads { QUAD_CHANNELS } else { CHANNELS });
+        let group = if quads {
+            (1..=MAX_GROUP).find(|g| (g * channels).is_multiple_of(QUAD_CHANNELS)).unwrap_or(1)
+        } else {
+            1
+        };
+        let block = if quads { QUAD_CHANNELS } else { CHANNELS };
+        let padded = (group * channels).next_multiple_of(block);
         let groups = taps.div_ceil(4);
-        // Where channel c's start and multiplier lie.
+        // Where the start and multiplier of channel c, counted through the group, lie.
         let place = |c: usize| {
             if !quads {
                 return c;
@@ -69,10 +81,10 @@ impl Depthwise {
         });
         if quads {
             let out: &mut [i8] = bytemuck::cast_slice_mut(weights.as_mut_slice());
-            for (c, t) in all() {
+            for (c, t) in (0..group * channels).flat_map(|c| (0..taps).map(move |t| (c, t))) {
                 let (block, at) = (place(c) / QUAD_CHANNELS, place(c) % QUAD_CHANNELS);
                 let word = (block * groups + t / 4) * QUAD_CHANNELS + at;
-                out[word * 4 + t % 4] = weight(c, t) as i8;
+                out[word * 4 + t % 4] = weight(c % channels, t) as i8;
             }
         } else {
             let out: &mut [i16] = bytemuck::cast_slice_mut(weights.as_mut_slice());
@@ -80,11 +92,12 @@ impl Depthwise {
         }
         let mut start = vec![0i32; padded];
         let mut multipliers = vec![0.0f32; padded];
-        for c in 0..channels {
+        for at in 0..group * channels {
+            let c = at % channels;
             let sum = (0..taps).map(|t| weight(c, t)).sum::<i32>();
             let bias = bias.map_or(0, |b| b[c]);
-            start[place(c)] = bias.wrapping_sub(x.unsigned_zero().wrapping_mul(sum));
-            multipliers[place(c)] = requantize.multiplier(c);
+            start[place(at)] = bias.wrapping_sub(x.unsigned_zero().wrapping_mul(sum));
+            multipliers[place(at)] = requantize.multiplier(c);
         }
         Depthwise {
             isa,
@@ -97,7 +110,9 @@ impl Depthwise {
             x,
             zero: requantize.zero,
             relative: requantize.relative(),
-            signed_output: requantize.bounds[0] < 0,
+            grid: requantize.byte_grid(),
+            shrinks: requantize.shrinks(),
+            group,
             flip: [i32::from_ne_bytes([x.flip(); 4]); MAX_LANES],
         }
     }
@@ -106,7 +121,12 @@ impl Depthwise {
         size_of_val(self.weights.as_slice()) + 8 * self.start.len()
     }
 
-    /// `zeros`: as many bytes that stand for zero as there are channels.
+    /// Bytes that stand for zero, as [`Depthwise::run`] wants them.
+    pub(super) fn zeros_len(&self) -> usize {
+        self.group * self.channels
+    }
+
+    /// `zeros`: `zeros_len` bytes that stand for zero.
     pub(super) fn run(
         &self,
         n: usize,
@@ -116,7 +136,7 @@ impl Depthwise {
         y: &mut [u8],
         pool: &Pool,
     ) {
-        assert!(zeros.len() >= self.channels, "zeros fill a pixel");
+        assert!(zeros.len() >= self.zeros_len(), "zeros fill a group of pixels");
         assert!(x.len() == n * geometry.h * geometry.w * self.channels, "x is the input");
         assert!(y.len() == n * geometry.oh * geometry.ow * self.channels, "y is the output");
         let lines = n * geometry.oh;
@@ -157,17 +177,25 @@ impl Kernel for Lines<'_> {
         let span = [p.dilation[0] * (kh - 1), p.dilation[1] * (kw - 1)];
         // Missing taps of the last quad meet weights of zero.
         let mut taps = [self.zeros.as_ptr(); MAX_TAPS];
+        assert!(self.zeros.len() >= d.group * channels, "zeros fill a group of pixels");
         let mut y = self.y;
         for line in self.lines {
             let first = g.pixel(line * g.ow);
             let rows_inside = first.top >= p.pads[0] && first.top - p.pads[0] + span[0] < g.h;
-            for ox in 0..g.ow {
+            let mut ox = 0;
+            while ox < g.ow {
                 let left = ox * p.stride[1];
+                let mut pixels = 1;
                 if rows_inside && left >= p.pads[1] && left - p.pads[1] + span[1] < g.w {
                     let row = first.image * g.h + first.top - p.pads[0];
                     let base = (row * g.w + left - p.pads[1]) * channels;
                     for t in 0..d.taps {
                         taps[t] = self.x.as_ptr().wrapping_add(base + offsets[t]);
+                    }
+                    // Side by side, neighbours are one long pixel.
+                    let last = left - p.pads[1] + span[1] + d.group - 1;
+                    if p.stride[1] == 1 && last < g.w && ox + d.group <= g.ow {
+                        pixels = d.group;
                     }
                 } else {
                     for t in 0..d.taps {
@@ -181,39 +209,43 @@ impl Kernel for Lines<'_> {
                         };
                     }
                 }
-                // SAFETY: every tap points to a pixel of `channels` bytes; so does y, which the
-                // caller of the kernel sized for all lines.
+                let len = pixels * channels;
+                // SAFETY: every tap points to as many pixels of `channels` bytes, each followed by
+                // the next; so does y, which the caller of the kernel sized for all lines.
                 unsafe {
                     if S::QUADS && d.quads {
-                        quads(s, d, &taps, y);
+                        quads(s, d, &taps, y, len);
                     } else {
                         wide(s, d, &taps, y);
                     }
                 }
-                y = y.wrapping_add(channels);
+                y = y.wrapping_add(len);
+                ox += pixels;
             }
         }
     }
 }
 
-/// One pixel, four taps at a time.
+/// A pixel or a group of them, `len` bytes, four taps at a time.
 ///
 /// # Safety
-/// Taps and y point to `channels` bytes each.
+/// Taps and y point to `len` bytes each; so do missing taps of the last four, to no less than
+/// `channels` bytes; `len` is one pixel or a group.
 #[inline(always)]
-unsafe fn quads<S: Simd>(s: S, d: &Depthwise, taps: &[*const u8; MAX_TAPS], y: *mut u8) {
+unsafe fn quads<S: Simd>(
+    s: S,
+    d: &Depthwise,
+    taps: &[*const u8; MAX_TAPS],
+    y: *mut u8,
+    len: usize,
+) {
     let groups = d.taps.div_ceil(4);
     let [low, high] = d.relative.map(|x| s.splat(x));
-    let out_flip = if d.signed_output { 0x80u8 } else { 0 };
-    // Signed results are stored from their unsigned form.
-    let zeros = [d.zero + i32::from(out_flip); MAX_LANES];
-    let out_flips = [i32::from_ne_bytes([out_flip; 4]); MAX_LANES];
     // SAFETY: the packed arrays are padded to whole blocks; rows and y have `n` bytes from `c` on.
     unsafe {
-        let (zero, out_flip) = (s.load_i32(zeros.as_ptr()), s.load_i32(out_flips.as_ptr()));
         let flip = s.load_i32(d.flip.as_ptr());
-        for c in (0..d.channels).step_by(QUAD_CHANNELS) {
-            let n = QUAD_CHANNELS.min(d.channels - c);
+        for c in (0..len).step_by(QUAD_CHANNELS) {
+            let n = QUAD_CHANNELS.min(len - c);
             let mut acc = [s.zero_i32(); 4];
             for (i, acc) in acc.iter_mut().enumerate() {
                 *acc = s.load_i32(d.start.as_ptr().add(c + i * S::LANES));
@@ -229,9 +261,10 @@ unsafe fn quads<S: Simd>(s: S, d: &Depthwise, taps: &[*const u8; MAX_TAPS], y: *
             }
             for (i, acc) in acc.iter_mut().enumerate() {
                 let multiplier = s.load(d.multipliers.as_ptr().add(c + i * S::LANES));
-                *acc = requantized(s, *acc, multiplier, [low, high], zero);
+                let x = s.mul(s.to_f32(*acc), multiplier);
+                *acc = s.to_i32(if d.shrinks { x } else { s.min(s.max(x, low), high) });
             }
-            s.store_interleaved(y.add(c), n, acc, out_flip);
+            s.store_bytes(y.add(c), n, s.narrow(acc, &d.grid));
         }
     }
 }

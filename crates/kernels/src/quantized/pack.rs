@@ -3,7 +3,7 @@
 use super::{Activations, Requantize};
 use crate::aligned::AlignedBuffer;
 use crate::isa::Isa;
-use crate::simd::{self, Kernel, MAX_LANES, Simd};
+use crate::simd::{self, ByteGrid, Kernel, MAX_LANES, Simd};
 
 /// The right-hand side of a product of quantised matrices, packed for one instruction set.
 ///
@@ -20,6 +20,8 @@ pub(super) struct Product {
     /// Weights by fours as i8, not by twos as i16.
     pub(super) quads: bool,
     /// By panel of columns, segment, step (4 or 2 bytes of the segment), column, byte of the step.
+    /// The last four bytes of a segment are a step even if the step before has some of them
+    /// already: those meet zeros here.
     weights: AlignedBuffer,
     /// What a column's sum starts with: the bias, less what zero point and flipped bits add.
     /// Padded to whole panels, as the multipliers.
@@ -28,6 +30,9 @@ pub(super) struct Product {
     pub(super) x: Activations,
     pub(super) zero: i32,
     pub(super) relative: [f32; 2],
+    pub(super) grid: ByteGrid,
+    /// `Requantize::shrinks`.
+    pub(super) shrinks: bool,
     /// Not known to be equal words, so that the compiler xors vectors, not every scalar.
     pub(super) flip: [i32; MAX_LANES],
 }
@@ -83,7 +88,12 @@ impl Product {
         let mut weights = AlignedBuffer::zeroed((count * size).div_ceil(4));
         let at = |s: usize, i: usize, j: usize| {
             let panel = j / columns;
-            (((panel * segments + s) * steps + i / step) * columns + j % columns) * step + i % step
+            let byte = if quads && segment >= 4 && i >= segment / 4 * 4 {
+                i + 4 - segment
+            } else {
+                i % step
+            };
+            (((panel * segments + s) * steps + i / step) * columns + j % columns) * step + byte
         };
         if quads {
             let out: &mut [i8] = bytemuck::cast_slice_mut(weights.as_mut_slice());
@@ -112,6 +122,8 @@ impl Product {
             x,
             zero: requantize.zero,
             relative: requantize.relative(),
+            grid: requantize.byte_grid(),
+            shrinks: requantize.shrinks(),
             flip: [i32::from_ne_bytes([x.flip(); 4]); MAX_LANES],
         }
     }

@@ -64,6 +64,8 @@ fn params() -> impl Strategy<Value = Conv2dParams> {
     let groups_and_channels = prop_oneof![
         (1usize..40, 1usize..70).prop_map(|(ci, co)| (1, ci, co)),
         (2usize..150).prop_map(|g| (g, g, g)),
+        // Neighbouring pixels fill whole vectors.
+        (1usize..7).prop_map(|g| (16 * g, 16 * g, 16 * g)),
         (2usize..20, 2usize..3).prop_map(|(g, m)| (g, g, g * m)),
         (2usize..4, 1usize..20, 1usize..20).prop_map(|(g, ci, co)| (g, g * ci, g * co)),
     ];

@@ -196,9 +196,12 @@ unsafe fn quads<S: Simd, const MR: usize, const NV: usize>(
             }
             if rest > 0 {
                 for r in 0..MR {
-                    // The missing bytes meet weights of zero.
-                    let quad = last_quad(a[r], t.p.segment, rest);
-                    let quad = s.splat_quad(quad.as_ptr(), flip);
+                    let quad = if full > 0 {
+                        // Bytes of the step before meet weights of zero.
+                        s.splat_quad(a[r].add(t.p.segment - 4), flip)
+                    } else {
+                        s.splat_quad(few(a[r], rest).as_ptr(), flip)
+                    };
                     for v in 0..NV {
                         acc[r][v] = s.dot_quads(acc[r][v], quad, b.add(4 * v * S::LANES));
                     }
@@ -209,24 +212,18 @@ unsafe fn quads<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// The last `rest` of `len` bytes.
+/// The `n` bytes at `a`, and zeros.
 ///
 /// # Safety
-/// `len` bytes at `a` are readable, `rest <= len`, `rest` is 1 to 3.
+/// `n < 4` bytes at `a` are readable.
 #[inline(always)]
-unsafe fn last_quad(a: *const u8, len: usize, rest: usize) -> [u8; 4] {
-    // SAFETY: the caller's contract; four bytes are read at once only where there are four.
-    unsafe {
-        if len >= 4 {
-            let word = u32::from_le_bytes(a.add(len - 4).cast::<[u8; 4]>().read());
-            return (word >> (8 * (4 - rest))).to_le_bytes();
-        }
-        let mut quad = [0; 4];
-        for (i, byte) in quad.iter_mut().enumerate().take(rest) {
-            *byte = *a.add(len - rest + i);
-        }
-        quad
+unsafe fn few(a: *const u8, n: usize) -> [u8; 4] {
+    let mut quad = [0; 4];
+    for (i, byte) in quad.iter_mut().enumerate().take(n) {
+        // SAFETY: the caller's contract.
+        *byte = unsafe { *a.add(i) };
     }
+    quad
 }
 
 /// # Safety
@@ -261,6 +258,11 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     acc: &[[S::I; NV]; MR],
 ) {
     let [low, high] = t.p.relative.map(|x| s.splat(x));
+    if S::NARROWS && t.columns == NV * S::LANES {
+        // SAFETY: the caller's contract; all vectors are whole.
+        unsafe { store_whole(s, t, acc, [low, high]) };
+        return;
+    }
     let zeros = [t.p.zero; crate::simd::MAX_LANES];
     // SAFETY: multipliers are padded to whole panels; each row of c has the tile's columns.
     unsafe {
@@ -276,6 +278,37 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
                 s.store_low_bytes(t.c.add(r * t.ldc + v * S::LANES), columns, y);
             }
         }
+    }
+}
+
+/// [`store`] for whole vectors, four at a time.
+///
+/// # Safety
+/// As for [`run_tile`], with NV whole vectors of columns.
+#[inline(always)]
+unsafe fn store_whole<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    t: &Tile<'_>,
+    acc: &[[S::I; NV]; MR],
+    [low, high]: [S::V; 2],
+) {
+    for first in (0..MR * NV).step_by(4) {
+        let mut four = [s.zero_i32(); 4];
+        let mut places = [t.c; 4];
+        for i in 0..4 {
+            // The last vectors are stored again where there are less than four.
+            let at = (first + i).min(MR * NV - 1);
+            let (r, v) = (at / NV, at % NV);
+            // SAFETY: multipliers are padded to whole panels; each row of c has the columns.
+            let x = unsafe {
+                places[i] = t.c.add(r * t.ldc + v * S::LANES);
+                s.mul(s.to_f32(acc[r][v]), s.load(t.multipliers.add(v * S::LANES)))
+            };
+            let x = if t.p.shrinks { x } else { s.min(s.max(x, low), high) };
+            four[i] = s.to_i32(x);
+        }
+        // SAFETY: places are in bounds, see above.
+        unsafe { s.store_apart(places, s.narrow(four, &t.p.grid)) };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{ByteGrid, Kernel, Simd};
 use crate::isa::Isa;
 
 /// Proof that the machine has avx2,fma.
@@ -228,6 +228,31 @@ impl Simd for Avx2 {
             } else {
                 p.copy_from_nonoverlapping(bytes.as_ptr(), n);
             }
+        }
+    }
+
+    const NARROWS: bool = true;
+    #[inline(always)]
+    fn narrow(self, v: [__m256i; 4], grid: &ByteGrid) -> __m256i {
+        proven!({
+            let zero = _mm256_set1_epi16(grid.zero);
+            let [low, high] = grid.bounds.map(|b| _mm256_set1_epi8(b as i8));
+            let a = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
+            let b = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
+            let bytes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(a, b), low), high);
+            _mm256_xor_si256(bytes, _mm256_set1_epi8(grid.flip as i8))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_apart(self, p: [*mut u8; 4], v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let v = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let (low, high) = (_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storel_epi64(p[0].cast(), low);
+            _mm_storel_epi64(p[1].cast(), _mm_unpackhi_epi64(low, low));
+            _mm_storel_epi64(p[2].cast(), high);
+            _mm_storel_epi64(p[3].cast(), _mm_unpackhi_epi64(high, high));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{ByteGrid, Kernel, Simd};
 use crate::isa::Isa;
 
 /// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma; with `VNNI` also
@@ -261,17 +261,39 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn store_interleaved(self, p: *mut u8, n: usize, v: [__m512i; 4], flip: __m512i) {
+    unsafe fn store_bytes(self, p: *mut u8, n: usize, v: __m512i) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe {
-            let low = _mm512_packs_epi32(v[0], v[1]);
-            let high = _mm512_packs_epi32(v[2], v[3]);
-            let bytes = _mm512_xor_si512(_mm512_packus_epi16(low, high), flip);
             if n == 64 {
-                _mm512_storeu_si512(p.cast(), bytes);
+                _mm512_storeu_si512(p.cast(), v);
             } else {
-                _mm512_mask_storeu_epi8(p.cast(), (1u64 << n) - 1, bytes);
+                _mm512_mask_storeu_epi8(p.cast(), (1u64 << n) - 1, v);
             }
+        }
+    }
+
+    const NARROWS: bool = true;
+    #[inline(always)]
+    fn narrow(self, v: [__m512i; 4], grid: &ByteGrid) -> __m512i {
+        proven!({
+            let zero = _mm512_set1_epi16(grid.zero);
+            let [low, high] = grid.bounds.map(|b| _mm512_set1_epi8(b as i8));
+            let a = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero);
+            let b = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
+            let bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+            _mm512_xor_si512(bytes, _mm512_set1_epi8(grid.flip as i8))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_apart(self, p: [*mut u8; 4], v: __m512i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let v = _mm512_permutexvar_epi32(order, v);
+            _mm_storeu_si128(p[0].cast(), _mm512_castsi512_si128(v));
+            _mm_storeu_si128(p[1].cast(), _mm512_extracti32x4_epi32::<1>(v));
+            _mm_storeu_si128(p[2].cast(), _mm512_extracti32x4_epi32::<2>(v));
+            _mm_storeu_si128(p[3].cast(), _mm512_extracti32x4_epi32::<3>(v));
         }
     }
 }

@@ -68,10 +68,7 @@ fn a_residual_network_is_integers_throughout() {
     let mean = b.node(
         "ReduceMean",
         &[sum],
-        &[
-            ("axes", AttributeValue::Ints(vec![2, 3])),
-            ("keepdims", AttributeValue::Int(0)),
-        ],
+        &[("axes", AttributeValue::Ints(vec![2, 3])), ("keepdims", AttributeValue::Int(0))],
     );
     let mean = requantized(&mut b, mean, 0.0625, 0);
     let (w, c) = (weights(&mut b, &[5, 8], 3), bias(&mut b, 5));
