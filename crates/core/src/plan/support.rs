@@ -234,6 +234,36 @@ mod tests {
     }
 
     #[test]
+    fn floats_on_the_way_to_a_quantisation_are_known() {
+        use crate::ir::{Dim, ModelBuilder, Shapes, specialize};
+        use crate::ops::{Attributes, find};
+        use crate::tensor::DType;
+        let op = |name: &str| {
+            let spec = find("", name).unwrap();
+            (spec.parse)(&Attributes::new(20, 1, Vec::new())).unwrap()
+        };
+        let mut b = ModelBuilder::new("m");
+        let x = b.input("x", DType::F32, vec![Dim::Fixed(4)]);
+        let scale = b.constant("scale", Tensor::scalar(0.5f32));
+        let first = b.node("first", op("Neg"), &[x]);
+        let beside = b.node("beside", op("Exp"), &[first]);
+        let second = b.node("second", op("Tanh"), &[first]);
+        let bytes = b.node("quantize", op("QuantizeLinear"), &[second, scale]);
+        let floats = b.node("dequantize", op("DequantizeLinear"), &[bytes, scale]);
+        let after = b.node("after", op("Neg"), &[floats]);
+        b.output(beside);
+        b.output(after);
+        let graph = specialize(&b.finish(), &Shapes::new()).unwrap().graph;
+        let rounded: Vec<&str> = graph
+            .nodes
+            .iter()
+            .zip(rounded_later(&graph))
+            .filter_map(|(node, rounded)| rounded.then_some(node.name.as_str()))
+            .collect();
+        assert_eq!(rounded, ["first", "second"]);
+    }
+
+    #[test]
     fn shares_round_to_units() {
         let axis = SplitAxis { axis: 0, extent: 8 };
         assert_eq!(axis.gpu_units(0.5), 4);
