@@ -1,7 +1,7 @@
 //! Two-dimensional convolution, channels last, with packed weights.
 
 mod depthwise;
-mod indirect;
+pub(crate) mod indirect;
 mod inverted;
 mod transpose;
 mod winograd;
@@ -41,7 +41,7 @@ pub struct Conv2dParams {
 }
 
 impl Conv2dParams {
-    fn check(&self, weight_len: usize, bias: Option<&[f32]>) {
+    pub(crate) fn check(&self, weight_len: usize, bias_len: Option<usize>) {
         assert!(
             self.groups > 0
                 && self.c_in.is_multiple_of(self.groups)
@@ -56,15 +56,15 @@ impl Conv2dParams {
             weight_len == self.c_out * (self.c_in / self.groups) * self.taps(),
             "weight has channels times kernel elements"
         );
-        assert!(bias.is_none_or(|b| b.len() == self.c_out), "bias has c_out elements");
+        assert!(bias_len.is_none_or(|len| len == self.c_out), "bias has c_out elements");
     }
 
-    fn taps(&self) -> usize {
+    pub(crate) fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
 
     /// Output height and width for an input of h x w.
-    fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
+    pub(crate) fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
         let one = |i: usize, size: usize, pad: usize| {
             let span = self.dilation[i] * (self.kernel[i] - 1) + 1;
             if size + pad < span { 0 } else { (size + pad - span) / self.stride[i] + 1 }
@@ -139,7 +139,7 @@ impl Conv2d {
         options: Conv2dOptions,
     ) -> Conv2d {
         assert!(isa.is_available(), "the instruction set is available");
-        params.check(weight.len(), bias);
+        params.check(weight.len(), bias.map(<[f32]>::len));
         if let Some([n, h, w]) = options.images
             && !options.exact
         {
@@ -161,7 +161,7 @@ impl Conv2d {
         bias: Option<&[f32]>,
     ) -> Conv2d {
         assert!(isa.is_available(), "the instruction set is available");
-        params.check(weight.len(), bias);
+        params.check(weight.len(), bias.map(<[f32]>::len));
         let p = &params;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
         let merged = if ci > 1 || taps > depthwise::MAX_TAPS { merge_groups(isa, p) } else { 1 };

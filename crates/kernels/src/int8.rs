@@ -40,7 +40,7 @@ impl Bytes<'_> {
     }
 
     #[inline(always)]
-    fn get(&self, i: usize) -> i32 {
+    pub(crate) fn get(&self, i: usize) -> i32 {
         match self {
             Bytes::U8(s) => s[i].into(),
             Bytes::I8(s) => s[i].into(),
@@ -251,47 +251,47 @@ fn tile<S: Simd>(s: S, a: &[[i32; PAIRS]; ROWS], b: &[i16]) -> [[i32; MAX_COLUMN
 /// y = round_half_even(x / scale) + zero, saturated to 0 ..= 255; NaN becomes 0.
 pub fn quantize_u8(x: &[f32], scale: f32, zero: u8, y: &mut [u8]) {
     assert!(x.len() == y.len(), "input and output have one length");
-    simd::dispatch(isa::best(), QuantizeU8 { x, scale, zero, y });
+    let bounds = [0.0, 255.0];
+    simd::dispatch(isa::best(), Quantize { x, scale, zero: zero.into(), bounds, y });
 }
 
 /// y = round_half_even(x / scale) + zero, saturated to -128 ..= 127; NaN becomes 0.
 pub fn quantize_i8(x: &[f32], scale: f32, zero: i8, y: &mut [i8]) {
     assert!(x.len() == y.len(), "input and output have one length");
-    simd::dispatch(isa::best(), QuantizeI8 { x, scale, zero, y });
+    let (y, bounds) = (bytemuck::cast_slice_mut(y), [-128.0, 127.0]);
+    simd::dispatch(isa::best(), Quantize { x, scale, zero: zero.into(), bounds, y });
 }
 
-struct QuantizeU8<'a> {
+struct Quantize<'a> {
     x: &'a [f32],
     scale: f32,
-    zero: u8,
+    zero: i32,
+    bounds: [f32; 2],
     y: &'a mut [u8],
 }
 
-impl Kernel for QuantizeU8<'_> {
+impl Kernel for Quantize<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let zero = f32::from(self.zero);
-        for (y, x) in self.y.iter_mut().zip(self.x) {
-            *y = ((x / self.scale).round_ties_even() + zero).clamp(0.0, 255.0) as u8;
-        }
-    }
-}
-
-struct QuantizeI8<'a> {
-    x: &'a [f32],
-    scale: f32,
-    zero: i8,
-    y: &'a mut [i8],
-}
-
-impl Kernel for QuantizeI8<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let zero = f32::from(self.zero);
-        for (y, x) in self.y.iter_mut().zip(self.x) {
-            *y = ((x / self.scale).round_ties_even() + zero).clamp(-128.0, 127.0) as i8;
+    fn run<S: Simd>(self, s: S) {
+        let zero = self.zero as f32;
+        let zeros = [self.zero; simd::MAX_LANES];
+        let scale = s.splat(self.scale);
+        // Clamped before they are rounded: the bounds are whole numbers.
+        let [low, high] = self.bounds.map(|b| s.splat(b - zero));
+        let nothing = s.splat(-zero);
+        let len = self.y.len();
+        for i in (0..len).step_by(S::LANES) {
+            let n = S::LANES.min(len - i);
+            // SAFETY: n elements from i on exist in x and y.
+            unsafe {
+                let at = self.x.as_ptr().add(i);
+                let x = if n == S::LANES { s.load(at) } else { s.load_partial(at, n) };
+                let x = s.div(x, scale);
+                let x = s.select(s.is_nan(x), nothing, s.min(s.max(x, low), high));
+                let y = s.add_i32(s.to_i32(x), s.load_i32(zeros.as_ptr()));
+                s.store_low_bytes(self.y.as_mut_ptr().add(i), n, y);
+            }
         }
     }
 }
@@ -370,6 +370,27 @@ mod tests {
                     }
                     prop_assert_eq!(c, want, "{} at {}", isa, at);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_quantizes_alike() {
+        let mut x: Vec<f32> = (0..1003).map(|i| (i as f32 - 500.0) * 0.0625).collect();
+        x.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, -0.0]);
+        for (scale, zero) in [(0.25f32, 3i8), (0.1, -128), (1e-40, 0), (0.0, 5)] {
+            let want: Vec<u8> = x
+                .iter()
+                .map(|x| {
+                    let y = (x / scale).round_ties_even() + f32::from(zero);
+                    y.clamp(-128.0, 127.0) as i8 as u8
+                })
+                .collect();
+            for isa in Isa::available() {
+                let mut y = vec![0u8; x.len()];
+                let (zero, bounds) = (zero.into(), [-128.0, 127.0]);
+                simd::dispatch(isa, Quantize { x: &x, scale, zero, bounds, y: &mut y });
+                assert_eq!(y, want, "{isa}, scale {scale}");
             }
         }
     }

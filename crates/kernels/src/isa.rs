@@ -16,11 +16,14 @@ pub enum Isa {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL), 16 lanes.
     Avx512,
+    /// The same with VNNI: dot products of bytes.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// Every instruction set, from slowest to fastest.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Sse, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 6] =
+        [Isa::Scalar, Isa::Sse, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
 
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {
@@ -42,8 +45,12 @@ impl Isa {
                     && std::arch::is_x86_feature_detected!("avx512dq")
                     && std::arch::is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => {
+                Isa::Avx512.is_available() && std::arch::is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Sse | Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Sse | Isa::Avx2 | Isa::Avx512 | Isa::Avx512Vnni => false,
         }
     }
 
@@ -60,6 +67,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
         }
     }
 }
@@ -77,12 +85,13 @@ fn capped(cap: Isa) -> Isa {
 
 fn parse(value: Option<&str>) -> Result<Isa, String> {
     let Some(value) = value else {
-        return Ok(capped(Isa::Avx512));
+        return Ok(capped(Isa::Avx512Vnni));
     };
     match Isa::ALL.into_iter().find(|isa| isa.name() == value) {
         Some(cap) => Ok(capped(cap)),
         None => Err(format!(
-            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2 or avx512"
+            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2, avx512 \
+             or avx512vnni"
         )),
     }
 }
@@ -99,7 +108,7 @@ pub fn from_env() -> Result<Isa, String> {
 /// [`from_env`], or the machine's best where `SPAROA_ISA` is invalid.
 pub fn best() -> Isa {
     static BEST: OnceLock<Isa> = OnceLock::new();
-    *BEST.get_or_init(|| from_env().unwrap_or_else(|_| capped(Isa::Avx512)))
+    *BEST.get_or_init(|| from_env().unwrap_or_else(|_| capped(Isa::Avx512Vnni)))
 }
 
 #[cfg(test)]

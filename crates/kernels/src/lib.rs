@@ -28,6 +28,7 @@ pub mod attention;
 pub mod permute;
 pub mod reduce;
 pub mod int8;
+pub mod quantized;
 
 #[cfg(test)]
 mod testing;

@@ -99,13 +99,109 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` elements at `p` are writable.
     unsafe fn store_i32(self, p: *mut i32, v: Self::I);
+    /// # Safety
+    /// `LANES` elements at `p` are readable.
+    unsafe fn load_i32(self, p: *const i32) -> Self::I;
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The nearest f32, halves to even.
+    fn to_f32(self, a: Self::I) -> Self::V;
+    /// The nearest integer, halves to even, for numbers within 32 bits.
+    fn to_i32(self, a: Self::V) -> Self::I;
+    /// Stores the lowest byte of each of the first `n <= LANES` lanes.
+    /// # Safety
+    /// `n` bytes at `p` are writable.
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, n: usize, v: Self::I) {
+        let mut lanes = [0i32; MAX_LANES];
+        // SAFETY: the array has room for LANES elements; p for n.
+        unsafe {
+            self.store_i32(lanes.as_mut_ptr(), v);
+            for (i, &lane) in lanes.iter().enumerate().take(n.min(Self::LANES)) {
+                p.add(i).write(lane as u8);
+            }
+        }
+    }
+
+    /// Whether four products of bytes are summed in one instruction: the functions below exist.
+    const QUADS: bool = false;
+    /// Lane i gains the four products of a's unsigned bytes 4 i .. and b's signed ones.
+    /// # Safety
+    /// `4 * LANES` elements at `b` are readable.
+    unsafe fn dot_quads(self, _acc: Self::I, _a: Self::I, _b: *const i8) -> Self::I {
+        unreachable!("only instruction sets with QUADS")
+    }
+    /// The four bytes at `p`, exclusive-or `flip`, in every lane.
+    /// # Safety
+    /// Four bytes at `p` are readable.
+    unsafe fn splat_quad(self, _p: *const u8, _flip: Self::I) -> Self::I {
+        unreachable!("only instruction sets with QUADS")
+    }
+    /// The first `n <= 4 * LANES` bytes of four rows (zeros beyond), exclusive-or `flip`, such
+    /// that a lane holds four bytes of one column. Columns come in the order that
+    /// [`quad_column`] says.
+    /// # Safety
+    /// `n` bytes of each row are readable.
+    unsafe fn interleave(self, _rows: [*const u8; 4], _n: usize, _flip: Self::I) -> [Self::I; 4] {
+        unreachable!("only instruction sets with QUADS")
+    }
+    /// Stores the first `n <= 4 * LANES` bytes that [`Simd::narrow`] made.
+    /// # Safety
+    /// `n` bytes at `p` are writable.
+    unsafe fn store_bytes(self, _p: *mut u8, _n: usize, _v: Self::I) {
+        unreachable!("only instruction sets with QUADS")
+    }
+
+    /// Whether four vectors of integers are made bytes together: the functions below exist.
+    const NARROWS: bool = false;
+    /// Integers plus the zero point, saturated to bytes within bounds; blocks of 16 bytes hold
+    /// four lanes of each vector, as [`Simd::interleave`] has them.
+    fn narrow(self, _v: [Self::I; 4], _grid: &ByteGrid) -> Self::I {
+        unreachable!("only instruction sets with NARROWS")
+    }
+    /// Stores the bytes of each vector that [`Simd::narrow`] took at a place of its own.
+    /// # Safety
+    /// `LANES` bytes at each pointer are writable.
+    unsafe fn store_apart(self, _p: [*mut u8; 4], _v: Self::I) {
+        unreachable!("only instruction sets with NARROWS")
+    }
+}
+
+/// Where bytes lie that integers are made to: all by their unsigned form, which for signed ones is
+/// 128 more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByteGrid {
+    /// Added to each integer.
+    pub(crate) zero: i16,
+    /// Smallest and largest unsigned form.
+    pub(crate) bounds: [u8; 2],
+    /// Makes the unsigned form the byte: exclusive-or.
+    pub(crate) flip: u8,
+}
+
+/// The column in lane `lane` of vector `vector` of [`Simd::interleave`]: interleaving works within
+/// blocks of 16 bytes.
+pub(crate) fn quad_column(vector: usize, lane: usize) -> usize {
+    lane / 4 * 16 + vector * 4 + lane % 4
+}
+
+/// [`dispatch`] for kernels on bytes, which have an instruction set more.
+pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => {
+            avx512::Avx512::<true>::detect().expect("AVX-512 VNNI is available").call(kernel)
+        }
+        _ => dispatch(isa, kernel),
+    }
 }
 
 /// Runs `kernel` compiled for `isa`; panics if the machine does not have it.
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::Avx512::detect().expect("AVX-512 is available").call(kernel),
+        Isa::Avx512 | Isa::Avx512Vnni => {
+            avx512::Avx512::<false>::detect().expect("AVX-512 is available").call(kernel)
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::Avx2::detect().expect("AVX2 is available").call(kernel),
         #[cfg(target_arch = "x86_64")]

@@ -11,7 +11,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{Dim, Graph, InputSpec, Model, ModelNode, ModelValueId, Node, Value, ValueId};
 use crate::{
-    ops::{self, OpError, Operand},
+    ops::{self, OpError, Operand, quantize::DequantizeLinear},
     tensor::{DType, Tensor, TensorType},
 };
 
@@ -223,7 +223,8 @@ impl Specializer {
         }
         let constant = operands.iter().flatten().all(|o| o.constant.is_some());
         let bytes = types.iter().map(TensorType::bytes).sum::<usize>();
-        if constant && node.op.is_pure() && bytes <= MAX_FOLDED_BYTES {
+        let folds = node.op.is_pure() && !is_quantized_weight(node, &operands);
+        if constant && folds && bytes <= MAX_FOLDED_BYTES {
             let tensors: Vec<Option<&Tensor>> =
                 operands.iter().map(|o| o.as_ref().and_then(|o| o.constant.as_deref())).collect();
             let values = ops::evaluate(&*node.op, &tensors, &self.pool)
@@ -486,4 +487,12 @@ fn shape_needed(input: &InputSpec, dims: &[Dim]) -> SpecializeError {
         })),
     };
     SpecializeError::ShapeNeeded { name: input.name.clone(), dims: dims_text(dims), example }
+}
+
+/// Whether a node makes floats of quantised weights or biases. Passes want to see them; no
+/// operator takes a shape from such a tensor.
+fn is_quantized_weight(node: &ModelNode, operands: &[Option<Operand>]) -> bool {
+    let Some(Some(x)) = operands.first() else { return false };
+    let weight = matches!(x.ty.dtype, DType::I8 | DType::U8) && x.ty.rank() >= 2;
+    node.op.is::<DequantizeLinear>() && (weight || x.ty.dtype == DType::I32)
 }

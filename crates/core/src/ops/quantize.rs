@@ -317,7 +317,7 @@ impl Op for DequantizeLinear {
 }
 
 /// The bytes of an 8-bit tensor.
-pub(super) fn bytes_of<'a>(tensor: &TensorRef<'a>) -> Bytes<'a> {
+pub(in crate::ops) fn bytes_of<'a>(tensor: &TensorRef<'a>) -> Bytes<'a> {
     match tensor.dtype {
         DType::I8 => Bytes::I8(tensor.slice()),
         _ => Bytes::U8(tensor.slice()),

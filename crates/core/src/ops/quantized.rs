@@ -1,15 +1,19 @@
 //! Operators on 8-bit integers: products and convolutions with exact sums, and `com.microsoft`'s
 //! others written out as float operators between conversions.
 
+mod add;
 mod composed;
 mod conv;
 mod matmul;
+mod mean;
 mod requantize;
 
+pub use add::IntAdd;
 pub use conv::IntConv;
 pub use matmul::IntMatMul;
+pub use mean::IntMean;
 
-use super::{OpError, OpSpec, Operand};
+use super::{AttributeValue, Attributes, OpError, OpSpec, Operand};
 use crate::tensor::{DType, Tensor, TensorRef};
 
 pub(super) const SPECS: &[OpSpec] = &[
@@ -18,7 +22,10 @@ pub(super) const SPECS: &[OpSpec] = &[
     conv::CONV_INTEGER,
     conv::Q_LINEAR_CONV,
     conv::CONV_INTEGER_LAST,
-    conv::Q_LINEAR_CONV_LAST,
+    conv::Q_LINEAR_CONV_FUSED,
+    matmul::Q_LINEAR_MAT_MUL_FUSED,
+    add::SPEC,
+    mean::SPEC,
     composed::ADD,
     composed::MUL,
     composed::SIGMOID,
@@ -67,6 +74,42 @@ fn check_scale(scale: &Operand, count: usize, name: &str) -> Result<(), OpError>
         "input {name} is {}, must be f32 with 1 or {count} elements",
         scale.ty
     )))
+}
+
+/// Refuses anything but f32 with one element.
+fn check_one_scale(scale: &Operand, name: &str) -> Result<(), OpError> {
+    check_scale(scale, 1, name)
+}
+
+/// Smallest and largest value that an operator may write: those of an activation after it. `None`
+/// for all of its type.
+pub type Bounds = Option<[i32; 2]>;
+
+/// The attribute `bounds` of fused operators.
+fn bounds(attributes: &Attributes) -> Result<Bounds, OpError> {
+    let Some(list) = attributes.ints("bounds")? else { return Ok(None) };
+    let byte = |v: i64| i32::try_from(v).ok().filter(|v| (-128..256).contains(v));
+    match list[..] {
+        [low, high] if low <= high => match (byte(low), byte(high)) {
+            (Some(low), Some(high)) => Ok(Some([low, high])),
+            _ => Err(OpError::invalid(format!("attribute bounds is {list:?}, must be bytes"))),
+        },
+        _ => Err(OpError::invalid(format!(
+            "attribute bounds is {list:?}, must be the smallest and the largest value"
+        ))),
+    }
+}
+
+/// What [`bounds`] reads.
+fn bounds_attribute(bounds: Bounds) -> Option<(&'static str, AttributeValue)> {
+    let [low, high] = bounds?.map(i64::from);
+    Some(("bounds", AttributeValue::Ints(vec![low, high])))
+}
+
+/// `bounds` within what `dtype` holds; an operator whose bounds lie outside writes the nearest.
+fn bounds_within(bounds: Bounds, dtype: DType) -> [i32; 2] {
+    let [low, high] = if dtype == DType::I8 { [-128, 127] } else { [0, 255] };
+    bounds.map_or([low, high], |b| b.map(|v| v.clamp(low, high)))
 }
 
 /// Zero points as integers; one zero when there are none.

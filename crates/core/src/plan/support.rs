@@ -6,7 +6,10 @@ use super::PartRange;
 use crate::{
     backend::Accelerator,
     ir::{Graph, Node},
-    ops::{Op, Operand, Operands, PartInput},
+    ops::{
+        Op, Operand, Operands, PartInput,
+        quantize::{DynamicQuantizeLinear, QuantizeLinear},
+    },
     tensor::{Tensor, TensorType},
 };
 
@@ -45,11 +48,15 @@ impl Support {
     /// Asks the operators and the accelerator; without an accelerator the CPU runs everything.
     pub fn of(graph: &Graph, accelerator: Option<&dyn Accelerator>) -> Support {
         let mut support = Support { gpu: Vec::new(), split: Vec::new(), view: Vec::new() };
-        for node in &graph.nodes {
+        let rounded = rounded_later(graph);
+        for (node, rounded) in graph.nodes.iter().zip(rounded) {
             let view = is_view(graph, node);
             let (gpu, split) = match accelerator {
                 _ if view => (Ok(()), None),
                 None => (Err("this machine has no GPU".to_owned()), None),
+                Some(_) if rounded => {
+                    (Err("its result is quantised later, exactly as on the CPU".to_owned()), None)
+                }
                 Some(accelerator) => graph.with_operands(node, |x| probe(node, x, accelerator)),
             };
             support.gpu.push(gpu);
@@ -63,6 +70,25 @@ impl Support {
     pub fn gpu_runs(&self) -> Vec<bool> {
         self.gpu.iter().map(Result::is_ok).collect()
     }
+}
+
+/// By node index: whether floats that the node makes are rounded to integers later. Two processors
+/// sum in different orders; a difference in the last bit would flip a rounding, by a whole step.
+/// So one processor computes all floats on the way to a quantisation. Integers on the way are
+/// exact, and end it.
+fn rounded_later(graph: &Graph) -> Vec<bool> {
+    let mut wanted = vec![false; graph.values.len()];
+    let mut result = vec![false; graph.nodes.len()];
+    for (node, result) in graph.nodes.iter().zip(&mut result).rev() {
+        let quantizes = node.op.is::<QuantizeLinear>() || node.op.is::<DynamicQuantizeLinear>();
+        *result = node.outputs.iter().flatten().any(|v| wanted[v.index()]);
+        if quantizes || *result {
+            for input in node.inputs.iter().flatten() {
+                wanted[input.index()] |= graph.value(*input).ty.dtype.is_float();
+            }
+        }
+    }
+    result
 }
 
 /// Whether a node's output is the bytes of its first input. A view that also has to produce
@@ -209,6 +235,36 @@ mod tests {
         let t = Tensor::from_slice([2, 3], &[1f32, 2., 3., 4., 5., 6.]);
         assert_eq!(slice_tensor(&t, 0, 1..2), Tensor::from_slice([1, 3], &[4f32, 5., 6.]));
         assert_eq!(slice_tensor(&t, 1, 1..3), Tensor::from_slice([2, 2], &[2f32, 3., 5., 6.]));
+    }
+
+    #[test]
+    fn floats_on_the_way_to_a_quantisation_are_known() {
+        use crate::ir::{Dim, ModelBuilder, Shapes, specialize};
+        use crate::ops::{Attributes, find};
+        use crate::tensor::DType;
+        let op = |name: &str| {
+            let spec = find("", name).unwrap();
+            (spec.parse)(&Attributes::new(20, 1, Vec::new())).unwrap()
+        };
+        let mut b = ModelBuilder::new("m");
+        let x = b.input("x", DType::F32, vec![Dim::Fixed(4)]);
+        let scale = b.constant("scale", Tensor::scalar(0.5f32));
+        let first = b.node("first", op("Neg"), &[x]);
+        let beside = b.node("beside", op("Exp"), &[first]);
+        let second = b.node("second", op("Tanh"), &[first]);
+        let bytes = b.node("quantize", op("QuantizeLinear"), &[second, scale]);
+        let floats = b.node("dequantize", op("DequantizeLinear"), &[bytes, scale]);
+        let after = b.node("after", op("Neg"), &[floats]);
+        b.output(beside);
+        b.output(after);
+        let graph = specialize(&b.finish(), &Shapes::new()).unwrap().graph;
+        let rounded: Vec<&str> = graph
+            .nodes
+            .iter()
+            .zip(rounded_later(&graph))
+            .filter_map(|(node, rounded)| rounded.then_some(node.name.as_str()))
+            .collect();
+        assert_eq!(rounded, ["first", "second"]);
     }
 
     #[test]

@@ -295,7 +295,7 @@ impl SessionBuilder {
         self.tell(Progress::Optimizing);
         let graph = match self.optimize {
             true => passes::optimize(specialized.graph),
-            false => specialized.graph,
+            false => passes::as_integers(specialized.graph),
         };
         let graph = Arc::new(graph);
         self.tell(Progress::Analyzing);

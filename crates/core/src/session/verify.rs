@@ -1,6 +1,7 @@
 //! Does a plan compute what the model says? The reference is the model as imported, without
 //! passes, node by node on the CPU; where outputs differ, the first operator that differs is
-//! named.
+//! named. Quantised operators count as the integer operators they stand for, in the reference
+//! too, computed by plain loops there.
 
 use std::collections::HashMap;
 
@@ -13,7 +14,7 @@ use super::{Session, SessionError, inputs};
 use crate::{
     analyze::walk,
     engine::Engine,
-    ir::{Graph, Model, NodeId, OutputSource, Shapes, Specialized, interpret, specialize},
+    ir::{Graph, Model, NodeId, OutputSource, Shapes, Specialized, interpret, passes, specialize},
     plan::{Place, Placement, Support, compile},
     tensor::{DType, Tensor},
 };
@@ -145,7 +146,8 @@ pub fn reference(
     given: &[(&str, Tensor)],
     pool: &Pool,
 ) -> Result<Vec<(String, Tensor)>, SessionError> {
-    let specialized = specialize(model, shapes)?;
+    let mut specialized = specialize(model, shapes)?;
+    specialized.graph = passes::as_integers(specialized.graph);
     let infos = super::builder::input_infos(&specialized.graph);
     let ordered: Vec<Tensor> = inputs::by_name(&infos, given)?.into_iter().cloned().collect();
     let outputs = walk(&specialized.graph, &ordered, pool, |_, _, _| {})?;
@@ -250,7 +252,7 @@ impl Session {
         given: &[(&str, Tensor)],
         tolerance: Tolerance,
     ) -> Result<Option<Divergence>, SessionError> {
-        let plain = specialize(&self.model, &self.shapes)?.graph;
+        let plain = passes::as_integers(specialize(&self.model, &self.shapes)?.graph);
         let wanted: HashMap<&str, NodeId> = self
             .graph
             .node_ids()

@@ -37,10 +37,10 @@ const ATOL: f64 = 1e-4;
 /// A model's outputs agree with the reference within [`RTOL`] and [`ATOL`], except where said.
 fn tolerance(model: &str) -> (f64, f64) {
     match model {
-        // Activations are rounded to 256 steps: where a sum in another order lands on the other
-        // side of a half, the step differs, and the layers after it pass the difference on. Four
-        // steps of the output, whose scale is 0.0213.
-        "mobilenetv2-int8-qdq" => (RTOL, 0.0852),
+        // Activations are rounded to 256 steps: where sums and averages are scaled in another
+        // order and land on the other side of a half, the step differs, and the layers after it
+        // pass the difference on. Three steps of the output, whose scale is 0.0213.
+        "mobilenetv2-int8-qdq" => (RTOL, 0.064),
         _ => (RTOL, ATOL),
     }
 }

@@ -18,15 +18,15 @@ pub(crate) struct Geometry {
 
 /// An output pixel: its image, and the input position of its first tap, padding included.
 #[derive(Clone, Copy)]
-struct Pixel {
-    image: usize,
-    top: usize,
-    left: usize,
+pub(crate) struct Pixel {
+    pub(crate) image: usize,
+    pub(crate) top: usize,
+    pub(crate) left: usize,
 }
 
 impl Geometry {
     #[inline(always)]
-    fn pixel(&self, index: usize) -> Pixel {
+    pub(crate) fn pixel(&self, index: usize) -> Pixel {
         let (ox, rest) = (index % self.ow, index / self.ow);
         let (oy, image) = (rest % self.oh, rest / self.oh);
         Pixel { image, top: oy * self.params.stride[0], left: ox * self.params.stride[1] }
@@ -35,20 +35,20 @@ impl Geometry {
     /// For each tile of the output pixels `rows` and each tap, pointers to the pixels' input at
     /// `channel`, or to `zeros` where the tap lies in the padding. The table is in `scratch`,
     /// which is aligned to 64 bytes.
-    pub(crate) fn pointers(
+    pub(crate) fn pointers<T: Copy>(
         &self,
-        x: &[f32],
+        x: &[T],
         channel: usize,
-        zeros: &[f32],
+        zeros: &[T],
         rows: Range<usize>,
         mr: usize,
-        scratch: &mut [f32],
-    ) -> *const *const f32 {
+        scratch: &mut [T],
+    ) -> *const *const T {
         let p = &self.params;
         let taps = p.kernel[0] * p.kernel[1];
         let len = rows.len() * taps;
-        assert!(size_of_val(scratch) >= len * size_of::<*const f32>());
-        let table = scratch.as_mut_ptr().cast::<*const f32>();
+        assert!(size_of_val(scratch) >= len * size_of::<*const T>());
+        let table = scratch.as_mut_ptr().cast::<*const T>();
         assert!(table.is_aligned(), "scratch is aligned");
         assert!(channel < p.c_in && x.len().is_multiple_of(self.h * self.w * p.c_in));
         for (row, height) in tiles(rows.len(), mr) {
@@ -83,20 +83,22 @@ impl Geometry {
     /// kernel row's elements in the input: into `x` where they lie inside the image, to copies in
     /// `scratch` where they cross its border, to `zeros` above and below it. One group, no gaps
     /// between horizontal taps. The table is in `scratch`, which is aligned to 64 bytes.
-    pub(crate) fn kernel_rows(
+    pub(crate) fn kernel_rows<T: Copy>(
         &self,
-        x: &[f32],
-        zeros: &[f32],
+        x: &[T],
+        zeros: &[T],
         rows: Range<usize>,
         mr: usize,
-        scratch: &mut [f32],
-    ) -> *const *const f32 {
+        scratch: &mut [T],
+    ) -> *const *const T {
         let p = &self.params;
         let [kh, kw] = p.kernel;
         let run = kw * p.c_in;
         assert!(p.groups == 1 && p.dilation[1] == 1 && zeros.len() >= run);
-        let (table, mut patches) = scratch.split_at_mut((2 * rows.len() * kh).next_multiple_of(16));
-        let table = table.as_mut_ptr().cast::<*const f32>();
+        let table_len = rows.len() * kh * size_of::<*const T>() / size_of::<T>();
+        let line = 64 / size_of::<T>();
+        let (table, mut patches) = scratch.split_at_mut(table_len.next_multiple_of(line));
+        let table = table.as_mut_ptr().cast::<*const T>();
         assert!(table.is_aligned(), "scratch is aligned");
         for (row, height) in tiles(rows.len(), mr) {
             for r in 0..height {
@@ -120,7 +122,7 @@ impl Geometry {
                                     Some(from) if column < self.w => {
                                         out.copy_from_slice(&from[..p.c_in]);
                                     }
-                                    _ => out.fill(0.0),
+                                    _ => out.fill(zeros[0]),
                                 }
                             }
                             patch.as_ptr()

@@ -93,7 +93,7 @@ impl InvertedResidual {
         activation: Activation,
         project: Option<Pointwise<'_>>,
     ) -> InvertedResidual {
-        params.check(weight.len(), bias);
+        params.check(weight.len(), bias.map(<[f32]>::len));
         assert!(InvertedResidual::fits(&params), "the depthwise convolution fits");
         let channels = params.c_in;
         let pack = |p: Pointwise<'_>, k: usize, n: usize| {

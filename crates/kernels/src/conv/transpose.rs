@@ -48,7 +48,7 @@ impl ConvTranspose2d {
         bias: Option<&[f32]>,
     ) -> ConvTranspose2d {
         assert!(isa.is_available(), "the instruction set is available");
-        params.check(weight.len(), bias);
+        params.check(weight.len(), bias.map(<[f32]>::len));
         let p = &params;
         let (ci, co) = (p.c_in / p.groups, p.c_out / p.groups);
         let phase = |i: usize| {

@@ -130,7 +130,7 @@ impl Split {
 /// Depth of a block of K: a panel of B that deep leaves room in the first-level cache.
 fn kc(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 192,
+        Isa::Avx512 | Isa::Avx512Vnni => 192,
         Isa::Avx2 => 384,
         _ => 512,
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{ByteGrid, Kernel, Simd};
 use crate::isa::Isa;
 
 /// Proof that the machine has avx2,fma.
@@ -202,5 +202,62 @@ impl Simd for Avx2 {
     unsafe fn store_i32(self, p: *mut i32, v: __m256i) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {
+        proven!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m256i) -> Self::V {
+        proven!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn to_i32(self, a: Self::V) -> __m256i {
+        proven!(_mm256_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, n: usize, v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let order = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+            let low = _mm_shuffle_epi8(_mm256_castsi256_si128(v), order);
+            let high = _mm_shuffle_epi8(_mm256_extracti128_si256::<1>(v), order);
+            let bytes = _mm_cvtsi128_si64(_mm_unpacklo_epi32(low, high)).to_le_bytes();
+            if n == 8 {
+                p.cast::<[u8; 8]>().write_unaligned(bytes);
+            } else {
+                p.copy_from_nonoverlapping(bytes.as_ptr(), n);
+            }
+        }
+    }
+
+    const NARROWS: bool = true;
+    #[inline(always)]
+    fn narrow(self, v: [__m256i; 4], grid: &ByteGrid) -> __m256i {
+        proven!({
+            let zero = _mm256_set1_epi16(grid.zero);
+            let [low, high] = grid.bounds.map(|b| _mm256_set1_epi8(b as i8));
+            let a = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
+            let b = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
+            let bytes = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(a, b), low), high);
+            _mm256_xor_si256(bytes, _mm256_set1_epi8(grid.flip as i8))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_apart(self, p: [*mut u8; 4], v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let v = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let (low, high) = (_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storel_epi64(p[0].cast(), low);
+            _mm_storel_epi64(p[1].cast(), _mm_unpackhi_epi64(low, low));
+            _mm_storel_epi64(p[2].cast(), high);
+            _mm_storel_epi64(p[3].cast(), _mm_unpackhi_epi64(high, high));
+        }
     }
 }

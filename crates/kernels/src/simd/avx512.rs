@@ -2,22 +2,30 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{ByteGrid, Kernel, Simd};
 use crate::isa::Isa;
 
-/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma.
+/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma; with `VNNI` also
+/// avx512vnni.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
-    pub(crate) fn detect() -> Option<Avx512> {
-        Isa::Avx512.is_available().then_some(Avx512(()))
+impl<const VNNI: bool> Avx512<VNNI> {
+    pub(crate) fn detect() -> Option<Avx512<VNNI>> {
+        let isa = if VNNI { Isa::Avx512Vnni } else { Isa::Avx512 };
+        isa.is_available().then_some(Avx512(()))
     }
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn call<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+fn call<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+fn call_vnni<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -30,7 +38,7 @@ macro_rules! proven {
     };
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const LANES: usize = 16;
     const TILE: (usize, usize) = (12, 2);
     type V = __m512;
@@ -38,8 +46,13 @@ impl Simd for Avx512 {
     type M = __mmask16;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: the token proves the instruction set.
-        unsafe { call(self, kernel) }
+        if VNNI {
+            // SAFETY: the token proves the instruction set.
+            unsafe { call_vnni(self, kernel) }
+        } else {
+            // SAFETY: the token proves the instruction set.
+            unsafe { call(self, kernel) }
+        }
     }
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
@@ -184,5 +197,108 @@ impl Simd for Avx512 {
     unsafe fn store_i32(self, p: *mut i32, v: __m512i) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m512i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> Self::V {
+        proven!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn to_i32(self, a: Self::V) -> __m512i {
+        proven!(_mm512_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, n: usize, v: __m512i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            // Narrowing and storing in one instruction is slow on some processors.
+            let bytes = _mm512_cvtepi32_epi8(v);
+            if n == 16 {
+                _mm_storeu_si128(p.cast(), bytes);
+            } else {
+                _mm_mask_storeu_epi8(p.cast(), ((1u32 << n) - 1) as __mmask16, bytes);
+            }
+        }
+    }
+
+    const QUADS: bool = VNNI;
+    #[inline(always)]
+    unsafe fn dot_quads(self, acc: __m512i, a: __m512i, b: *const i8) -> __m512i {
+        if !VNNI {
+            unreachable!("only instruction sets with QUADS");
+        }
+        // SAFETY: the caller's contract; the token proves the instruction set, VNNI included.
+        unsafe { _mm512_dpbusd_epi32(acc, a, _mm512_loadu_si512(b.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, p: *const u8, flip: __m512i) -> __m512i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm512_xor_si512(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()), flip) }
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, rows: [*const u8; 4], n: usize, flip: __m512i) -> [__m512i; 4] {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let load = |p: *const u8| {
+                if n == 64 {
+                    _mm512_loadu_si512(p.cast())
+                } else {
+                    _mm512_maskz_loadu_epi8((1u64 << n) - 1, p.cast())
+                }
+            };
+            let [a, b, c, d] = rows.map(load);
+            let (low_ab, high_ab) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+            let (low_cd, high_cd) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+            [
+                _mm512_xor_si512(_mm512_unpacklo_epi16(low_ab, low_cd), flip),
+                _mm512_xor_si512(_mm512_unpackhi_epi16(low_ab, low_cd), flip),
+                _mm512_xor_si512(_mm512_unpacklo_epi16(high_ab, high_cd), flip),
+                _mm512_xor_si512(_mm512_unpackhi_epi16(high_ab, high_cd), flip),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, n: usize, v: __m512i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            if n == 64 {
+                _mm512_storeu_si512(p.cast(), v);
+            } else {
+                _mm512_mask_storeu_epi8(p.cast(), (1u64 << n) - 1, v);
+            }
+        }
+    }
+
+    const NARROWS: bool = true;
+    #[inline(always)]
+    fn narrow(self, v: [__m512i; 4], grid: &ByteGrid) -> __m512i {
+        proven!({
+            let zero = _mm512_set1_epi16(grid.zero);
+            let [low, high] = grid.bounds.map(|b| _mm512_set1_epi8(b as i8));
+            let a = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero);
+            let b = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero);
+            let bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+            _mm512_xor_si512(bytes, _mm512_set1_epi8(grid.flip as i8))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_apart(self, p: [*mut u8; 4], v: __m512i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let v = _mm512_permutexvar_epi32(order, v);
+            _mm_storeu_si128(p[0].cast(), _mm512_castsi512_si128(v));
+            _mm_storeu_si128(p[1].cast(), _mm512_extracti32x4_epi32::<1>(v));
+            _mm_storeu_si128(p[2].cast(), _mm512_extracti32x4_epi32::<2>(v));
+            _mm_storeu_si128(p[3].cast(), _mm512_extracti32x4_epi32::<3>(v));
+        }
     }
 }

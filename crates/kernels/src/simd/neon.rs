@@ -193,4 +193,21 @@ impl Simd for Neon {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { vst1q_s32(p, v) }
     }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> int32x4_t {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { vld1q_s32(p) }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        proven!(vaddq_s32(a, b))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: int32x4_t) -> Self::V {
+        proven!(vcvtq_f32_s32(a))
+    }
+    #[inline(always)]
+    fn to_i32(self, a: Self::V) -> int32x4_t {
+        proven!(vcvtnq_s32_f32(a))
+    }
 }

@@ -135,12 +135,31 @@ impl Simd for Scalar {
     unsafe fn dot_pairs(self, acc: i32, pair: i32, b: *const i16) -> i32 {
         // SAFETY: the caller's contract.
         unsafe {
-            acc + (pair as i16) as i32 * b.read() as i32 + (pair >> 16) * b.add(1).read() as i32
+            let (low, high) = (i32::from(pair as i16), pair >> 16);
+            let sum = low * i32::from(b.read()) + high * i32::from(b.add(1).read());
+            acc.wrapping_add(sum)
         }
     }
     #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, v: i32) {
         // SAFETY: the caller's contract.
         unsafe { p.write(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> i32 {
+        // SAFETY: the caller's contract.
+        unsafe { p.read() }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: i32, b: i32) -> i32 {
+        a.wrapping_add(b)
+    }
+    #[inline(always)]
+    fn to_f32(self, a: i32) -> f32 {
+        a as f32
+    }
+    #[inline(always)]
+    fn to_i32(self, a: f32) -> i32 {
+        a.round_ties_even() as i32
     }
 }

@@ -195,4 +195,34 @@ impl Simd for Sse {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm_storeu_si128(p.cast(), v) }
     }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m128i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm_loadu_si128(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m128i, b: __m128i) -> __m128i {
+        proven!(_mm_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m128i) -> Self::V {
+        proven!(_mm_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn to_i32(self, a: Self::V) -> __m128i {
+        proven!(_mm_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, n: usize, v: __m128i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let order = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+            let bytes = _mm_cvtsi128_si32(_mm_shuffle_epi8(v, order)).to_le_bytes();
+            if n == 4 {
+                p.cast::<[u8; 4]>().write_unaligned(bytes);
+            } else {
+                p.copy_from_nonoverlapping(bytes.as_ptr(), n);
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::editor::Editor;
 use crate::{
-    ops,
+    ops::{self, Op},
     tensor::{Tensor, TensorType},
 };
 
@@ -12,6 +12,11 @@ use crate::{
 const MAX_BYTES: usize = 1 << 30;
 
 pub(super) fn run(e: &mut Editor) {
+    run_where(e, |_| true);
+}
+
+/// Only the operators that `folds` names.
+pub(super) fn run_where(e: &mut Editor, folds: impl Fn(&dyn Op) -> bool) {
     let pool = Pool::single();
     for id in e.ids() {
         let Some(node) = e.get(id) else { continue };
@@ -26,7 +31,7 @@ pub(super) fn run(e: &mut Editor) {
         let Some(constants) = constants else { continue };
         let bytes: usize = e.output_types(id).iter().map(TensorType::bytes).sum();
         let is_output = node.outputs.iter().flatten().any(|o| e.is_output(*o));
-        if !node.op.is_pure() || bytes > MAX_BYTES || is_output {
+        if !folds(&*node.op) || !node.op.is_pure() || bytes > MAX_BYTES || is_output {
             continue;
         }
         // A kernel that refuses these values says so at run time, naming the node.

@@ -17,6 +17,7 @@ mod layout;
 mod leading;
 mod linear;
 mod pattern;
+mod quantized;
 mod simplify;
 mod strided;
 mod views;
@@ -33,9 +34,11 @@ const PASSES: &[(&str, Pass)] = &[
     // One spelling of everything.
     ("widen", widen::run),
     ("simplify", simplify::run),
+    ("global_pool", global_pool::run),
+    // Before quantised weights become floats.
+    ("quantized", quantized::run),
     ("fold", fold::run),
     ("cse", cse::run),
-    ("global_pool", global_pool::run),
     ("activation", activation::run),
     ("layer_norm", layer_norm::run),
     ("linear", linear::run),
@@ -77,10 +80,31 @@ pub fn optimize(graph: Graph) -> Graph {
     editor.finish()
 }
 
+/// The passes that make integer operators, and those before them.
+const INTEGER_PASSES: usize = 4;
+
+/// Only what [`optimize`] does to quantised operators: the graph that a quantised model stands
+/// for. As floats, its sums would be rounded to integers after being rounded to floats, in an
+/// order that no two implementations share; other graphs stay as they are.
+pub fn as_integers(graph: Graph) -> Graph {
+    let quantizes = |n: &super::Node| n.op.is::<crate::ops::quantize::QuantizeLinear>();
+    if !graph.nodes.iter().any(quantizes) {
+        return graph;
+    }
+    let mut editor = Editor::new(graph);
+    for (_, pass) in &PASSES[..INTEGER_PASSES] {
+        editor.tidy();
+        pass(&mut editor);
+    }
+    editor.finish()
+}
+
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod property_tests;
+#[cfg(test)]
+mod quantized_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -2,14 +2,24 @@
 
 use std::sync::Arc;
 
-use sparoa_kernels::int8::{Bytes, IntGemm};
+use sparoa_kernels::{
+    conv::Conv2dParams,
+    int8::{Bytes, IntGemm},
+    quantized::QuantizedConv2d,
+};
 
-use super::{check_bytes, check_scale, check_zero, requantize::Requantize, scale, zeros};
+use super::{
+    Bounds, bounds, bounds_attribute, check_bytes, check_scale, check_zero,
+    requantize::{self, Requantize},
+    scale, zeros,
+};
 use crate::{
     ops::{
         AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelIo, Op, OpError, OpSpec,
         Operand, Operands, Scratch,
         conv::{ConvShape, group, layout, layout_attribute},
+        kernel_with,
+        quantize::bytes_of,
         sample,
         window::{Layout, Strides, Window},
     },
@@ -66,14 +76,16 @@ pub(super) const CONV_INTEGER_LAST: OpSpec = OpSpec {
     ..CONV_INTEGER
 };
 
-pub(super) const Q_LINEAR_CONV_LAST: OpSpec = OpSpec {
+pub(super) const Q_LINEAR_CONV_FUSED: OpSpec = OpSpec {
     domain: "ai.sparoa",
     since: 1,
+    parse: |a| Ok(Arc::new(IntConv { bounds: bounds(a)?, ..IntConv::parse(a, true)? })),
     examples: || {
         vec![parameters(
             Example::new("channels last")
                 .attribute("layout", "NHWC")
                 .attribute("group", 2i64)
+                .attribute("bounds", [50, 90])
                 .input(bytes(DType::U8, &[1, 5, 4, 4], 1)),
         )]
     },
@@ -110,6 +122,8 @@ pub struct IntConv {
     pub layout: Layout,
     /// QLinearConv, not ConvInteger.
     pub requantize: bool,
+    /// Of the output, for an activation that clamps.
+    pub bounds: Bounds,
 }
 
 /// Rows gathered at a time.
@@ -122,6 +136,7 @@ impl IntConv {
             group: group(attributes)?,
             layout: layout(attributes)?,
             requantize,
+            bounds: None,
         })
     }
 
@@ -173,6 +188,45 @@ impl IntConv {
     }
 }
 
+impl IntConv {
+    /// The kernel for channels-last images with everything but x known beforehand.
+    fn prepared(&self, s: &ConvShape, x: &Operands<'_>) -> Option<Box<dyn CpuKernel>> {
+        let flat = s.geometry.two_dimensional()?;
+        let bias = x.constant(8);
+        if !self.requantize || self.layout != Layout::Nhwc || bias.is_none() != x.get(8).is_none() {
+            return None;
+        }
+        let params = Conv2dParams {
+            c_in: s.c_in,
+            c_out: s.c_out,
+            groups: s.groups,
+            kernel: flat.kernel,
+            stride: flat.strides,
+            dilation: flat.dilations,
+            pads: flat.pads,
+        };
+        let (w, w_zero) = (x.constant(3)?, zeros(Some(x.constant(5)?.view())));
+        let conv = Arc::new(QuantizedConv2d::new(
+            params,
+            requantize::activations(x, 0, 2)?,
+            bytes_of(&w.view()),
+            &w_zero,
+            bias.and_then(|b| b.as_slice()),
+            &requantize::constant(x, [1, 4, 6, 7], self.bounds)?,
+        ));
+        let (scratch, size) = (Arc::clone(&conv), [s.batch, flat.input[0], flat.input[1]]);
+        Some(kernel_with(
+            conv.bytes(),
+            move |threads| scratch.scratch_len(size[0], size[1], size[2], threads),
+            move |io, pool| {
+                let x = io.input(0).bytes;
+                conv.run(size, x, io.outputs[0].bytes, io.scratch, pool);
+                Ok(())
+            },
+        ))
+    }
+}
+
 impl Op for IntConv {
     fn op_type(&self) -> &'static str {
         if self.requantize { "QLinearConv" } else { "ConvInteger" }
@@ -200,6 +254,9 @@ impl Op for IntConv {
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
         let shape = self.shape(x.inputs)?;
+        if let Some(kernel) = self.prepared(&shape, x) {
+            return Ok(kernel);
+        }
         let [_, w_at, w_zero] = self.indices();
         let zero_known = x.get(w_zero).is_none() || x.constant(w_zero).is_some();
         let packed = match x.constant(w_at) {
@@ -231,11 +288,13 @@ impl Op for IntConv {
             list.push(("group", AttributeValue::Int(i64::try_from(self.group).unwrap_or(1))));
         }
         list.extend(layout_attribute(self.layout));
+        list.extend(bounds_attribute(self.bounds));
         list
     }
 
     fn domain(&self) -> &'static str {
-        if self.layout == Layout::Nhwc { "ai.sparoa" } else { "" }
+        let fused = self.layout == Layout::Nhwc || self.bounds.is_some();
+        if fused { "ai.sparoa" } else { "" }
     }
 }
 
@@ -323,7 +382,7 @@ impl CpuKernel for IntConvKernel {
         let x = io.input(0);
         let zero = zeros(io.get(x_zero))[0];
         let zero_byte = io.get(x_zero).map_or(0, |z| z.bytes[0]);
-        let scales = self.op.requantize.then(|| Requantize::new(io, [1, 4, 6, 7]));
+        let scales = self.op.requantize.then(|| Requantize::new(io, [1, 4, 6, 7], self.op.bounds));
         let bias = io.get(8).map(|b| b.slice::<i32>());
         let (rows_len, sums_len) = self.lens();
         let mut scratch = Scratch::new(&mut *io.scratch);

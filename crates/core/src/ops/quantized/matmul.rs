@@ -2,13 +2,20 @@
 
 use std::sync::Arc;
 
-use sparoa_kernels::int8::{Bytes, IntGemm};
+use sparoa_kernels::{
+    int8::{Bytes, IntGemm},
+    quantized::QuantizedGemm,
+};
 
-use super::{check_bytes, check_scale, check_zero, requantize::Requantize, scale, zeros};
+use super::{
+    Bounds, bounds, bounds_attribute, check_bytes, check_scale, check_zero,
+    requantize::{self, Requantize},
+    scale, zeros,
+};
 use crate::{
     ops::{
-        CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands, Scratch, axes,
-        kernel_with,
+        AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands,
+        Scratch, axes, kernel_with,
         matmul::{MatMul, MatMulShape},
         sample,
     },
@@ -21,7 +28,7 @@ pub(super) const MAT_MUL_INTEGER: OpSpec = OpSpec {
     since: 10,
     inputs: (2, 4),
     outputs: (1, 1),
-    parse: |_| Ok(Arc::new(IntMatMul { requantize: false })),
+    parse: |_| Ok(Arc::new(IntMatMul::default())),
     examples: || {
         vec![
             Example::new("zero points, one per column of b")
@@ -39,7 +46,7 @@ pub(super) const MAT_MUL_INTEGER: OpSpec = OpSpec {
 pub(super) const Q_LINEAR_MAT_MUL: OpSpec = OpSpec {
     name: "QLinearMatMul",
     inputs: (8, 8),
-    parse: |_| Ok(Arc::new(IntMatMul { requantize: true })),
+    parse: |_| Ok(Arc::new(IntMatMul { requantize: true, ..IntMatMul::default() })),
     examples: || {
         vec![
             Example::new("u8 times i8, a scale per column")
@@ -56,16 +63,48 @@ pub(super) const Q_LINEAR_MAT_MUL: OpSpec = OpSpec {
     ..MAT_MUL_INTEGER
 };
 
+pub(super) const Q_LINEAR_MAT_MUL_FUSED: OpSpec = OpSpec {
+    domain: "ai.sparoa",
+    since: 1,
+    inputs: (8, 9),
+    parse: |a| {
+        let (trans_b, bounds) = (a.flag("transB", false)?, bounds(a)?);
+        Ok(Arc::new(IntMatMul { requantize: true, trans_b, bounds }))
+    },
+    examples: || {
+        vec![
+            Example::new("transposed, bias, bounds")
+                .attribute("transB", true)
+                .attribute("bounds", [100, 120])
+                .input(bytes(DType::I8, &[3, 5], 1))
+                .constant(Tensor::scalar(0.1f32))
+                .constant(Tensor::scalar(7i8))
+                .constant(bytes(DType::I8, &[2, 5], 2))
+                .constant(scale(&[0.2, 0.1]))
+                .constant(Tensor::from_slice([2], &[0i8, 1]))
+                .constant(Tensor::scalar(0.5f32))
+                .constant(Tensor::scalar(100u8))
+                .constant(Tensor::from_slice([2], &[30i32, -40])),
+        ]
+    },
+    ..Q_LINEAR_MAT_MUL
+};
+
 fn bytes(dtype: DType, shape: &[usize], seed: u32) -> Tensor {
     sample(TensorType::new(dtype, shape), seed)
 }
 
 /// A product of 8-bit matrices. Inputs: a, b, optional zero points of both, i32 output; or with
-/// `requantize` each of a, b and the output followed by scale and zero point, 8-bit output.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `requantize` each of a, b and the output followed by scale and zero point, an optional bias
+/// (i32, fused operator only), 8-bit output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IntMatMul {
     /// QLinearMatMul, not MatMulInteger.
     pub requantize: bool,
+    /// b, of rank 2, has its columns as rows.
+    pub trans_b: bool,
+    /// Of the output, for an activation that clamps.
+    pub bounds: Bounds,
 }
 
 impl IntMatMul {
@@ -79,7 +118,15 @@ impl IntMatMul {
         let (a, b) = (inputs.required(0, "A")?, inputs.required(b_at, "B")?);
         check_bytes(a, "A")?;
         check_bytes(b, "B")?;
-        let shape = MatMul::default().shape(a.shape(), b.shape())?;
+        let shape = match (self.trans_b, b.shape()) {
+            (false, b) => MatMul::default().shape(a.shape(), b)?,
+            (true, &[n, k]) => MatMul::default().shape(a.shape(), &[k, n])?,
+            (true, other) => {
+                return Err(OpError::invalid(format!(
+                    "attribute transB needs a matrix, B has shape {other:?}"
+                )));
+            }
+        };
         check_zero(inputs.optional(b_zero), b, shape.n, "b_zero_point")?;
         if inputs.optional(a_zero).is_some_and(|z| z.ty.len() != 1) {
             return Err(OpError::unsupported(
@@ -91,8 +138,47 @@ impl IntMatMul {
             check_scale(inputs.required(1, "a_scale")?, 1, "a_scale")?;
             check_scale(inputs.required(4, "b_scale")?, shape.n, "b_scale")?;
             check_scale(inputs.required(6, "y_scale")?, 1, "y_scale")?;
+            if let Some(bias) = inputs.optional(8)
+                && bias.ty != TensorType::new(DType::I32, [shape.n])
+            {
+                return Err(OpError::invalid(format!(
+                    "the bias is {}, must be i32[{}]",
+                    bias.ty, shape.n
+                )));
+            }
         }
         Ok(shape)
+    }
+}
+
+impl IntMatMul {
+    /// The kernel for one b, with everything but a known beforehand.
+    fn prepared(&self, s: &MatMulShape, x: &Operands<'_>) -> Option<Box<dyn CpuKernel>> {
+        let bias = x.constant(8);
+        let one_b = s.b_batch.iter().all(|&d| d == 1) && s.a_batch == s.batch;
+        if !self.requantize || !one_b || bias.is_none() != x.get(8).is_none() {
+            return None;
+        }
+        let rows = axes::product(&s.batch).ok()?.checked_mul(s.m)?;
+        let (b, b_zero) = (x.constant(3)?, zeros(Some(x.constant(5)?.view())));
+        let gemm = Arc::new(QuantizedGemm::new(
+            [s.k, s.n],
+            requantize::activations(x, 0, 2)?,
+            piece(&b.view(), 0, s.k * s.n),
+            self.trans_b,
+            &b_zero,
+            bias.and_then(|b| b.as_slice()),
+            &requantize::constant(x, [1, 4, 6, 7], self.bounds)?,
+        ));
+        let scratch = Arc::clone(&gemm);
+        Some(kernel_with(
+            gemm.bytes(),
+            move |threads| scratch.scratch_len(threads),
+            move |io, pool| {
+                gemm.run(rows, io.input(0).bytes, io.outputs[0].bytes, io.scratch, pool);
+                Ok(())
+            },
+        ))
     }
 }
 
@@ -127,16 +213,29 @@ impl Op for IntMatMul {
         (x.output(0).len() as u64).saturating_mul(2).saturating_mul(k as u64)
     }
 
+    fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
+        let trans_b = self.trans_b.then(|| ("transB", AttributeValue::Int(1)));
+        trans_b.into_iter().chain(bounds_attribute(self.bounds)).collect()
+    }
+
+    fn domain(&self) -> &'static str {
+        if self.trans_b || self.bounds.is_some() { "ai.sparoa" } else { "" }
+    }
+
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
         let s = self.shape(x.inputs)?;
+        if let Some(kernel) = self.prepared(&s, x) {
+            return Ok(kernel);
+        }
         let (m, k, n) = (s.m, s.k, s.n);
         let [a_zero_at, b_at, b_zero_at] = self.indices();
         let one_b = s.b_batch.iter().all(|&d| d == 1);
         let zero_known = x.get(b_zero_at).is_none() || x.constant(b_zero_at).is_some();
+        let trans_b = self.trans_b;
         let packed = match x.constant(b_at) {
             Some(b) if one_b && zero_known => {
                 let zero = zeros(x.constant(b_zero_at).map(|z| z.view()));
-                Some(IntGemm::new(k, n, piece(&b.view(), 0, k * n), false, &zero))
+                Some(IntGemm::new(k, n, piece(&b.view(), 0, k * n), trans_b, &zero))
             }
             _ => None,
         };
@@ -147,7 +246,7 @@ impl Op for IntMatMul {
         } else {
             (m, offsets(&s))
         };
-        let requantize = self.requantize;
+        let (requantize, bounds) = (self.requantize, self.bounds);
         let sums_len = if requantize { rows * n } else { 0 };
         let weight_bytes = packed.as_ref().map_or(0, IntGemm::bytes);
         let scratch = Scratch::bytes::<i32>(sums_len);
@@ -158,10 +257,11 @@ impl Op for IntMatMul {
                 let (a, b) = (io.input(0), io.input(b_at));
                 let a_zero = zeros(io.get(a_zero_at))[0];
                 let b_zero = io.get(b_zero_at);
-                let scales = requantize.then(|| Requantize::new(io, [1, 4, 6, 7]));
+                let scales = requantize.then(|| Requantize::new(io, [1, 4, 6, 7], bounds));
                 if io.outputs[0].bytes.is_empty() {
                     return Ok(());
                 }
+                let bias = io.get(8).filter(|_| requantize).map(|b| b.slice::<i32>());
                 let sums = Scratch::new(&mut *io.scratch).take::<i32>(sums_len);
                 for (i, &(a_at, b_from)) in pairs.iter().enumerate() {
                     let made;
@@ -169,7 +269,7 @@ impl Op for IntMatMul {
                         Some(packed) => packed,
                         None => {
                             let b = piece(&b, b_from, k * n);
-                            made = IntGemm::new(k, n, b, false, &zeros(b_zero));
+                            made = IntGemm::new(k, n, b, trans_b, &zeros(b_zero));
                             &made
                         }
                     };
@@ -182,7 +282,7 @@ impl Op for IntMatMul {
                             gemm.run(rows, a, k, a_zero, None, y, pool);
                         }
                         Some(scales) => {
-                            gemm.run(rows, a, k, a_zero, None, sums, pool);
+                            gemm.run(rows, a, k, a_zero, bias, sums, pool);
                             scales.write(sums, n, 0, y, |row, c| to + row * n + c);
                         }
                     }
