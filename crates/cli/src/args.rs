@@ -70,9 +70,13 @@ pub struct DeviceArgs {
     /// Go on with the CPU when the GPU that was asked for is absent.
     #[arg(long)]
     pub allow_fallback: bool,
-    /// 16-bit floats for GPU weights, where the adapter has them.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16"])]
+    /// fp16: 16-bit floats for GPU weights, where the adapter has them. bf16: products of bf16
+    /// operands with sums in f32 on CPUs that have AVX-512 BF16; the GPU then still computes fp32.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16"])]
     pub precision: String,
+    /// Plain sums of products only: no algorithm that is faster but rounds more.
+    #[arg(long)]
+    pub exact: bool,
 }
 
 /// A model and its input shapes.

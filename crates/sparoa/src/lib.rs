@@ -39,4 +39,4 @@ pub use sparoa_core::{
     zoo,
 };
 pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
-pub use sparoa_kernels::{isa, pool::Pool};
+pub use sparoa_kernels::{Arithmetic, isa, pool::Pool};

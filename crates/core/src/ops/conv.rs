@@ -6,6 +6,7 @@ mod volume;
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
+    Arithmetic,
     activation::{Activation, Epilogue, Residual},
     conv::{Conv2d, Conv2dParams},
     permute::permute,
@@ -81,6 +82,8 @@ pub struct Conv {
     pub activation: Activation,
     /// Whether input 3 is added, and where.
     pub residual: ResidualKind,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 /// The sizes of one convolution.
@@ -326,6 +329,10 @@ impl Op for Conv {
     fn channels_last(&self) -> Option<Arc<dyn Op>> {
         (self.layout == Layout::Nchw)
             .then(|| Arc::new(Conv { layout: Layout::Nhwc, ..self.clone() }) as Arc<dyn Op>)
+    }
+
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Conv { arithmetic, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

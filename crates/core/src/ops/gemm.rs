@@ -3,6 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
+    Arithmetic,
     activation::{Activation, Epilogue, Residual},
     gemm::{BatchedGemm, PackedB, gemm},
 };
@@ -30,6 +31,7 @@ pub(super) const SPECS: &[OpSpec] = &[
                 beta: a.float_or("beta", 1.0)?,
                 trans_a: a.flag("transA", false)?,
                 trans_b: a.flag("transB", false)?,
+                ..Gemm::default()
             }))
         },
         examples: gemm_examples,
@@ -56,11 +58,14 @@ pub struct Gemm {
     pub trans_a: bool,
     /// B is stored n x k.
     pub trans_b: bool,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for Gemm {
     fn default() -> Gemm {
-        Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false }
+        let arithmetic = Arithmetic::default();
+        Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, arithmetic }
     }
 }
 
@@ -133,7 +138,7 @@ impl Op for Gemm {
             DType::F64 => return Ok(self.double(m, k, n, x)),
             other => return Err(OpError::dtype(other, &[DType::F32, DType::F64])),
         }
-        let Gemm { alpha, beta, trans_a, trans_b } = *self;
+        let Gemm { alpha, beta, trans_a, trans_b, .. } = *self;
         let packed = x.constant(1).map(|b| {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
             if alpha == 1.0 {
@@ -221,6 +226,10 @@ impl Op for Gemm {
         Some(Part { op: Arc::new(self.clone()), inputs })
     }
 
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Gemm { arithmetic, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
         vec![
             ("alpha", self.alpha.into()),
@@ -270,12 +279,15 @@ pub struct Linear {
     pub activation: Activation,
     /// Whether input 3 is added, and where.
     pub residual: ResidualKind,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 impl Linear {
     fn parse(attributes: &Attributes) -> Result<Linear, OpError> {
         let (activation, residual) = epilogue::parse(attributes)?;
-        Ok(Linear { trans_b: attributes.flag("transB", false)?, activation, residual })
+        let trans_b = attributes.flag("transB", false)?;
+        Ok(Linear { trans_b, activation, residual, ..Linear::default() })
     }
 
     /// m (the product of all leading dimensions of x), k and n.
@@ -327,7 +339,7 @@ impl Op for Linear {
             return Err(OpError::dtype(dtype, &[DType::F32]));
         }
         let [m, k, n] = self.sizes(x.inputs)?;
-        let Linear { trans_b, activation, residual } = *self;
+        let Linear { trans_b, activation, residual, .. } = *self;
         if let Some(w) = x.constant(1) {
             let w = w.as_slice::<f32>().expect("w has x's type, f32");
             let packed = PackedB::new(k, n, w, trans_b);
@@ -394,6 +406,10 @@ impl Op for Linear {
         inputs.push(of_output);
         inputs.truncate(x.inputs.len());
         Some(Part { op: Arc::new(self.clone()), inputs })
+    }
+
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Linear { arithmetic, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

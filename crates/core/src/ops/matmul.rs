@@ -4,6 +4,7 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
+    Arithmetic,
     activation::Epilogue,
     gemm::{BatchedGemm, PackedB, gemm},
     permute::permute,
@@ -45,6 +46,7 @@ pub(super) const SPECS: &[OpSpec] = &[
                 trans_a: a.flag("transA", false)?,
                 trans_b: a.flag("transB", false)?,
                 alpha: a.float_or("alpha", 1.0)?,
+                ..MatMul::default()
             }))
         },
         examples: fused_examples,
@@ -61,11 +63,14 @@ pub struct MatMul {
     pub trans_b: bool,
     /// Factor of the product.
     pub alpha: f32,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for MatMul {
     fn default() -> MatMul {
-        MatMul { trans_a: false, trans_b: false, alpha: 1.0 }
+        let arithmetic = Arithmetic::default();
+        MatMul { trans_a: false, trans_b: false, alpha: 1.0, arithmetic }
     }
 }
 
@@ -89,6 +94,11 @@ pub struct MatMulShape {
 }
 
 impl MatMul {
+    /// Whether it is ONNX's MatMul: not transposed, not scaled.
+    fn is_plain(&self) -> bool {
+        !self.trans_a && !self.trans_b && self.alpha == 1.0
+    }
+
     /// Sizes for these operand shapes.
     ///
     /// # Errors
@@ -283,7 +293,7 @@ fn plain<T: Number>(
 
 impl Op for MatMul {
     fn op_type(&self) -> &'static str {
-        if *self == MatMul::default() { "MatMul" } else { "FusedMatMul" }
+        if self.is_plain() { "MatMul" } else { "FusedMatMul" }
     }
 
     fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError> {
@@ -352,8 +362,12 @@ impl Op for MatMul {
         Some(Part { op: Arc::new(self.clone()), inputs })
     }
 
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(MatMul { arithmetic, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
-        if *self == MatMul::default() {
+        if self.is_plain() {
             return Vec::new();
         }
         vec![
@@ -364,7 +378,7 @@ impl Op for MatMul {
     }
 
     fn domain(&self) -> &'static str {
-        if *self == MatMul::default() { "" } else { "com.microsoft" }
+        if self.is_plain() { "" } else { "com.microsoft" }
     }
 }
 

@@ -48,6 +48,8 @@ pub mod transpose;
 
 use std::{any::Any, fmt, ops::Range, sync::Arc};
 
+use sparoa_kernels::Arithmetic;
+
 use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
@@ -114,6 +116,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// For an operator defined on NCHW tensors: the same on NHWC tensors (activations only,
     /// weights unchanged).
     fn channels_last(&self) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// The same operator computing its products so, for operators made of products. It shows in
+    /// the `Debug` text, not in [`Op::attributes`].
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        let _ = arithmetic;
         None
     }
 

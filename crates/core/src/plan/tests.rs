@@ -248,7 +248,11 @@ fn every_share_of_the_paper_models_compiles() {
                     .map(|split| if split.is_some() { Place::Split(share) } else { Place::Cpu })
                     .collect();
                 let plan = compile(&graph, &Placement { places }, &support, None);
-                assert!(plan.is_ok(), "{name}, batch {batch}, share {share}: {}", plan.unwrap_err());
+                assert!(
+                    plan.is_ok(),
+                    "{name}, batch {batch}, share {share}: {}",
+                    plan.unwrap_err()
+                );
             }
         }
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg32;
 use serde::Serialize;
-use sparoa_kernels::pool::Pool;
+use sparoa_kernels::{Arithmetic, pool::Pool};
 
 use super::{Session, SessionError, inputs};
 use crate::{
@@ -135,7 +135,7 @@ fn elements(tensor: &Tensor) -> Vec<f64> {
     }
 }
 
-/// The model's outputs by name: no passes, node by node, on the CPU.
+/// The model's outputs by name: no passes, node by node, on the CPU, in exact arithmetic.
 ///
 /// # Errors
 /// When the model cannot be made concrete or a node refuses its inputs.
@@ -145,7 +145,7 @@ pub fn reference(
     given: &[(&str, Tensor)],
     pool: &Pool,
 ) -> Result<Vec<(String, Tensor)>, SessionError> {
-    let specialized = specialize(model, shapes)?;
+    let specialized = specialize(&model.with_arithmetic(Arithmetic::Exact), shapes)?;
     let infos = super::builder::input_infos(&specialized.graph);
     let ordered: Vec<Tensor> = inputs::by_name(&infos, given)?.into_iter().cloned().collect();
     let outputs = walk(&specialized.graph, &ordered, pool, |_, _, _| {})?;
@@ -250,7 +250,8 @@ impl Session {
         given: &[(&str, Tensor)],
         tolerance: Tolerance,
     ) -> Result<Option<Divergence>, SessionError> {
-        let plain = specialize(&self.model, &self.shapes)?.graph;
+        let exact = self.model.with_arithmetic(Arithmetic::Exact);
+        let plain = specialize(&exact, &self.shapes)?.graph;
         let wanted: HashMap<&str, NodeId> = self
             .graph
             .node_ids()

@@ -1,7 +1,9 @@
 //! Graph rewrites that leave the outputs as they are. One file per pass; [`optimize`] is the list.
+//! [`set_arithmetic`] comes after it, where somebody asks for other than the default arithmetic.
 
 mod activation;
 mod affine;
+mod arithmetic;
 mod attention;
 mod attention_bias;
 mod batch_norm;
@@ -20,6 +22,8 @@ mod simplify;
 mod strided;
 mod views;
 mod widen;
+
+pub use arithmetic::set_arithmetic;
 
 use super::Graph;
 use editor::Editor;
