@@ -1,9 +1,11 @@
 //! Two-dimensional convolution, channels last, with packed weights.
 
+mod bf16;
 mod depthwise;
 mod indirect;
 mod transpose;
 
+pub use bf16::Conv2dBf16;
 pub use transpose::ConvTranspose2d;
 
 use crate::activation::{Epilogue, Residual};
@@ -57,6 +59,15 @@ impl Conv2dParams {
 
     fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
+    }
+
+    /// Output height and width for an input of h x w.
+    fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
+        let one = |i: usize, size: usize, pad: usize| {
+            let span = self.dilation[i] * (self.kernel[i] - 1) + 1;
+            if size + pad < span { 0 } else { (size + pad - span) / self.stride[i] + 1 }
+        };
+        [one(0, h, self.pads[0] + self.pads[2]), one(1, w, self.pads[1] + self.pads[3])]
     }
 }
 
@@ -160,12 +171,7 @@ impl Conv2d {
 
     /// Output height and width for an input of h x w.
     pub fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
-        let p = &self.params;
-        let one = |i: usize, size: usize, pad: usize| {
-            let span = p.dilation[i] * (p.kernel[i] - 1) + 1;
-            if size + pad < span { 0 } else { (size + pad - span) / p.stride[i] + 1 }
-        };
-        [one(0, h, p.pads[0] + p.pads[2]), one(1, w, p.pads[1] + p.pads[3])]
+        self.params.output_size(h, w)
     }
 
     /// How many elements of scratch [`Conv2d::run`] needs on a pool of `threads`.

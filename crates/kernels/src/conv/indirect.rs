@@ -18,15 +18,15 @@ pub(crate) struct Geometry {
 
 /// An output pixel: its image, and the input position of its first tap, padding included.
 #[derive(Clone, Copy)]
-struct Pixel {
-    image: usize,
-    top: usize,
-    left: usize,
+pub(super) struct Pixel {
+    pub(super) image: usize,
+    pub(super) top: usize,
+    pub(super) left: usize,
 }
 
 impl Geometry {
     #[inline(always)]
-    fn pixel(&self, index: usize) -> Pixel {
+    pub(super) fn pixel(&self, index: usize) -> Pixel {
         let (ox, rest) = (index % self.ow, index / self.ow);
         let (oy, image) = (rest % self.oh, rest / self.oh);
         Pixel { image, top: oy * self.params.stride[0], left: ox * self.params.stride[1] }

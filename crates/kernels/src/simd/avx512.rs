@@ -1,23 +1,31 @@
-//! AVX-512: sixteen lanes.
+//! AVX-512: sixteen lanes; with or without products of bf16 pairs.
 
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
-use crate::isa::Isa;
+use crate::isa::{self, Isa};
 
-/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma.
+/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma; with `BF16` avx512bf16
+/// too.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
-    pub(crate) fn detect() -> Option<Avx512> {
-        Isa::Avx512.is_available().then_some(Avx512(()))
+impl<const BF16: bool> Avx512<BF16> {
+    pub(crate) fn detect() -> Option<Self> {
+        let there = if BF16 { isa::has_bf16() } else { Isa::Avx512.is_available() };
+        there.then_some(Avx512(()))
     }
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn call<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+fn call<K: Kernel>(simd: Avx512<false>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn call_bf16<K: Kernel>(simd: Avx512<true>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -30,7 +38,7 @@ macro_rules! proven {
     };
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const TILE: (usize, usize) = (12, 2);
     type V = __m512;
@@ -39,7 +47,7 @@ impl Simd for Avx512 {
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token proves the instruction set.
-        unsafe { call(self, kernel) }
+        unsafe { if BF16 { call_bf16(Avx512(()), kernel) } else { call(Avx512(()), kernel) } }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -84,6 +92,25 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         proven!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn multiply_words(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        if BF16 {
+            proven!({
+                let pairs = |v| std::mem::transmute::<__m512, __m512bh>(v);
+                _mm512_dpbf16_ps(c, pairs(a), pairs(b))
+            })
+        } else {
+            self.mul_add(a, b, c)
+        }
+    }
+    #[inline(always)]
+    fn to_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        if BF16 {
+            proven!(std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)))
+        } else {
+            unreachable!("only tokens of pairs are asked for pairs")
+        }
     }
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
