@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc};
 use sparoa_kernels::{
     Arithmetic,
     activation::{Activation, Epilogue, Residual},
-    conv::{Conv2d, Conv2dParams},
+    conv::Conv2dParams,
     permute::permute,
     pool::Pool,
 };
@@ -18,6 +18,7 @@ use super::{
     OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     epilogue::{self, RESIDUAL_INPUT},
     floats, gpu,
+    packed::PackedConv,
 };
 pub use super::{
     epilogue::ResidualKind,
@@ -264,13 +265,15 @@ impl Op for Conv {
         let packed = match x.constant(1) {
             Some(w) if bias.is_some() || x.get(2).is_none() => {
                 let weight = w.as_slice().expect("the weight has the input's type, f32");
-                Some(Conv2d::new(params, weight, bias.and_then(|b| b.as_slice())))
+                let bias = bias.and_then(|b| b.as_slice());
+                Some(Arc::new(PackedConv::new(self.arithmetic, params, weight, bias)))
             }
             _ => None,
         };
-        let scratch_of = packed
-            .clone()
-            .unwrap_or_else(|| Conv2d::new(params, &vec![0.0; x.input(1).ty.len()], None));
+        let scratch_of = packed.clone().unwrap_or_else(|| {
+            let zeros = vec![0.0; x.input(1).ty.len()];
+            Arc::new(PackedConv::new(self.arithmetic, params, &zeros, None))
+        });
         Ok(Box::new(ConvKernel {
             params,
             packed,
@@ -354,9 +357,9 @@ impl Op for Conv {
 struct ConvKernel {
     params: Conv2dParams,
     /// `None` when weight or bias is computed at run time.
-    packed: Option<Conv2d>,
+    packed: Option<Arc<PackedConv>>,
     /// A convolution of the same shape, for its scratch size.
-    scratch_of: Conv2d,
+    scratch_of: Arc<PackedConv>,
     batch: usize,
     flat: Flat,
     op: Conv,
@@ -371,8 +374,7 @@ impl ConvKernel {
     }
 
     fn kernel_scratch(&self, threads: usize) -> usize {
-        let [h, w] = self.flat.input;
-        self.scratch_of.scratch_len(self.batch, h, w, threads)
+        self.scratch_of.scratch_len(self.batch, self.flat.input, threads)
     }
 }
 
@@ -388,7 +390,7 @@ impl CpuKernel for ConvKernel {
     }
 
     fn weight_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, Conv2d::bytes)
+        self.packed.as_ref().map_or(0, |p| p.bytes())
     }
 
     fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
@@ -397,7 +399,8 @@ impl CpuKernel for ConvKernel {
             Some(conv) => conv,
             None => {
                 let bias = io.get(2).map(|b| b.slice::<f32>());
-                made = Conv2d::new(self.params, io.input(1).slice(), bias);
+                let weight = io.input(1).slice();
+                made = PackedConv::new(self.op.arithmetic, self.params, weight, bias);
                 &made
             }
         };
@@ -408,7 +411,7 @@ impl CpuKernel for ConvKernel {
         let y = io.outputs[0].slice_mut::<f32>();
         let [h, w] = self.flat.input;
         if self.op.layout == Layout::Nhwc {
-            conv.run(self.batch, h, w, x, &epilogue, y, own, pool);
+            conv.run(self.batch, [h, w], x, &epilogue, y, own, pool);
             return Ok(());
         }
         let (x_len, y_len) = self.lens();
@@ -427,7 +430,7 @@ impl CpuKernel for ConvKernel {
             Residual::AfterActivation(r) => Residual::AfterActivation(transposed(r)),
         };
         let epilogue = Epilogue { residual, ..epilogue };
-        conv.run(self.batch, h, w, xt, &epilogue, yt, own, pool);
+        conv.run(self.batch, [h, w], xt, &epilogue, yt, own, pool);
         swap(yt, [self.batch, out_pixels, c_out], y, pool);
         Ok(())
     }

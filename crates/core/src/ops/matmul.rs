@@ -3,12 +3,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use sparoa_kernels::{
-    Arithmetic,
-    activation::Epilogue,
-    gemm::{BatchedGemm, PackedB, gemm},
-    permute::permute,
-};
+use sparoa_kernels::{Arithmetic, activation::Epilogue, gemm::BatchedGemm, permute::permute};
 
 use super::{
     AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
@@ -16,6 +11,7 @@ use super::{
     conv::same_dtype,
     floats, gpu, kernel, kernel_with,
     number::{Number, for_dtype},
+    packed::PackedMatrix,
     sample,
 };
 use crate::tensor::{DType, TensorType};
@@ -154,25 +150,19 @@ impl MatMul {
             && (!self.trans_a || x.input(0).shape().len() == 1)
         {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
-            let scaled: Vec<f32>;
-            let b = if self.alpha == 1.0 {
-                b
-            } else {
-                scaled = b.iter().map(|v| v * self.alpha).collect();
-                &scaled
-            };
             let transposed = self.trans_b && x.input(1).shape().len() > 1;
-            let packed = PackedB::new(k, n, b, transposed);
+            let packed = PackedMatrix::new(self.arithmetic, [k, n], b, transposed, self.alpha);
+            let packed = Arc::new(packed);
+            let of_product = packed.clone();
             let rows = axes::product(&s.batch)? * m;
             return Ok(kernel_with(
                 packed.bytes(),
-                |_| 0,
+                move |threads| of_product.scratch_bytes(rows, threads),
                 move |io, pool| {
                     let a = io.input(0).slice();
+                    let mut scratch = Scratch::new(io.scratch);
                     let y = io.outputs[0].slice_mut();
-                    if !y.is_empty() {
-                        gemm(rows, a, k, &packed, None, &Epilogue::NONE, y, pool);
-                    }
+                    packed.run([rows, k], a, None, &Epilogue::NONE, y, &mut scratch, pool);
                     Ok(())
                 },
             ));
