@@ -124,7 +124,7 @@ impl Machine {
             .always_profile(request.always_profile)
             .fresh(request.fresh)
             .optimize(request.optimize)
-            .arithmetic(self.arithmetic)
+            .arithmetic(request.arithmetic.unwrap_or(self.arithmetic))
             .on_progress(bars.build(&request.label));
         if let Some(gpu) = &self.gpu {
             builder = builder.accelerator(gpu.clone());
@@ -164,12 +164,14 @@ fn pin_to(cores: &[usize]) -> CliResult {
         .map_err(|e| CliError::usage(format!("--cpus {cores:?}: {e}")))
 }
 
+#[derive(Clone)]
 enum ModelSource {
     File(PathBuf),
     Zoo(Arc<Model>),
 }
 
 /// What to build.
+#[derive(Clone)]
 pub struct BuildRequest {
     label: String,
     source: ModelSource,
@@ -190,6 +192,8 @@ pub struct BuildRequest {
     pub fresh: bool,
     /// Run the graph passes.
     pub optimize: bool,
+    /// How the CPU computes products, whatever the flags say.
+    pub arithmetic: Option<Arithmetic>,
 }
 
 impl BuildRequest {
@@ -217,6 +221,7 @@ impl BuildRequest {
             always_profile: false,
             fresh: false,
             optimize: true,
+            arithmetic: None,
         })
     }
 

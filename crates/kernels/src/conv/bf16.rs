@@ -1,8 +1,9 @@
 //! Convolution of operands rounded to bf16, with sums in f32.
 //!
 //! The input is rounded once, to words of two channels each (see [`crate::gemm::bf16`]); then it
-//! is the f32 convolution on words. With few channels a word is any two neighbours of a row of
-//! pixels instead, and the rounded image has its horizontal padding in it.
+//! is the f32 convolution on words. With few channels, whose runs would be too short for a tile,
+//! the patches of a block of pixels are copied row of the kernel by row of the kernel out of a
+//! rounded image that has its horizontal padding in it.
 
 use std::ops::Range;
 
@@ -10,12 +11,12 @@ use super::indirect::Geometry;
 use super::{Algorithm, Conv2d, Conv2dParams, block_diagonal, merge_groups, offset};
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
-use crate::gemm::bf16::{Round, pack_words};
-use crate::gemm::driver::{Block, Product, Rows, Split, tiles};
+use crate::gemm::bf16::{Round, pack_words, row_stride};
+use crate::gemm::driver::{Block, Product, Rows, Split};
 use crate::gemm::{PackedB, PackedBf16, gemm_bf16};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::simd;
+use crate::simd::{self, Kernel, Simd};
 
 #[derive(Clone, Debug)]
 enum Method {
@@ -23,7 +24,7 @@ enum Method {
     Pointwise(PackedBf16),
     /// Pointers to each tap's pixel in the rounded input, a matrix of weights per group.
     Indirect(Vec<PackedB>),
-    /// Few input channels: a tap is a whole row of the kernel, in a padded image.
+    /// Few input channels: patches are copied, whole rows of the kernel at a time.
     KernelRows(PackedB),
     /// One input channel per group: bound by memory, in f32.
     Depthwise(Box<Conv2d>),
@@ -145,13 +146,13 @@ impl Conv2dBf16 {
         Split::new(m, b, if self.params.groups >= 4 * threads { 1 } else { threads })
     }
 
-    /// Pointers of a block of rows, each two elements of f32, in whole cache lines.
+    /// Elements for a block of rows, in whole cache lines: patches, or pointers of two elements.
     fn worker_scratch(&self, split: &Split) -> usize {
-        let taps = match &self.method {
-            Method::KernelRows(_) => self.params.kernel[0],
-            _ => self.params.taps(),
+        let per_row = match &self.method {
+            Method::KernelRows(b) => row_stride(b.k()),
+            _ => 2 * self.params.taps(),
         };
-        (2 * split.block_rows() * taps).next_multiple_of(16)
+        (split.block_rows() * per_row).next_multiple_of(16)
     }
 
     /// y = epilogue(conv(x) + bias), x: n, h, w, c_in; y: n, out h, out w, c_out.
@@ -208,17 +209,23 @@ impl Conv2dBf16 {
             let bias = self.bias.as_deref().map(|bias| &bias[group * co..][..co]);
             let epi = offset(epi, group * co);
             let (first_row, m, mr) = (rows.start, rows.len(), b.tile().0);
-            let (taps, table) = match &self.method {
+            let (taps, rows) = match &self.method {
                 Method::KernelRows(_) => {
-                    (p.kernel[0], self.line_pointers(&geometry, image, rows, mr, scratch))
+                    let (zeros, a) = (self.zeros.as_slice(), scratch.as_ptr());
+                    let (line, run) = (self.line_words(w), p.kernel[1] * p.c_in);
+                    let (geometry, lda) = (&geometry, row_stride(b.k()));
+                    let out = scratch;
+                    let copy = CopyLines { geometry, image, line, run, zeros, rows, out, lda };
+                    simd::dispatch_pairs(copy);
+                    (1, Rows::Dense { a, lda })
                 }
                 _ => {
                     let (x, channel) = (&image[..n * h * w * words], group * self.pixel_words());
-                    (p.taps(), geometry.pointers(x, channel, &self.zeros, rows, mr, scratch))
+                    let table = geometry.pointers(x, channel, &self.zeros, rows, mr, scratch);
+                    (p.taps(), Rows::Table(table))
                 }
             };
             let product = Product::new(b, taps, bias, &epi, y.at(group * co), p.c_out);
-            let rows = Rows::Table(table);
             b.dispatch(Block { product: &product, rows, m, first_row, panels });
         });
     }
@@ -260,40 +267,67 @@ impl Conv2dBf16 {
             simd::dispatch_pairs(Round { from, rows, columns, stride, out, out_stride, skip: 0 });
         });
     }
+}
 
-    /// As [`Geometry::kernel_rows`], into a padded image: nothing crosses its border.
-    fn line_pointers(
-        &self,
-        geometry: &Geometry,
-        image: &[f32],
-        rows: Range<usize>,
-        mr: usize,
-        scratch: &mut [f32],
-    ) -> *const *const f32 {
-        let p = &self.params;
-        let (kh, line) = (p.kernel[0], self.line_words(geometry.w));
-        let run = (p.kernel[1] * p.c_in).next_multiple_of(2);
-        let table = scratch.as_mut_ptr().cast::<*const f32>();
-        assert!(table.is_aligned() && scratch.len() >= 2 * rows.len() * kh, "a table fits");
-        for (row, height) in tiles(rows.len(), mr) {
-            for r in 0..height {
-                let pixel = geometry.pixel(rows.start + row + r);
-                for ky in 0..kh {
-                    let y = (pixel.top + ky * p.dilation[0]).wrapping_sub(p.pads[0]);
-                    let pointer = if y < geometry.h {
-                        let half = 2 * (pixel.image * geometry.h + y) * line + pixel.left * p.c_in;
-                        assert!(half + run <= 2 * image.len(), "the row lies in the image");
-                        // SAFETY: the run from here on lies in the image.
-                        unsafe { image.as_ptr().cast::<u16>().add(half).cast() }
-                    } else {
-                        self.zeros.as_ptr()
-                    };
-                    // SAFETY: the table has rows.len() * kh entries, aligned.
-                    unsafe { table.add(row * kh + ky * height + r).write(pointer) };
+/// Copies the patches of the output pixels `rows` out of a padded image.
+struct CopyLines<'a> {
+    geometry: &'a Geometry,
+    image: &'a [f32],
+    /// Words of a line of the image.
+    line: usize,
+    /// Elements of a row of the kernel.
+    run: usize,
+    /// As many words of zeros as such a row has.
+    zeros: &'a [f32],
+    rows: Range<usize>,
+    out: &'a mut [f32],
+    /// Words between patches.
+    lda: usize,
+}
+
+impl Kernel for CopyLines<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let CopyLines { geometry: g, image, line, run, zeros, rows, out, lda } = self;
+        let p = &g.params;
+        let words = run.div_ceil(2);
+        let kh = p.kernel[0];
+        assert!(kh * words <= lda && out.len() >= rows.len() * lda && zeros.len() >= words);
+        // Channels, not words of two.
+        let ci = run / p.kernel[1];
+        // Counted up: a division per pixel would cost as much as the copies.
+        let mut pixel = g.pixel(rows.start);
+        let end = g.ow * p.stride[1];
+        for row in 0..rows.len() {
+            if pixel.left == end {
+                pixel = g.pixel(rows.start + row);
+            }
+            for ky in 0..kh {
+                let y = (pixel.top + ky * p.dilation[0]).wrapping_sub(p.pads[0]);
+                let from: *const f32 = if y < g.h {
+                    let half = 2 * (pixel.image * g.h + y) * line + pixel.left * ci;
+                    assert!(half + 2 * words <= 2 * image.len(), "the run lies in the image");
+                    // SAFETY: as asserted.
+                    unsafe { image.as_ptr().cast::<u16>().add(half).cast() }
+                } else {
+                    zeros.as_ptr()
+                };
+                let mut i = 0;
+                while i < words {
+                    let lanes = S::LANES.min(words - i);
+                    // SAFETY: `words` words are readable at `from`, aligned or not, and writable
+                    // at the patch's row ky.
+                    unsafe {
+                        let to = out.as_mut_ptr().add(row * lda + ky * words + i);
+                        s.store_partial(to, lanes, s.load_partial(from.add(i), lanes));
+                    }
+                    i += lanes;
                 }
             }
+            pixel.left += p.stride[1];
         }
-        table
     }
 }
 

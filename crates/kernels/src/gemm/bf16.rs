@@ -86,7 +86,7 @@ pub(crate) fn round(x: f32) -> u16 {
 }
 
 /// Words between rounded rows: an odd number of cache lines, lest rows share cache sets.
-fn row_stride(words: usize) -> usize {
+pub(crate) fn row_stride(words: usize) -> usize {
     words.next_multiple_of(16) | 16
 }
 
