@@ -215,7 +215,7 @@ mod tests {
     fn views_differ_and_mirror() {
         let dir = tempfile::tempdir().unwrap();
         let path = picture(dir.path());
-        assert_eq!(in_folder(dir.path()).unwrap(), [path.clone()]);
+        assert_eq!(in_folder(dir.path()).unwrap(), std::slice::from_ref(&path));
         let ty = TensorType::f32([1, 3, 8, 8]);
         let red = |view| {
             let tensor = load_view(&path, "x", &ty, Normalize::Unit, view).unwrap();

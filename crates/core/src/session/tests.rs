@@ -235,11 +235,7 @@ fn a_model_of_nothing_but_its_input_runs() {
 fn bf16_is_within_its_tolerance_and_not_exact() {
     let build = |arithmetic| {
         let model = crate::zoo::build("mobilenet_v3_small").unwrap();
-        SessionBuilder::new(model)
-            .threads(2)
-            .policy(Policy::Cpu)
-            .arithmetic(arithmetic)
-            .build()
+        SessionBuilder::new(model).threads(2).policy(Policy::Cpu).arithmetic(arithmetic).build()
     };
     let mut bf16 = match (build(Arithmetic::Bf16), isa::bf16()) {
         (Ok(session), Ok(())) => session,
