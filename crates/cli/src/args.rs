@@ -70,9 +70,13 @@ pub struct DeviceArgs {
     /// Go on with the CPU when the GPU that was asked for is absent.
     #[arg(long)]
     pub allow_fallback: bool,
-    /// 16-bit floats for GPU weights, where the adapter has them.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16"])]
+    /// fp16: 16-bit floats for GPU weights, where the adapter has them. bf16: products of bf16
+    /// operands with sums in f32 on CPUs that have AVX-512 BF16; the GPU then still computes fp32.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16"])]
     pub precision: String,
+    /// Plain sums of products only: no algorithm that is faster but rounds more.
+    #[arg(long)]
+    pub exact: bool,
 }
 
 /// A model and its input shapes.
@@ -264,12 +268,17 @@ pub struct VerifyArgs {
     /// Also verify N random placements over CPU, GPU and splits.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub random_plans: usize,
-    /// Relative tolerance.
-    #[arg(long, default_value_t = 1e-3)]
-    pub rtol: f64,
-    /// Absolute tolerance.
-    #[arg(long, default_value_t = 1e-4)]
-    pub atol: f64,
+    /// Relative tolerance [default: 1e-3; where --precision rounds operands, the rest of the bound
+    /// is derived from how it rounds].
+    #[arg(long)]
+    pub rtol: Option<f64>,
+    /// Absolute tolerance [default: 1e-4; as above].
+    #[arg(long)]
+    pub atol: Option<f64>,
+    /// For a model with class scores: how often its highest class is that of exact fp32, over the
+    /// pictures (.jpg, .png) in this folder, with crops and flips if they are fewer than 50.
+    #[arg(long, value_name = "FOLDER")]
+    pub images: Option<PathBuf>,
 }
 
 /// `zoo`.

@@ -1,6 +1,6 @@
 //! Photos as model inputs: decode, resize, crop, normalise.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use image::{DynamicImage, ImageReader, imageops::FilterType};
@@ -46,6 +46,36 @@ pub fn is_image(path: &Path) -> bool {
     matches!(extension.to_ascii_lowercase().as_str(), "jpg" | "jpeg" | "png")
 }
 
+/// Which part of a photo, and whether mirrored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Column and row of the part: the middle for `None`, else 0 or 1.
+    corner: Option<(u8, u8)>,
+    mirrored: bool,
+}
+
+impl View {
+    /// The middle and the corners, each also mirrored.
+    pub fn all() -> impl Iterator<Item = View> {
+        let corners = [None, Some((0, 0)), Some((1, 1)), Some((1, 0)), Some((0, 1))];
+        let views = |corner| [false, true].map(|mirrored| View { corner, mirrored });
+        corners.into_iter().flat_map(views)
+    }
+}
+
+/// The pictures in a folder, sorted by name.
+///
+/// # Errors
+/// When it cannot be read or has none.
+pub fn in_folder(folder: &Path) -> CliResult<Vec<PathBuf>> {
+    let fail = |why: String| CliError::input(format!("{}: {why}", folder.display()));
+    let entries = std::fs::read_dir(folder).map_err(|e| fail(e.to_string()))?;
+    let mut paths: Vec<PathBuf> =
+        entries.flatten().map(|e| e.path()).filter(|p| is_image(p)).collect();
+    paths.sort();
+    if paths.is_empty() { Err(fail("no .jpg or .png in it".to_owned())) } else { Ok(paths) }
+}
+
 /// Reads a photo as the tensor that an input of type `ty` wants: `[N,C,H,W]` or `[N,H,W,C]` with
 /// C = 1 or 3, f32 or u8. The short side is resized to 8/7 of the target (256 for 224), then the
 /// centre is cropped. Batches repeat the photo.
@@ -53,6 +83,20 @@ pub fn is_image(path: &Path) -> bool {
 /// # Errors
 /// When the file is no picture or the input is none that a picture fits.
 pub fn load(path: &Path, name: &str, ty: &TensorType, normalize: Normalize) -> CliResult<Tensor> {
+    load_view(path, name, ty, normalize, View::default())
+}
+
+/// [`load`], of another part than the centre.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_view(
+    path: &Path,
+    name: &str,
+    ty: &TensorType,
+    normalize: Normalize,
+    view: View,
+) -> CliResult<Tensor> {
     let fail = |why: String| CliError::input(format!("{}: {why}", path.display()));
     let geometry = Geometry::of(ty).ok_or_else(|| {
         fail(format!(
@@ -65,7 +109,7 @@ pub fn load(path: &Path, name: &str, ty: &TensorType, normalize: Normalize) -> C
         .map_err(|e| fail(e.to_string()))?
         .decode()
         .map_err(|e| fail(format!("not a readable JPEG or PNG: {e}")))?;
-    let pixels = crop(picture, geometry.height, geometry.width);
+    let pixels = crop(picture, geometry.height, geometry.width, view);
     let mut values = vec![0f32; ty.len()];
     let per_image = geometry.channels * geometry.height * geometry.width;
     for (i, value) in values.iter_mut().enumerate() {
@@ -121,16 +165,21 @@ impl Geometry {
     }
 }
 
-/// Resizes so that the centre crop of `height` x `width` keeps 7/8 of the picture's tighter side.
-fn crop(picture: DynamicImage, height: usize, width: usize) -> image::RgbImage {
+/// Resizes so that a crop of `height` x `width` keeps 7/8 of the picture's tighter side.
+fn crop(picture: DynamicImage, height: usize, width: usize, view: View) -> image::RgbImage {
     let rgb = picture.into_rgb8();
     let (w, h) = (f64::from(rgb.width()), f64::from(rgb.height()));
     let scale = (width as f64 / w).max(height as f64 / h) * 8.0 / 7.0;
     let (rw, rh) = ((w * scale).round() as u32, (h * scale).round() as u32);
     let (rw, rh) = (rw.max(width as u32), rh.max(height as u32));
     let resized = image::imageops::resize(&rgb, rw, rh, FilterType::Triangle);
-    let (x, y) = ((rw - width as u32) / 2, (rh - height as u32) / 2);
-    image::imageops::crop_imm(&resized, x, y, width as u32, height as u32).to_image()
+    let (x, y) = (rw - width as u32, rh - height as u32);
+    let (x, y) = match view.corner {
+        None => (x / 2, y / 2),
+        Some((column, row)) => (x * u32::from(column), y * u32::from(row)),
+    };
+    let part = image::imageops::crop_imm(&resized, x, y, width as u32, height as u32).to_image();
+    if view.mirrored { image::imageops::flip_horizontal(&part) } else { part }
 }
 
 #[cfg(test)]
@@ -160,6 +209,24 @@ mod tests {
         assert_eq!((a[0], a[2 * 64 + 7]), (1.0, 1.0), "red left, blue right");
         let caffe = load(&path, "x", &TensorType::f32([1, 3, 8, 8]), Normalize::Caffe).unwrap();
         assert_eq!(caffe.as_slice::<f32>().unwrap()[2 * 64], 255.0 - 123.0, "red is last in BGR");
+    }
+
+    #[test]
+    fn views_differ_and_mirror() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = picture(dir.path());
+        assert_eq!(in_folder(dir.path()).unwrap(), std::slice::from_ref(&path));
+        let ty = TensorType::f32([1, 3, 8, 8]);
+        let red = |view| {
+            let tensor = load_view(&path, "x", &ty, Normalize::Unit, view).unwrap();
+            let values = tensor.as_slice::<f32>().unwrap();
+            (values[0], values[7])
+        };
+        let views: Vec<View> = View::all().collect();
+        assert_eq!((views.len(), views[0]), (10, View::default()));
+        assert_eq!(red(views[0]), (1.0, 0.0));
+        assert_eq!(red(views[1]), (0.0, 1.0), "mirrored");
+        assert_eq!(red(views[2]), (1.0, 1.0), "the left of a wide picture");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The `sparoa` command.
 
+mod agreement;
 mod args;
 mod arrays;
 mod commands;

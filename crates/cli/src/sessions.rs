@@ -4,9 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy, Pool, Session,
-    SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads, cpu_info,
-    default_cache_dir, isa, onnx, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
+    Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads,
+    cpu_info, default_cache_dir, isa, onnx, zoo,
 };
 
 use crate::{
@@ -25,6 +25,7 @@ pub struct Machine {
     /// Why there is none.
     pub gpu_unavailable: Option<String>,
     pool: Arc<Pool>,
+    arithmetic: Arithmetic,
     allow_fallback: bool,
     gpu_only: bool,
 }
@@ -34,9 +35,11 @@ impl Machine {
     ///
     /// # Errors
     /// When `--device gpu` or `--gpu NAME` asks for a GPU that is absent (unless
-    /// `--allow-fallback`), or `--cpus` names cores that are not there.
+    /// `--allow-fallback`), `--cpus` names cores that are not there, or `--exact` contradicts
+    /// `--precision`.
     pub fn open(args: &DeviceArgs) -> CliResult<Machine> {
         isa::from_env().map_err(CliError::usage)?;
+        let arithmetic = arithmetic(args)?;
         let mut gpu: Option<Arc<dyn Accelerator>> = None;
         let mut gpu_unavailable = None;
         if args.device == "cpu" {
@@ -75,6 +78,7 @@ impl Machine {
             gpu,
             gpu_unavailable,
             pool: Arc::new(Pool::new(threads)),
+            arithmetic,
             allow_fallback: args.allow_fallback,
         })
     }
@@ -120,6 +124,7 @@ impl Machine {
             .always_profile(request.always_profile)
             .fresh(request.fresh)
             .optimize(request.optimize)
+            .arithmetic(request.arithmetic.unwrap_or(self.arithmetic))
             .on_progress(bars.build(&request.label));
         if let Some(gpu) = &self.gpu {
             builder = builder.accelerator(gpu.clone());
@@ -131,6 +136,18 @@ impl Machine {
             builder = builder.plan(PlanFile::read(path).map_err(CliError::input)?);
         }
         builder.build().map_err(session_error)
+    }
+}
+
+/// How the CPU computes products.
+fn arithmetic(args: &DeviceArgs) -> CliResult<Arithmetic> {
+    match (args.precision.as_str(), args.exact) {
+        ("bf16", true) => {
+            Err(CliError::usage("--exact: contradicts --precision bf16, leave one of them out"))
+        }
+        ("bf16", false) => Ok(Arithmetic::Bf16),
+        (_, true) => Ok(Arithmetic::Exact),
+        (_, false) => Ok(Arithmetic::Fast),
     }
 }
 
@@ -147,12 +164,14 @@ fn pin_to(cores: &[usize]) -> CliResult {
         .map_err(|e| CliError::usage(format!("--cpus {cores:?}: {e}")))
 }
 
+#[derive(Clone)]
 enum ModelSource {
     File(PathBuf),
     Zoo(Arc<Model>),
 }
 
 /// What to build.
+#[derive(Clone)]
 pub struct BuildRequest {
     label: String,
     source: ModelSource,
@@ -173,6 +192,8 @@ pub struct BuildRequest {
     pub fresh: bool,
     /// Run the graph passes.
     pub optimize: bool,
+    /// How the CPU computes products, whatever the flags say.
+    pub arithmetic: Option<Arithmetic>,
 }
 
 impl BuildRequest {
@@ -200,6 +221,7 @@ impl BuildRequest {
             always_profile: false,
             fresh: false,
             optimize: true,
+            arithmetic: None,
         })
     }
 
@@ -345,7 +367,9 @@ pub fn session_error(e: SessionError) -> CliError {
         SessionError::Specialize(_) => Kind::Model,
         SessionError::Pin(_) | SessionError::Schedule(_) => Kind::Usage,
         SessionError::PlanFile(_) | SessionError::Compile(_) => Kind::Input,
-        SessionError::Device(_) | SessionError::NoGpu { .. } => Kind::Device,
+        SessionError::Device(_) | SessionError::NoGpu { .. } | SessionError::NoBf16 { .. } => {
+            Kind::Device
+        }
         SessionError::Engine(e) => engine_kind(e),
         _ => Kind::Input,
     };

@@ -5,8 +5,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use sparoa_kernels::conv::{Conv2d, Conv2dOptions, Conv2dParams};
-use sparoa_kernels::gemm::{PackedB, gemm};
+use sparoa_kernels::conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams};
+use sparoa_kernels::gemm::{PackedB, PackedBf16, gemm, gemm_bf16};
 use sparoa_kernels::isa;
 use sparoa_kernels::permute::permute_f32;
 use sparoa_kernels::{Activation, Epilogue, Pool};
@@ -57,32 +57,55 @@ struct Bench {
     filter: String,
     pool: Pool,
     peak: f64,
+    /// Where the CPU has bf16.
+    bf16_peak: Option<f64>,
 }
 
 impl Bench {
     fn report(&self, name: &str, flops: f64, bytes: f64, f: impl FnMut()) {
+        self.report_of(self.peak, name, flops, bytes, f);
+    }
+
+    /// The same for bf16.
+    fn report_bf16(&self, name: &str, flops: f64, bytes: f64, f: impl FnMut()) {
+        self.report_of(self.bf16_peak.unwrap_or(self.peak), name, flops, bytes, f);
+    }
+
+    fn report_of(&self, peak: f64, name: &str, flops: f64, bytes: f64, f: impl FnMut()) {
         if !name.contains(&self.filter) {
             return;
         }
         let seconds = best_seconds(self.pool.threads(), f);
         println!(
-            "{name:44} {:10.1} us {:8.2} GFLOP/s {:5.1} % of peak {:7.2} GB/s",
+            "{name:49} {:10.1} us {:8.2} GFLOP/s {:5.1} % of peak {:7.2} GB/s",
             seconds * 1e6,
             flops / seconds * 1e-9,
-            flops / seconds / self.peak * 100.0,
+            flops / seconds / peak * 100.0,
             bytes / seconds * 1e-9
         );
     }
 
     fn gemm(&self, name: &str, m: usize, n: usize, k: usize) {
         let a = values(m * k);
-        let b = PackedB::new(k, n, &values(k * n), false);
+        let weight = values(k * n);
+        let b = PackedB::new(k, n, &weight, false);
         let bias = values(n);
         let mut c = vec![0.0; m * n];
         let epi = Epilogue::activation(Activation::Relu);
         let bytes = 4.0 * (m * k + k * n + m * n) as f64;
         self.report(&format!("gemm {name} {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, bytes, || {
             gemm(m, black_box(&a), k, &b, Some(&bias), &epi, &mut c, &self.pool);
+        });
+        if self.bf16_peak.is_none() {
+            return;
+        }
+        let b = PackedBf16::new(k, n, &weight, false);
+        let mut scratch = vec![0.0; b.scratch_len(m, self.pool.threads())];
+        let bytes = bytes - 2.0 * (k * n) as f64;
+        let title = format!("bf16 gemm {name} {m}x{n}x{k}");
+        self.report_bf16(&title, 2.0 * (m * n * k) as f64, bytes, || {
+            let (bias, a) = (Some(bias.as_slice()), black_box(&a));
+            gemm_bf16(m, a, k, &b, bias, &epi, &mut c, &mut scratch, &self.pool);
         });
     }
 
@@ -122,6 +145,15 @@ impl Bench {
         self.report(&title, flops, bytes, || {
             conv.run(1, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
         });
+        if self.bf16_peak.is_none() || (g == ci && g > 1) {
+            return;
+        }
+        let conv = Conv2dBf16::new(params, &weight, Some(&bias));
+        scratch.resize(conv.scratch_len(1, size, size, self.pool.threads()), 0.0);
+        let bytes = bytes - 2.0 * weight.len() as f64;
+        self.report_bf16(&format!("bf16 {title}"), flops, bytes, || {
+            conv.run(1, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
+        });
     }
 }
 
@@ -130,8 +162,12 @@ fn main() {
     let filter = args.first().cloned().unwrap_or_default();
     let threads = args.get(1).map_or(1, |t| t.parse().expect("THREADS is a number"));
     let peak = sparoa_kernels::math::fma_peak_flops() * threads as f64;
+    let bf16_peak = sparoa_kernels::math::bf16_peak_flops().map(|p| p * threads as f64);
     println!("{}, {threads} threads, peak {:.1} GFLOP/s", isa::best(), peak * 1e-9);
-    let b = Bench { filter, pool: Pool::new(threads), peak };
+    if let Some(peak) = bf16_peak {
+        println!("bf16 peak {:.1} GFLOP/s", peak * 1e-9);
+    }
+    let b = Bench { filter, pool: Pool::new(threads), peak, bf16_peak };
     for size in [256, 512, 1024] {
         b.gemm("square", size, size, size);
     }

@@ -1,11 +1,13 @@
 //! Two-dimensional convolution, channels last, with packed weights.
 
+mod bf16;
 mod depthwise;
 pub(crate) mod indirect;
 mod inverted;
 mod transpose;
 mod winograd;
 
+pub use bf16::Conv2dBf16;
 pub use inverted::{InvertedResidual, Pointwise};
 pub use transpose::ConvTranspose2d;
 

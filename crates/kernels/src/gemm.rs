@@ -4,15 +4,17 @@ pub(crate) mod micro;
 pub(crate) mod driver;
 mod batched;
 mod pack;
+pub(crate) mod bf16;
 
 pub use batched::BatchedGemm;
+pub use bf16::{PackedBf16, gemm_bf16};
 pub(crate) use pack::pack_panels;
 
 use crate::activation::Epilogue;
 use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
-use crate::simd;
+use crate::simd::{self, Kernel};
 use driver::{Block, Product, Rows, Split};
 
 /// The right-hand matrix, k x n, packed for one instruction set.
@@ -26,6 +28,8 @@ pub struct PackedB {
     n: usize,
     mr: usize,
     nr: usize,
+    /// Whether elements are pairs of bf16 (see [`bf16`]).
+    pairs: bool,
     data: AlignedBuffer,
 }
 
@@ -66,7 +70,8 @@ impl PackedB {
     pub(crate) fn empty(isa: Isa, k: usize, n: usize) -> PackedB {
         assert!(isa.is_available(), "the instruction set is available");
         let (lanes, mr, vectors) = simd::tile_of(isa);
-        PackedB { isa, k, n, mr, nr: lanes * vectors, data: AlignedBuffer::zeroed(0) }
+        let data = AlignedBuffer::zeroed(0);
+        PackedB { isa, k, n, mr, nr: lanes * vectors, pairs: false, data }
     }
 
     /// Rows.
@@ -87,6 +92,11 @@ impl PackedB {
     /// Size in memory.
     pub fn bytes(&self) -> usize {
         size_of_val(self.packed())
+    }
+
+    /// Runs a kernel on this matrix with the token that it is packed for.
+    pub(crate) fn dispatch<K: Kernel>(&self, kernel: K) -> K::Output {
+        if self.pairs { simd::dispatch_pairs(kernel) } else { simd::dispatch(self.isa, kernel) }
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -143,7 +153,7 @@ pub(crate) fn run_dense(product: &Product<'_>, m: usize, a: &[f32], lda: usize, 
             first_row: rows.start,
             panels,
         };
-        simd::dispatch(product.b.isa, block);
+        product.b.dispatch(block);
     });
 }
 

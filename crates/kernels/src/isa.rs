@@ -111,6 +111,30 @@ pub fn best() -> Isa {
     *BEST.get_or_init(|| from_env().unwrap_or_else(|_| capped(Isa::Avx512Vnni)))
 }
 
+/// Whether products of bf16 pairs can be used: the machine has them (AVX-512 with BF16), and
+/// `SPAROA_ISA` does not cap the instruction set below.
+///
+/// # Errors
+/// Why not.
+pub fn bf16() -> Result<(), &'static str> {
+    if best() < Isa::Avx512 && Isa::Avx512.is_available() {
+        return Err("SPAROA_ISA caps the instruction set below avx512");
+    }
+    if has_bf16() { Ok(()) } else { Err("this CPU has no AVX-512 BF16 instructions") }
+}
+
+/// Whether the machine has AVX-512 with BF16, whatever the cap.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_bf16() -> bool {
+    Isa::Avx512.is_available() && std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+/// Whether the machine has AVX-512 with BF16, whatever the cap.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn has_bf16() -> bool {
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@
 // A kernel's shape is its interface; and one index walks several arrays at once.
 #![allow(clippy::too_many_arguments, clippy::needless_range_loop)]
 
+mod arithmetic;
 pub mod isa;
 pub mod pool;
 mod parts;
@@ -34,5 +35,6 @@ pub mod quantized;
 mod testing;
 
 pub use activation::{Activation, Epilogue, Residual};
+pub use arithmetic::Arithmetic;
 pub use isa::Isa;
 pub use pool::Pool;

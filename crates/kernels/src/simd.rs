@@ -65,6 +65,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// a * b + c, fused where the instruction set can.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// c plus the products of words of packed matrices: a * b, or with the token of pairs
+    /// (see [`dispatch_pairs`]) a.0 * b.0 + a.1 * b.1.
+    #[inline(always)]
+    fn multiply_words(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.mul_add(a, b, c)
+    }
+    /// The lanes of `first`, then those of `second`, rounded to bf16, as words. Only
+    /// the token of pairs can.
+    #[inline(always)]
+    fn to_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        let _ = (first, second);
+        unreachable!("only tokens of pairs are asked for pairs")
+    }
     /// a < b ? a : b; so b if either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// a > b ? a : b; so b if either is NaN.
@@ -188,9 +201,9 @@ pub(crate) fn quad_column(vector: usize, lane: usize) -> usize {
 pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => {
-            avx512::Avx512::<true>::detect().expect("AVX-512 VNNI is available").call(kernel)
-        }
+        Isa::Avx512Vnni => avx512::Avx512::<{ avx512::VNNI }>::detect()
+            .expect("AVX-512 VNNI is available")
+            .call(kernel),
         _ => dispatch(isa, kernel),
     }
 }
@@ -199,9 +212,9 @@ pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni => {
-            avx512::Avx512::<false>::detect().expect("AVX-512 is available").call(kernel)
-        }
+        Isa::Avx512 | Isa::Avx512Vnni => avx512::Avx512::<{ avx512::PLAIN }>::detect()
+            .expect("AVX-512 is available")
+            .call(kernel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::Avx2::detect().expect("AVX2 is available").call(kernel),
         #[cfg(target_arch = "x86_64")]
@@ -211,6 +224,20 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::Scalar => scalar::Scalar.call(kernel),
         #[allow(unreachable_patterns)]
         other => panic!("{other} is not available on this architecture"),
+    }
+}
+
+/// Runs `kernel` with the token whose packed words are pairs of bf16; panics if the machine does
+/// not have it.
+pub(crate) fn dispatch_pairs<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    return avx512::Avx512::<{ avx512::BF16 }>::detect()
+        .expect("AVX-512 BF16 is available")
+        .call(kernel);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = kernel;
+        panic!("pairs of bf16 are not available on this architecture")
     }
 }
 

@@ -15,6 +15,12 @@ pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// Values rounded to bf16.
+pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
+    let one = |&x| f32::from_bits(u32::from(crate::gemm::bf16::round(x)) << 16);
+    values.iter().map(one).collect()
+}
+
 /// Applies bias and epilogue to an exact sum with its error bound.
 pub(crate) fn epilogue_reference(
     (sum, bound): (f64, f64),

@@ -33,10 +33,10 @@ pub use sparoa_core::{
     schedule::{Objective, Pin, Policy, Timeline},
     session::{
         Decision, GuardReport, Progress, Session, SessionBuilder, SessionError, Tolerance,
-        ValueInfo, Verification, random_placement, random_tensor, reference,
+        ValueInfo, Verification, product_depth, random_placement, random_tensor, reference,
     },
     tensor::{DType, Element, Tensor, TensorType},
     zoo,
 };
 pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
-pub use sparoa_kernels::{isa, pool::Pool};
+pub use sparoa_kernels::{Arithmetic, isa, pool::Pool};

@@ -1,9 +1,12 @@
 //! `sparoa verify`.
 
 use serde::Serialize;
-use sparoa::{Policy, Tolerance, Verification, random_placement, reference};
+use sparoa::{
+    Policy, Session, Tolerance, Verification, product_depth, random_placement, reference,
+};
 
 use crate::{
+    agreement::{self, Agreement},
     args::VerifyArgs,
     error::{CliError, CliResult, Kind},
     inputs,
@@ -19,6 +22,7 @@ struct Document {
     rtol: f64,
     atol: f64,
     plans: Vec<Row>,
+    agreement: Option<Agreement>,
 }
 
 #[derive(Serialize)]
@@ -28,6 +32,7 @@ struct Row {
     device: &'static str,
     passed: bool,
     max_abs_error: f64,
+    tolerance: Tolerance,
     verification: Verification,
 }
 
@@ -48,12 +53,19 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
     let mut session = machine.build(&request, &bars)?;
     let (values, _) = inputs::collect(&session, &args.inputs)?;
     let values = inputs::borrowed(&values);
-    let tolerance = Tolerance { rtol: args.rtol, atol: args.atol };
+    let depth = product_depth(session.graph());
     let spinner = bars.spinner("computing the reference");
     let expected = reference(session.model(), session.shapes(), &values, session.pool())
         .map_err(session_error)?;
     spinner.finish_and_clear();
 
+    let agreement = match &args.images {
+        None => None,
+        Some(folder) => {
+            let of = agreement::measure(&machine, &request, &mut session, folder, args, &bars)?;
+            Some(of)
+        }
+    };
     // The first plan is the session's own; the others replace its placement.
     let mut placements = vec![(session.decision().source.clone(), None)];
     if args.policy.is_none() && args.plan.is_none() && machine.gpu.is_some() {
@@ -71,6 +83,7 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
         if let Some(placement) = placement {
             session.set_placement(placement, name.clone()).map_err(session_error)?;
         }
+        let tolerance = tolerance(args, &session, depth);
         let verification =
             session.verify_against(&expected, &values, tolerance).map_err(session_error)?;
         let placement = Counts::of(&session);
@@ -80,6 +93,7 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
             placement,
             passed: verification.passed(),
             max_abs_error: verification.outputs.iter().map(|o| o.max_abs).fold(0.0, f64::max),
+            tolerance,
             verification,
         });
         bar.inc(1);
@@ -87,14 +101,31 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
     bar.finish_and_clear();
     let document = Document {
         passed: plans.iter().all(|p| p.passed),
-        rtol: args.rtol,
-        atol: args.atol,
+        rtol: args.rtol.unwrap_or(Tolerance::default().rtol),
+        atol: args.atol.unwrap_or(Tolerance::default().atol),
         plans,
+        agreement,
     };
     out.print(&document, || text(&document))?;
     match document.plans.iter().find(|p| !p.passed) {
         None => Ok(()),
         Some(p) => Err(CliError::new(Kind::Failed, failure(&args.model.model, p))),
+    }
+}
+
+/// The user's, or what the arithmetic of the plan's processors calls for: bf16 rounds both operands
+/// on the CPU, fp16 the weights on the GPU.
+fn tolerance(args: &VerifyArgs, session: &Session, depth: usize) -> Tolerance {
+    let default = Tolerance::default();
+    if args.rtol.is_some() || args.atol.is_some() {
+        let (rtol, atol) = (args.rtol.unwrap_or(default.rtol), args.atol.unwrap_or(default.atol));
+        return Tolerance { rtol, atol, ..default };
+    }
+    let device = Counts::of(session).device();
+    match args.device.precision.as_str() {
+        "bf16" if device != "gpu" => Tolerance::of_rounding(8, 2, depth),
+        "fp16" if device != "cpu" => Tolerance::of_rounding(11, 1, depth),
+        _ => default,
     }
 }
 
@@ -131,5 +162,15 @@ fn text(d: &Document) -> String {
         ]);
     }
     let verdict = if d.passed { "all outputs agree" } else { "outputs differ" };
-    format!("{}{verdict} (rtol {:e}, atol {:e})\n", table.render(), d.rtol, d.atol)
+    let of_rms = d.plans.iter().map(|p| p.tolerance.of_rms).fold(0.0, f64::max);
+    let of_rms = match of_rms {
+        0.0 => String::new(),
+        share => format!(", {:.1} % of each output's root mean square", share * 100.0),
+    };
+    let classes = d.agreement.as_ref().map_or(String::new(), |a| {
+        let (agree, samples, share) = (a.agree, a.samples, a.share * 100.0);
+        format!("highest class as in exact fp32: {agree} of {samples} samples ({share:.1} %)\n")
+    });
+    let table = table.render();
+    format!("{table}{verdict} (rtol {:e}, atol {:e}{of_rms})\n{classes}", d.rtol, d.atol)
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use sparoa_kernels::Arithmetic;
+
 use super::ids::id;
 use crate::{
     ops::Op,
@@ -72,6 +74,20 @@ impl fmt::Display for Dim {
             Dim::Symbol(s) => f.write_str(s),
             Dim::Unknown => f.write_str("?"),
         }
+    }
+}
+
+impl Model {
+    /// The same model with every product computed so, those in bodies of loops and branches too.
+    #[must_use]
+    pub fn with_arithmetic(&self, arithmetic: Arithmetic) -> Model {
+        let mut model = self.clone();
+        for node in &mut model.nodes {
+            if let Some(op) = node.op.with_arithmetic(arithmetic) {
+                node.op = op;
+            }
+        }
+        model
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{fmt, sync::Arc};
 
-use sparoa_kernels::pool::Pool;
+use sparoa_kernels::{Arithmetic, pool::Pool};
 
 use super::{
     AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelIo, Op, OpError, OpSpec,
@@ -173,6 +173,12 @@ impl If {
 impl Op for If {
     fn op_type(&self) -> &'static str {
         "If"
+    }
+
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        let branch = |model: &Model| Arc::new(model.with_arithmetic(arithmetic));
+        let (then_branch, else_branch) = (branch(&self.then_branch), branch(&self.else_branch));
+        Some(Arc::new(If { then_branch, else_branch, captures: self.captures.clone() }))
     }
 
     fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError> {
@@ -402,6 +408,11 @@ impl Stack {
 impl Op for Loop {
     fn op_type(&self) -> &'static str {
         "Loop"
+    }
+
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        let body = Arc::new(self.body.with_arithmetic(arithmetic));
+        Some(Arc::new(Loop { body, ..self.clone() }))
     }
 
     fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError> {

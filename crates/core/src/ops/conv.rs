@@ -6,8 +6,9 @@ mod volume;
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
+    Arithmetic,
     activation::{Activation, Epilogue, Residual},
-    conv::{Conv2d, Conv2dOptions, Conv2dParams},
+    conv::Conv2dParams,
     permute::permute,
     pool::Pool,
 };
@@ -17,6 +18,7 @@ use super::{
     OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     epilogue::{self, RESIDUAL_INPUT},
     floats, gpu,
+    packed::PackedConv,
 };
 pub use super::{
     epilogue::ResidualKind,
@@ -81,6 +83,8 @@ pub struct Conv {
     pub activation: Activation,
     /// Whether input 3 is added, and where.
     pub residual: ResidualKind,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 /// The sizes of one convolution.
@@ -258,24 +262,24 @@ impl Op for Conv {
         };
         let bias = x.constant(2);
         let [h, w] = flat.input;
-        let options = Conv2dOptions {
-            images: Some([shape.batch, h, w]),
-            // As imported, the graph is the reference.
-            exact: self.layout == Layout::Nchw,
+        let images = [shape.batch, h, w];
+        let pack = |weight: &[f32], bias: Option<&[f32]>| {
+            Arc::new(PackedConv::new(self.arithmetic, params, images, weight, bias))
         };
         // A bias computed at run time is packed with the weights at run time: rare.
-        let (conv, is_packed) = match x.constant(1) {
+        let packed = match x.constant(1) {
             Some(w) if bias.is_some() || x.get(2).is_none() => {
                 let weight = w.as_slice().expect("the weight has the input's type, f32");
-                let bias = bias.and_then(|b| b.as_slice());
-                (Conv2d::for_images(params, weight, bias, options), true)
+                Some(pack(weight, bias.and_then(|b| b.as_slice())))
             }
-            _ => (Conv2d::new(params, &vec![0.0; x.input(1).ty.len()], None), false),
+            _ => None,
         };
+        let scratch_of =
+            packed.clone().unwrap_or_else(|| pack(&vec![0.0; x.input(1).ty.len()], None));
         Ok(Box::new(ConvKernel {
             params,
-            conv,
-            is_packed,
+            packed,
+            scratch_of,
             batch: shape.batch,
             flat,
             op: self.clone(),
@@ -332,6 +336,10 @@ impl Op for Conv {
             .then(|| Arc::new(Conv { layout: Layout::Nhwc, ..self.clone() }) as Arc<dyn Op>)
     }
 
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Conv { arithmetic, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
         let mut list = self.window.attributes();
         if self.group > 1 {
@@ -350,9 +358,10 @@ impl Op for Conv {
 /// A convolution of one or two spatial dimensions.
 struct ConvKernel {
     params: Conv2dParams,
-    conv: Conv2d,
-    /// False when weight or bias is computed at run time: `conv` only has the shape then.
-    is_packed: bool,
+    /// `None` when weight or bias is computed at run time.
+    packed: Option<Arc<PackedConv>>,
+    /// A convolution of the same shape, for its scratch size.
+    scratch_of: Arc<PackedConv>,
     batch: usize,
     flat: Flat,
     op: Conv,
@@ -367,8 +376,7 @@ impl ConvKernel {
     }
 
     fn kernel_scratch(&self, threads: usize) -> usize {
-        let [h, w] = self.flat.input;
-        self.conv.scratch_len(self.batch, h, w, threads)
+        self.scratch_of.scratch_len(self.batch, self.flat.input, threads)
     }
 }
 
@@ -384,16 +392,19 @@ impl CpuKernel for ConvKernel {
     }
 
     fn weight_bytes(&self) -> usize {
-        if self.is_packed { self.conv.bytes() } else { 0 }
+        self.packed.as_ref().map_or(0, |p| p.bytes())
     }
 
     fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
         let made;
-        let conv = match self.is_packed {
-            true => &self.conv,
-            false => {
+        let conv = match &self.packed {
+            Some(conv) => conv,
+            None => {
                 let bias = io.get(2).map(|b| b.slice::<f32>());
-                made = Conv2d::new(self.params, io.input(1).slice(), bias);
+                let weight = io.input(1).slice();
+                let [h, w] = self.flat.input;
+                let images = [self.batch, h, w];
+                made = PackedConv::new(self.op.arithmetic, self.params, images, weight, bias);
                 &made
             }
         };
@@ -404,7 +415,7 @@ impl CpuKernel for ConvKernel {
         let y = io.outputs[0].slice_mut::<f32>();
         let [h, w] = self.flat.input;
         if self.op.layout == Layout::Nhwc {
-            conv.run(self.batch, h, w, x, &epilogue, y, own, pool);
+            conv.run(self.batch, [h, w], x, &epilogue, y, own, pool);
             return Ok(());
         }
         let (x_len, y_len) = self.lens();
@@ -423,7 +434,7 @@ impl CpuKernel for ConvKernel {
             Residual::AfterActivation(r) => Residual::AfterActivation(transposed(r)),
         };
         let epilogue = Epilogue { residual, ..epilogue };
-        conv.run(self.batch, h, w, xt, &epilogue, yt, own, pool);
+        conv.run(self.batch, [h, w], xt, &epilogue, yt, own, pool);
         swap(yt, [self.batch, out_pixels, c_out], y, pool);
         Ok(())
     }

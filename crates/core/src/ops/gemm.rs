@@ -3,8 +3,9 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
+    Arithmetic,
     activation::{Activation, Epilogue, Residual},
-    gemm::{BatchedGemm, PackedB, gemm},
+    gemm::BatchedGemm,
 };
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
     OpSpec, Operand, Operands, Part, PartInput, Scratch, axes,
     conv::{ResidualKind, check_bias, check_residual, same_dtype, swap},
     epilogue, floats, gpu, kernel_with,
+    packed::PackedMatrix,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -30,6 +32,7 @@ pub(super) const SPECS: &[OpSpec] = &[
                 beta: a.float_or("beta", 1.0)?,
                 trans_a: a.flag("transA", false)?,
                 trans_b: a.flag("transB", false)?,
+                ..Gemm::default()
             }))
         },
         examples: gemm_examples,
@@ -56,11 +59,14 @@ pub struct Gemm {
     pub trans_a: bool,
     /// B is stored n x k.
     pub trans_b: bool,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for Gemm {
     fn default() -> Gemm {
-        Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false }
+        let arithmetic = Arithmetic::default();
+        Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, arithmetic }
     }
 }
 
@@ -133,15 +139,10 @@ impl Op for Gemm {
             DType::F64 => return Ok(self.double(m, k, n, x)),
             other => return Err(OpError::dtype(other, &[DType::F32, DType::F64])),
         }
-        let Gemm { alpha, beta, trans_a, trans_b } = *self;
+        let Gemm { alpha, beta, trans_a, trans_b, arithmetic } = *self;
         let packed = x.constant(1).map(|b| {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
-            if alpha == 1.0 {
-                PackedB::new(k, n, b, trans_b)
-            } else {
-                let scaled: Vec<f32> = b.iter().map(|v| v * alpha).collect();
-                PackedB::new(k, n, &scaled, trans_b)
-            }
+            PackedMatrix::new(arithmetic, [k, n], b, trans_b, alpha)
         });
         let batched = BatchedGemm {
             batch: [1, 1],
@@ -158,14 +159,16 @@ impl Op for Gemm {
         let c_strides = x.get(2).map(|c| broadcast_strides(c.shape()));
         let (at_len, c_len) =
             (if trans_a { m * k } else { 0 }, if c_strides.is_some() { m * n } else { 0 });
-        let has_packed = packed.is_some();
-        let own = move |threads| if has_packed { 0 } else { batched.scratch_len(threads) };
+        let packed = packed.map(Arc::new);
+        let of_product = packed.clone();
         let scratch_bytes = move |threads| {
-            Scratch::bytes::<f32>(at_len)
-                + Scratch::bytes::<f32>(c_len)
-                + Scratch::bytes::<f32>(own(threads))
+            let own = match &of_product {
+                Some(packed) => packed.scratch_bytes(m, threads),
+                None => Scratch::bytes::<f32>(batched.scratch_len(threads)),
+            };
+            Scratch::bytes::<f32>(at_len) + Scratch::bytes::<f32>(c_len) + own
         };
-        let weight_bytes = packed.as_ref().map_or(0, PackedB::bytes);
+        let weight_bytes = packed.as_ref().map_or(0, |p| p.bytes());
         Ok(kernel_with(weight_bytes, scratch_bytes, move |io, pool| {
             let mut a = io.input(0).slice::<f32>();
             let (b, c) = (io.input(1), io.get(2));
@@ -191,9 +194,9 @@ impl Op for Gemm {
                 epilogue.residual = Residual::BeforeActivation(full);
             }
             match &packed {
-                Some(packed) => gemm(m, a, k, packed, None, &epilogue, y, pool),
+                Some(packed) => packed.run([m, k], a, None, &epilogue, y, &mut scratch, pool),
                 None => {
-                    let own = scratch.take::<f32>(own(pool.threads()));
+                    let own = scratch.take::<f32>(batched.scratch_len(pool.threads()));
                     batched.run(a, b.slice(), None, &epilogue, y, own, pool);
                 }
             }
@@ -219,6 +222,10 @@ impl Op for Gemm {
         }
         inputs.resize(x.inputs.len(), PartInput::Whole);
         Some(Part { op: Arc::new(self.clone()), inputs })
+    }
+
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Gemm { arithmetic, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
@@ -270,12 +277,15 @@ pub struct Linear {
     pub activation: Activation,
     /// Whether input 3 is added, and where.
     pub residual: ResidualKind,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 impl Linear {
     fn parse(attributes: &Attributes) -> Result<Linear, OpError> {
         let (activation, residual) = epilogue::parse(attributes)?;
-        Ok(Linear { trans_b: attributes.flag("transB", false)?, activation, residual })
+        let trans_b = attributes.flag("transB", false)?;
+        Ok(Linear { trans_b, activation, residual, ..Linear::default() })
     }
 
     /// m (the product of all leading dimensions of x), k and n.
@@ -327,20 +337,20 @@ impl Op for Linear {
             return Err(OpError::dtype(dtype, &[DType::F32]));
         }
         let [m, k, n] = self.sizes(x.inputs)?;
-        let Linear { trans_b, activation, residual } = *self;
+        let Linear { trans_b, activation, residual, arithmetic } = *self;
         if let Some(w) = x.constant(1) {
             let w = w.as_slice::<f32>().expect("w has x's type, f32");
-            let packed = PackedB::new(k, n, w, trans_b);
+            let packed = Arc::new(PackedMatrix::new(arithmetic, [k, n], w, trans_b, 1.0));
+            let of_product = packed.clone();
             return Ok(kernel_with(
                 packed.bytes(),
-                |_| 0,
+                move |threads| of_product.scratch_bytes(m, threads),
                 move |io, pool| {
                     let (x, bias) = (io.input(0).slice(), io.get(2).map(|b| b.slice()));
                     let epilogue = epilogue::epilogue(activation, residual, io);
+                    let mut scratch = Scratch::new(io.scratch);
                     let y = io.outputs[0].slice_mut();
-                    if !y.is_empty() {
-                        gemm(m, x, k, &packed, bias, &epilogue, y, pool);
-                    }
+                    packed.run([m, k], x, bias, &epilogue, y, &mut scratch, pool);
                     Ok(())
                 },
             ));
@@ -394,6 +404,10 @@ impl Op for Linear {
         inputs.push(of_output);
         inputs.truncate(x.inputs.len());
         Some(Part { op: Arc::new(self.clone()), inputs })
+    }
+
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Linear { arithmetic, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

@@ -3,11 +3,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use sparoa_kernels::{
-    activation::Epilogue,
-    gemm::{BatchedGemm, PackedB, gemm},
-    permute::permute,
-};
+use sparoa_kernels::{Arithmetic, activation::Epilogue, gemm::BatchedGemm, permute::permute};
 
 use super::{
     AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
@@ -15,6 +11,7 @@ use super::{
     conv::same_dtype,
     floats, gpu, kernel, kernel_with,
     number::{Number, for_dtype},
+    packed::PackedMatrix,
     sample,
 };
 use crate::tensor::{DType, TensorType};
@@ -45,6 +42,7 @@ pub(super) const SPECS: &[OpSpec] = &[
                 trans_a: a.flag("transA", false)?,
                 trans_b: a.flag("transB", false)?,
                 alpha: a.float_or("alpha", 1.0)?,
+                ..MatMul::default()
             }))
         },
         examples: fused_examples,
@@ -61,11 +59,14 @@ pub struct MatMul {
     pub trans_b: bool,
     /// Factor of the product.
     pub alpha: f32,
+    /// How products are computed; not an ONNX attribute.
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for MatMul {
     fn default() -> MatMul {
-        MatMul { trans_a: false, trans_b: false, alpha: 1.0 }
+        let arithmetic = Arithmetic::default();
+        MatMul { trans_a: false, trans_b: false, alpha: 1.0, arithmetic }
     }
 }
 
@@ -89,6 +90,11 @@ pub struct MatMulShape {
 }
 
 impl MatMul {
+    /// Whether it is ONNX's MatMul: not transposed, not scaled.
+    fn is_plain(&self) -> bool {
+        !self.trans_a && !self.trans_b && self.alpha == 1.0
+    }
+
     /// Sizes for these operand shapes.
     ///
     /// # Errors
@@ -144,25 +150,19 @@ impl MatMul {
             && (!self.trans_a || x.input(0).shape().len() == 1)
         {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
-            let scaled: Vec<f32>;
-            let b = if self.alpha == 1.0 {
-                b
-            } else {
-                scaled = b.iter().map(|v| v * self.alpha).collect();
-                &scaled
-            };
             let transposed = self.trans_b && x.input(1).shape().len() > 1;
-            let packed = PackedB::new(k, n, b, transposed);
+            let packed = PackedMatrix::new(self.arithmetic, [k, n], b, transposed, self.alpha);
+            let packed = Arc::new(packed);
+            let of_product = packed.clone();
             let rows = axes::product(&s.batch)? * m;
             return Ok(kernel_with(
                 packed.bytes(),
-                |_| 0,
+                move |threads| of_product.scratch_bytes(rows, threads),
                 move |io, pool| {
                     let a = io.input(0).slice();
+                    let mut scratch = Scratch::new(io.scratch);
                     let y = io.outputs[0].slice_mut();
-                    if !y.is_empty() {
-                        gemm(rows, a, k, &packed, None, &Epilogue::NONE, y, pool);
-                    }
+                    packed.run([rows, k], a, None, &Epilogue::NONE, y, &mut scratch, pool);
                     Ok(())
                 },
             ));
@@ -283,7 +283,7 @@ fn plain<T: Number>(
 
 impl Op for MatMul {
     fn op_type(&self) -> &'static str {
-        if *self == MatMul::default() { "MatMul" } else { "FusedMatMul" }
+        if self.is_plain() { "MatMul" } else { "FusedMatMul" }
     }
 
     fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError> {
@@ -352,8 +352,12 @@ impl Op for MatMul {
         Some(Part { op: Arc::new(self.clone()), inputs })
     }
 
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(MatMul { arithmetic, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
-        if *self == MatMul::default() {
+        if self.is_plain() {
             return Vec::new();
         }
         vec![
@@ -364,7 +368,7 @@ impl Op for MatMul {
     }
 
     fn domain(&self) -> &'static str {
-        if *self == MatMul::default() { "" } else { "com.microsoft" }
+        if self.is_plain() { "" } else { "com.microsoft" }
     }
 }
 

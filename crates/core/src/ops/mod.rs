@@ -31,7 +31,8 @@ pub mod gemm;
 pub mod inverted_residual;
 pub mod matmul;
 pub mod norm;
-pub mod pad;
+pub mod packed;
+mod pad;
 pub mod pooling;
 pub mod quantize;
 pub mod quantized;
@@ -48,6 +49,8 @@ pub mod space_depth;
 pub mod transpose;
 
 use std::{any::Any, fmt, ops::Range, sync::Arc};
+
+use sparoa_kernels::Arithmetic;
 
 use crate::tensor::{DType, TensorType};
 
@@ -115,6 +118,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// For an operator defined on NCHW tensors: the same on NHWC tensors (activations only,
     /// weights unchanged).
     fn channels_last(&self) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// The same operator computing its products so, for operators made of products. It shows in
+    /// the `Debug` text, not in [`Op::attributes`].
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        let _ = arithmetic;
         None
     }
 

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use sparoa_kernels::pool::Pool;
+use sparoa_kernels::{Arithmetic, isa, pool::Pool};
 
 use super::{
     Decision, GuardOptions, MeasureOptions, Session, SessionError, ValueInfo,
@@ -74,6 +74,7 @@ pub struct SessionBuilder {
     always_profile: bool,
     fresh: bool,
     optimize: bool,
+    arithmetic: Arithmetic,
     cache_dir: Option<PathBuf>,
     pub(super) measure: MeasureOptions,
     pub(super) guard: GuardOptions,
@@ -114,6 +115,7 @@ impl SessionBuilder {
             always_profile: false,
             fresh: false,
             optimize: true,
+            arithmetic: Arithmetic::Fast,
             cache_dir: None,
             measure: MeasureOptions::default(),
             guard: GuardOptions::default(),
@@ -233,6 +235,13 @@ impl SessionBuilder {
         self
     }
 
+    /// How the CPU computes products; [`Arithmetic::Fast`] by default. The GPU computes in f32.
+    #[must_use]
+    pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.arithmetic = arithmetic;
+        self
+    }
+
     /// Where measurements are kept; [`default_cache_dir`] by default.
     #[must_use]
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -272,6 +281,9 @@ impl SessionBuilder {
     /// # Errors
     /// See [`SessionError`].
     pub fn build(mut self) -> Result<Session, SessionError> {
+        if self.arithmetic == Arithmetic::Bf16 {
+            isa::bf16().map_err(|reason| SessionError::NoBf16 { reason })?;
+        }
         let model = match &self.source {
             Source::Model(model) => model.clone(),
             Source::Path(path, options) => {
@@ -289,13 +301,20 @@ impl SessionBuilder {
             }
         }
         self.tell(Progress::Specializing);
-        let specialized = specialize(&model, &self.shapes)?;
+        let mut specialized = specialize(&model, &self.shapes)?;
         let inputs = input_infos(&specialized.graph);
         let outputs = output_infos(&model, &specialized.graph, &specialized.outputs);
         self.tell(Progress::Optimizing);
+        if let Some(tail) = &mut specialized.tail
+            && self.arithmetic != Arithmetic::Fast
+        {
+            tail.model = tail.model.with_arithmetic(self.arithmetic);
+        }
         let graph = match self.optimize {
-            true => passes::optimize(specialized.graph),
-            false => passes::as_integers(specialized.graph),
+            true => passes::optimize_for(specialized.graph, self.arithmetic),
+            false => {
+                passes::set_arithmetic(passes::as_integers(specialized.graph), self.arithmetic)
+            }
         };
         let graph = Arc::new(graph);
         self.tell(Progress::Analyzing);

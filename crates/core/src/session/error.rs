@@ -49,6 +49,12 @@ pub enum SessionError {
         /// Why there is none.
         reason: String,
     },
+    /// bf16 was asked for where the CPU does not have it.
+    #[error("precision bf16 is not available: {reason}; use --precision fp32")]
+    NoBf16 {
+        /// Why.
+        reason: &'static str,
+    },
     /// An input that the model does not have.
     #[error("the model has no input '{name}' (inputs: {inputs})")]
     UnknownInput {

@@ -7,6 +7,7 @@ mod error;
 mod guard;
 mod inputs;
 mod measure;
+mod tolerance;
 mod verify;
 
 use std::{
@@ -32,9 +33,9 @@ pub use error::SessionError;
 pub use guard::{GuardEntry, GuardOptions, GuardReport, choose};
 pub use inputs::random_tensor;
 pub use measure::MeasureOptions;
+pub use tolerance::{Tolerance, product_depth};
 pub use verify::{
-    Divergence, Mismatch, OutputCheck, Tolerance, Verification, compare, random_placement,
-    reference,
+    Divergence, Mismatch, OutputCheck, Verification, compare, random_placement, reference,
 };
 
 /// Name and type of an input or output.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sparoa_kernels::{Arithmetic, isa};
+
 use super::*;
 use crate::{
     backend::{NullAccelerator, NullOptions},
@@ -61,7 +63,8 @@ fn every_policy_gives_the_reference() {
         let names: Vec<_> = session.outputs().iter().map(|o| o.name.as_str()).collect();
         assert_eq!(names, ["join_output", "a_output"]);
         let given = inputs(&session);
-        let verification = session.verify(&given, Tolerance { rtol: 0.0, atol: 0.0 }).unwrap();
+        let verification =
+            session.verify(&given, Tolerance { rtol: 0.0, atol: 0.0, of_rms: 0.0 }).unwrap();
         assert!(verification.passed(), "{policy}: {verification:?}");
         let (outputs, trace) = session.run_traced(&given).unwrap();
         assert_eq!(outputs, session.run(&given).unwrap());
@@ -225,4 +228,33 @@ fn a_model_of_nothing_but_its_input_runs() {
     let outputs = session.run(&[("x", x.clone())]).unwrap();
     assert_eq!(outputs[0].1, x);
     assert_eq!(outputs[1].1, x);
+}
+
+/// Convolutions of every kind, products and a residual sum, in bf16.
+#[test]
+fn bf16_is_within_its_tolerance_and_not_exact() {
+    let build = |arithmetic| {
+        let model = crate::zoo::build("mobilenet_v3_small").unwrap();
+        SessionBuilder::new(model).threads(2).policy(Policy::Cpu).arithmetic(arithmetic).build()
+    };
+    let mut bf16 = match (build(Arithmetic::Bf16), isa::bf16()) {
+        (Ok(session), Ok(())) => session,
+        (Err(e), Err(reason)) => {
+            let text = e.to_string();
+            assert!(text.contains(reason) && text.contains("--precision"), "{text}");
+            eprintln!("skipped: bf16 is not available");
+            return;
+        }
+        (built, available) => panic!("{:?} where bf16 is {available:?}", built.err()),
+    };
+    let given = bf16.random_inputs(1);
+    let given: Vec<(&str, Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    let tolerance = Tolerance::of_rounding(8, 2, product_depth(bf16.graph()));
+    let verification = bf16.verify(&given, tolerance).unwrap();
+    assert!(verification.passed(), "{verification:?}");
+    let fp32 = Tolerance::default();
+    assert!(!bf16.verify(&given, fp32).unwrap().passed(), "it is rounded");
+    for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
+        assert!(build(arithmetic).unwrap().verify(&given, fp32).unwrap().passed());
+    }
 }

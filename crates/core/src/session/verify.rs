@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg32;
 use serde::Serialize;
-use sparoa_kernels::pool::Pool;
+use sparoa_kernels::{Arithmetic, pool::Pool};
 
-use super::{Session, SessionError, inputs};
+use super::{Session, SessionError, Tolerance, inputs};
 use crate::{
     analyze::walk,
     engine::Engine,
@@ -18,22 +18,6 @@ use crate::{
     plan::{Place, Placement, Support, compile},
     tensor::{DType, Tensor},
 };
-
-/// When two floats count as equal: `|a - b| <= atol + rtol * |expected|`. Integers and booleans
-/// are equal or not.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Tolerance {
-    /// Relative.
-    pub rtol: f64,
-    /// Absolute.
-    pub atol: f64,
-}
-
-impl Default for Tolerance {
-    fn default() -> Tolerance {
-        Tolerance { rtol: 1e-3, atol: 1e-4 }
-    }
-}
 
 /// The worst element of two tensors that differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -99,6 +83,7 @@ impl Verification {
 pub fn compare(expected: &Tensor, given: &Tensor, tolerance: Tolerance) -> (f64, Option<Mismatch>) {
     let (a, b) = (elements(expected), elements(given));
     let exact = !expected.dtype().is_float();
+    let atol = tolerance.atol + tolerance.of_rms * root_mean_square(&a);
     let mut max_abs: f64 = 0.0;
     let mut worst: Option<(f64, Mismatch)> = None;
     let mut count = 0;
@@ -109,7 +94,7 @@ pub fn compare(expected: &Tensor, given: &Tensor, tolerance: Tolerance) -> (f64,
         let difference = (expected - given).abs();
         let difference = if difference.is_nan() { f64::INFINITY } else { difference };
         max_abs = max_abs.max(difference);
-        let allowed = tolerance.atol + tolerance.rtol * expected.abs();
+        let allowed = atol + tolerance.rtol * expected.abs();
         let excess =
             if exact || !allowed.is_finite() { f64::INFINITY } else { difference / allowed };
         if excess > 1.0 {
@@ -121,6 +106,13 @@ pub fn compare(expected: &Tensor, given: &Tensor, tolerance: Tolerance) -> (f64,
         }
     }
     (max_abs, worst.map(|(_, m)| Mismatch { count, ..m }))
+}
+
+/// Of the finite values.
+fn root_mean_square(values: &[f64]) -> f64 {
+    let finite = values.iter().filter(|v| v.is_finite());
+    let (sum, count) = finite.fold((0.0, 0usize), |(sum, n), v| (sum + v * v, n + 1));
+    (sum / count.max(1) as f64).sqrt()
 }
 
 fn elements(tensor: &Tensor) -> Vec<f64> {
@@ -136,7 +128,7 @@ fn elements(tensor: &Tensor) -> Vec<f64> {
     }
 }
 
-/// The model's outputs by name: no passes, node by node, on the CPU.
+/// The model's outputs by name: no passes, node by node, on the CPU, in exact arithmetic.
 ///
 /// # Errors
 /// When the model cannot be made concrete or a node refuses its inputs.
@@ -146,7 +138,7 @@ pub fn reference(
     given: &[(&str, Tensor)],
     pool: &Pool,
 ) -> Result<Vec<(String, Tensor)>, SessionError> {
-    let mut specialized = specialize(model, shapes)?;
+    let mut specialized = specialize(&model.with_arithmetic(Arithmetic::Exact), shapes)?;
     specialized.graph = passes::as_integers(specialized.graph);
     let infos = super::builder::input_infos(&specialized.graph);
     let ordered: Vec<Tensor> = inputs::by_name(&infos, given)?.into_iter().cloned().collect();
@@ -252,7 +244,8 @@ impl Session {
         given: &[(&str, Tensor)],
         tolerance: Tolerance,
     ) -> Result<Option<Divergence>, SessionError> {
-        let plain = passes::as_integers(specialize(&self.model, &self.shapes)?.graph);
+        let exact = self.model.with_arithmetic(Arithmetic::Exact);
+        let plain = passes::as_integers(specialize(&exact, &self.shapes)?.graph);
         let wanted: HashMap<&str, NodeId> = self
             .graph
             .node_ids()
@@ -314,7 +307,7 @@ mod tests {
 
     #[test]
     fn comparison_knows_tolerance_nan_and_integers() {
-        let t = Tolerance { rtol: 0.1, atol: 0.01 };
+        let t = Tolerance { rtol: 0.1, atol: 0.01, of_rms: 0.0 };
         let f = |v: &[f32]| Tensor::from_slice([v.len()], v);
         let (max, none) =
             compare(&f(&[1.0, f32::NAN, f32::INFINITY]), &f(&[1.05, f32::NAN, f32::INFINITY]), t);
@@ -327,5 +320,9 @@ mod tests {
         let i = |v: &[i64]| Tensor::from_slice([v.len()], v);
         assert!(compare(&i(&[1000]), &i(&[1001]), t).1.is_some());
         assert!(compare(&i(&[1000]), &i(&[1000]), t).1.is_none());
+        // The tensor's size is sqrt(12.5).
+        let of_size = Tolerance { rtol: 0.0, atol: 0.0, of_rms: 0.1 };
+        assert!(compare(&f(&[5.0, 0.0]), &f(&[5.0, 0.35]), of_size).1.is_none());
+        assert!(compare(&f(&[5.0, 0.0]), &f(&[5.0, 0.36]), of_size).1.is_some());
     }
 }

@@ -60,7 +60,8 @@ fn linear() {
             [ResidualKind::None, ResidualKind::BeforeActivation, ResidualKind::AfterActivation]
                 [kind % 3];
         let trans_b = kind % 2 == 0;
-        let op = Linear { trans_b, activation: activation(kind / 2), residual };
+        let activation = activation(kind / 2);
+        let op = Linear { trans_b, activation, residual, ..Linear::default() };
         let w = if trans_b { [n, k] } else { [k, n] };
         let mut inputs = vec![
             Some(values(&[m, k], 1)),
@@ -107,6 +108,7 @@ fn convolutions() {
             layout: Layout::Nhwc,
             activation: activation(kind),
             residual,
+            ..Conv::default()
         };
         let mut inputs = vec![
             Some(values(&[batch, h, w, c_in], 1)),

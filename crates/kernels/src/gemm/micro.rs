@@ -2,7 +2,8 @@
 //!
 //! Rows of A are read where they lie, through pointers: one per row and tap, each to a run of
 //! elements. A matrix has one tap; a convolution has one per kernel position, so its input is
-//! never copied.
+//! never copied. An element is a word: an f32, or a pair of bf16 carried as the f32 of the same
+//! bits, which only [`Simd::multiply_words`] looks into.
 
 use crate::activation::Activation;
 use crate::simd::{Kernel, Simd};
@@ -149,10 +150,10 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
         *bv = unsafe { s.load(b.add(v * S::LANES)) };
     }
     for r in 0..MR {
-        // SAFETY: the caller's contract.
-        let av = s.splat(unsafe { *a[r].add(k) });
+        // SAFETY: the caller's contract. Rows of pairs may start between two words.
+        let av = s.splat(unsafe { a[r].add(k).read_unaligned() });
         for v in 0..NV {
-            acc[r][v] = s.mul_add(av, bv[v], acc[r][v]);
+            acc[r][v] = s.multiply_words(av, bv[v], acc[r][v]);
         }
     }
 }

@@ -9,18 +9,18 @@ use crate::pool::Pool;
 use crate::testing::{close, epilogue_reference, random};
 
 #[derive(Clone, Debug)]
-struct Case {
-    m: usize,
-    n: usize,
-    k: usize,
-    transposed: bool,
-    bias: bool,
-    residual: u8,
-    activation: Activation,
-    threads: usize,
+pub(super) struct Case {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) transposed: bool,
+    pub(super) bias: bool,
+    pub(super) residual: u8,
+    pub(super) activation: Activation,
+    pub(super) threads: usize,
 }
 
-fn case() -> impl Strategy<Value = Case> {
+pub(super) fn case() -> impl Strategy<Value = Case> {
     let activation = prop_oneof![
         Just(Activation::None),
         Just(Activation::Relu),
@@ -44,7 +44,7 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-fn reference(c: &Case, alpha: f32, a: &[f32], lda: usize, b: &[f32]) -> Vec<(f64, f64)> {
+pub(super) fn reference(c: &Case, alpha: f32, a: &[f32], lda: usize, b: &[f32]) -> Vec<(f64, f64)> {
     let mut out = Vec::new();
     for i in 0..c.m {
         for j in 0..c.n {

@@ -1,31 +1,48 @@
-//! AVX-512: sixteen lanes.
+//! AVX-512: sixteen lanes; with or without products of bf16 pairs.
 
 use std::arch::x86_64::*;
 
 use super::{ByteGrid, Kernel, Simd};
-use crate::isa::Isa;
+use crate::isa::{self, Isa};
 
-/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma; with `VNNI` also
-/// avx512vnni.
+/// No extension.
+pub(crate) const PLAIN: u8 = 0;
+/// Dot products of bytes.
+pub(crate) const VNNI: u8 = 1;
+/// Dot products of bf16 pairs.
+pub(crate) const BF16: u8 = 2;
+
+/// Proof that the machine has avx512f,avx512bw,avx512dq,avx512vl,avx2,fma; with [`VNNI`] avx512vnni
+/// too, with [`BF16`] avx512bf16.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const VNNI: bool>(());
+pub(crate) struct Avx512<const EXTENSION: u8>(());
 
-impl<const VNNI: bool> Avx512<VNNI> {
-    pub(crate) fn detect() -> Option<Avx512<VNNI>> {
-        let isa = if VNNI { Isa::Avx512Vnni } else { Isa::Avx512 };
-        isa.is_available().then_some(Avx512(()))
+impl<const EXTENSION: u8> Avx512<EXTENSION> {
+    pub(crate) fn detect() -> Option<Self> {
+        let there = match EXTENSION {
+            VNNI => Isa::Avx512Vnni.is_available(),
+            BF16 => isa::has_bf16(),
+            _ => Isa::Avx512.is_available(),
+        };
+        there.then_some(Avx512(()))
     }
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn call<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
+fn call<K: Kernel, const EXTENSION: u8>(simd: Avx512<EXTENSION>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-fn call_vnni<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
+fn call_vnni<K: Kernel, const EXTENSION: u8>(simd: Avx512<EXTENSION>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn call_bf16<K: Kernel, const EXTENSION: u8>(simd: Avx512<EXTENSION>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -38,7 +55,7 @@ macro_rules! proven {
     };
 }
 
-impl<const VNNI: bool> Simd for Avx512<VNNI> {
+impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
     const LANES: usize = 16;
     const TILE: (usize, usize) = (12, 2);
     type V = __m512;
@@ -46,12 +63,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type M = __mmask16;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        if VNNI {
-            // SAFETY: the token proves the instruction set.
-            unsafe { call_vnni(self, kernel) }
-        } else {
-            // SAFETY: the token proves the instruction set.
-            unsafe { call(self, kernel) }
+        // SAFETY: the token proves the instruction set, its extension included.
+        unsafe {
+            match EXTENSION {
+                VNNI => call_vnni(self, kernel),
+                BF16 => call_bf16(self, kernel),
+                _ => call(self, kernel),
+            }
         }
     }
     #[inline(always)]
@@ -102,6 +120,25 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         proven!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn multiply_words(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        if EXTENSION == BF16 {
+            proven!({
+                let pairs = |v| std::mem::transmute::<__m512, __m512bh>(v);
+                _mm512_dpbf16_ps(c, pairs(a), pairs(b))
+            })
+        } else {
+            self.mul_add(a, b, c)
+        }
+    }
+    #[inline(always)]
+    fn to_pairs(self, first: Self::V, second: Self::V) -> Self::V {
+        if EXTENSION == BF16 {
+            proven!(std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)))
+        } else {
+            unreachable!("only tokens of pairs are asked for pairs")
+        }
     }
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
@@ -229,10 +266,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
 
-    const QUADS: bool = VNNI;
+    const QUADS: bool = EXTENSION == VNNI;
     #[inline(always)]
     unsafe fn dot_quads(self, acc: __m512i, a: __m512i, b: *const i8) -> __m512i {
-        if !VNNI {
+        if EXTENSION != VNNI {
             unreachable!("only instruction sets with QUADS");
         }
         // SAFETY: the caller's contract; the token proves the instruction set, VNNI included.

@@ -3,10 +3,9 @@
 use super::{editor::Editor, pattern};
 use crate::{
     ir::NodeId,
-    ops::{conv::ResidualKind, gemm::Linear},
+    ops::gemm::Linear,
     tensor::{DType, Tensor},
 };
-use sparoa_kernels::Activation;
 use std::sync::Arc;
 
 pub(super) fn run(e: &mut Editor) {
@@ -20,7 +19,7 @@ pub(super) fn run(e: &mut Editor) {
 }
 
 fn linear(trans_b: bool) -> Arc<Linear> {
-    Arc::new(Linear { trans_b, activation: Activation::None, residual: ResidualKind::None })
+    Arc::new(Linear { trans_b, ..Linear::default() })
 }
 
 fn from_matmul(e: &mut Editor, id: NodeId) -> Option<()> {

@@ -1,7 +1,9 @@
 //! Graph rewrites that leave the outputs as they are. One file per pass; [`optimize`] is the list.
+//! [`set_arithmetic`] comes after it, where somebody asks for other than the default arithmetic.
 
 mod activation;
 mod affine;
+mod arithmetic;
 mod attention;
 mod attention_bias;
 mod batch_norm;
@@ -22,6 +24,10 @@ mod simplify;
 mod strided;
 mod views;
 mod widen;
+
+pub use arithmetic::set_arithmetic;
+
+use sparoa_kernels::Arithmetic;
 
 use super::Graph;
 use editor::Editor;
@@ -65,13 +71,28 @@ const PASSES: &[(&str, Pass)] = &[
     ("epilogue", epilogue::run),
     ("cse", cse::run),
     ("chains", chains::run),
+    // The last one: with 16-bit weights its operators pay more apart.
     ("inverted_residual", inverted_residual::run),
 ];
 
 /// Applies every pass, in order.
 pub fn optimize(graph: Graph) -> Graph {
+    optimize_for(graph, Arithmetic::Fast)
+}
+
+/// [`optimize`], and every operator made of products gets `arithmetic`.
+pub fn optimize_for(graph: Graph, arithmetic: Arithmetic) -> Graph {
+    let count = PASSES.len() - usize::from(arithmetic == Arithmetic::Bf16);
+    let graph = apply(graph, &PASSES[..count]);
+    match arithmetic {
+        Arithmetic::Fast => graph,
+        other => set_arithmetic(graph, other),
+    }
+}
+
+fn apply(graph: Graph, passes: &[(&str, Pass)]) -> Graph {
     let mut editor = Editor::new(graph);
-    for (name, pass) in PASSES {
+    for (name, pass) in passes {
         editor.tidy();
         let before = editor.len();
         pass(&mut editor);
@@ -91,12 +112,7 @@ pub fn as_integers(graph: Graph) -> Graph {
     if !graph.nodes.iter().any(quantizes) {
         return graph;
     }
-    let mut editor = Editor::new(graph);
-    for (_, pass) in &PASSES[..INTEGER_PASSES] {
-        editor.tidy();
-        pass(&mut editor);
-    }
-    editor.finish()
+    apply(graph, &PASSES[..INTEGER_PASSES])
 }
 
 #[cfg(test)]

@@ -1,0 +1,15 @@
+//! How precisely products are computed.
+
+/// How an operator made of products (convolution, matrix multiplication) computes them. Tensors
+/// are f32 in every case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// f32, by any algorithm, also one that rounds more than the plain sum of products.
+    #[default]
+    Fast,
+    /// f32, as plain sums of products only.
+    Exact,
+    /// Operands rounded to bf16 (8 significant bits), sums in f32. Only where
+    /// [`crate::isa::bf16`] says so.
+    Bf16,
+}

@@ -1,0 +1,207 @@
+//! Products of operands rounded to bf16, with sums in f32.
+//!
+//! Two neighbours along k are one word, a pair of bf16 in the bits of an f32, so that a product
+//! of depth k is the f32 product of depth k / 2 with another multiply-add: blocking, tiles and
+//! epilogues are the same code. Rows of A are rounded block by block, where they are used.
+
+use crate::activation::Epilogue;
+use crate::aligned::{SharedMut, align_scratch};
+use crate::gemm::PackedB;
+use crate::gemm::driver::{Block, Product, Rows, Split};
+use crate::isa::{self, Isa};
+use crate::pool::Pool;
+use crate::simd::{self, Kernel, Simd};
+
+/// The right-hand matrix of [`gemm_bf16`], k x n, rounded to bf16 and packed.
+#[derive(Clone, Debug)]
+pub struct PackedBf16 {
+    k: usize,
+    words: PackedB,
+}
+
+impl PackedBf16 {
+    /// Packs `b`: k x n row-major, or n x k if `b_is_transposed`. Panics unless
+    /// [`isa::bf16`] says that bf16 can be used.
+    pub fn new(k: usize, n: usize, b: &[f32], b_is_transposed: bool) -> PackedBf16 {
+        assert!(b.len() == k * n, "b has k * n elements");
+        let at =
+            |row, column| if b_is_transposed { b[column * k + row] } else { b[row * n + column] };
+        PackedBf16 { k, words: pack_words(1, k, n, at) }
+    }
+
+    /// Rows.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.words.n()
+    }
+
+    /// Size in memory.
+    pub fn bytes(&self) -> usize {
+        self.words.bytes()
+    }
+
+    /// How many elements of scratch [`gemm_bf16`] needs for `m` rows on a pool of `threads`.
+    pub fn scratch_len(&self, m: usize, threads: usize) -> usize {
+        let split = Split::new(m, &self.words, threads);
+        16 + threads * self.worker_scratch(&split)
+    }
+
+    fn worker_scratch(&self, split: &Split) -> usize {
+        split.block_rows() * row_stride(self.words.k()).max(self.words.k())
+    }
+}
+
+/// The matrix whose element (row, column) is `at(row, column)`, in `runs` runs of `run` rows;
+/// each run is filled up to whole words with zeros.
+pub(crate) fn pack_words(
+    runs: usize,
+    run: usize,
+    n: usize,
+    at: impl Fn(usize, usize) -> f32,
+) -> PackedB {
+    isa::bf16().expect("bf16 is available");
+    let words = run.div_ceil(2);
+    let word = |k: usize, column| {
+        let (tap, first) = (k / words, k % words * 2);
+        let half = |i: usize| if i < run { round(at(tap * run + i, column)) } else { 0 };
+        f32::from_bits(u32::from(half(first)) | u32::from(half(first + 1)) << 16)
+    };
+    PackedB { pairs: true, ..PackedB::from_fn(Isa::Avx512, runs * words, n, word) }
+}
+
+/// The nearest bf16, ties to even; subnormal numbers are zero, as the hardware has them.
+pub(crate) fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    if bits & 0x7f80_0000 == 0 {
+        return (bits >> 16) as u16 & 0x8000;
+    }
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Words between rounded rows: an odd number of cache lines, lest rows share cache sets.
+pub(crate) fn row_stride(words: usize) -> usize {
+    words.next_multiple_of(16) | 16
+}
+
+/// c = epilogue(a b + bias) as [`super::gemm`], with `a` and `b` rounded to bf16.
+pub fn gemm_bf16(
+    m: usize,
+    a: &[f32],
+    lda: usize,
+    b: &PackedBf16,
+    bias: Option<&[f32]>,
+    epi: &Epilogue<'_>,
+    c: &mut [f32],
+    scratch: &mut [f32],
+    pool: &Pool,
+) {
+    let (k, n) = (b.k, b.n());
+    assert!(c.len() == m * n, "c has m * n elements");
+    assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
+    assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
+    assert!(scratch.len() >= b.scratch_len(m, pool.threads()), "scratch has scratch_len elements");
+    epi.check(c.len());
+    if m == 0 || n == 0 {
+        return;
+    }
+    let product = Product::new(&b.words, 1, bias, epi, SharedMut::new(c), n);
+    let split = Split::new(m, &b.words, pool.threads());
+    let per_worker = b.worker_scratch(&split);
+    let scratch = SharedMut::new(align_scratch(scratch));
+    pool.run_with_worker(split.tasks(), &|task, worker| {
+        let (rows, panels) = split.part(task);
+        if rows.is_empty() || panels.is_empty() {
+            return;
+        }
+        // SAFETY: each worker has its own part, and runs one task at a time.
+        let out = unsafe { scratch.slice(worker * per_worker, per_worker) };
+        let from = &a[rows.start * lda..];
+        let words = b.words.k();
+        // Short rows without gaps are rounded as one.
+        let one_row = k == lda && k.is_multiple_of(2) && words < 64;
+        let lda_words = if one_row { words } else { row_stride(words) };
+        let block = if one_row {
+            Round { from, rows: 1, columns: rows.len() * k, stride: 0, out, out_stride: 0, skip: 0 }
+        } else {
+            let (rows, stride) = (rows.len(), lda);
+            Round { from, rows, columns: k, stride, out, out_stride: lda_words, skip: 0 }
+        };
+        let a = block.out.as_ptr();
+        simd::dispatch_pairs(block);
+        let (m, first_row) = (rows.len(), rows.start);
+        let rows = Rows::Dense { a, lda: lda_words };
+        b.words.dispatch(Block { product: &product, rows, m, first_row, panels });
+    });
+}
+
+/// Rounds rows to bf16, each to whole words; an odd row ends in a zero.
+pub(crate) struct Round<'a> {
+    pub(crate) from: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// Elements between rows of `from`.
+    pub(crate) stride: usize,
+    pub(crate) out: &'a mut [f32],
+    /// Words between rows of `out`.
+    pub(crate) out_stride: usize,
+    /// Halves of words that each row of `out` begins with, left as they are.
+    pub(crate) skip: usize,
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let words = (self.skip + self.columns.next_multiple_of(2)).div_ceil(2);
+        if self.rows == 0 || self.columns == 0 {
+            return;
+        }
+        assert!(self.from.len() >= (self.rows - 1) * self.stride + self.columns);
+        assert!(self.out.len() >= (self.rows - 1) * self.out_stride + words);
+        for row in 0..self.rows {
+            // SAFETY: the row lies inside both slices, as asserted.
+            unsafe {
+                let from = self.from.as_ptr().add(row * self.stride);
+                let out = self.out.as_mut_ptr().add(row * self.out_stride);
+                round_row(s, from, self.columns, out.cast::<u16>().add(self.skip));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `columns` elements at `from` are readable, as many halves at `out` writable; if they are odd,
+/// one more.
+#[inline(always)]
+unsafe fn round_row<S: Simd>(s: S, from: *const f32, columns: usize, out: *mut u16) {
+    let mut i = 0;
+    // SAFETY: i stays below columns.
+    unsafe {
+        while i + 2 * S::LANES <= columns {
+            let pairs = s.to_pairs(s.load(from.add(i)), s.load(from.add(i + S::LANES)));
+            s.store(out.add(i).cast(), pairs);
+            i += 2 * S::LANES;
+        }
+        if i < columns {
+            let rest = columns - i;
+            let first = s.load_partial(from.add(i), rest.min(S::LANES));
+            let second = if rest > S::LANES {
+                s.load_partial(from.add(i + S::LANES), rest - S::LANES)
+            } else {
+                s.splat(0.0)
+            };
+            s.store_partial(out.add(i).cast(), rest.div_ceil(2), s.to_pairs(first, second));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
