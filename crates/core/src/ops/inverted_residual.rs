@@ -46,7 +46,7 @@ impl InvertedResidual {
     fn parse(attributes: &Attributes) -> Result<InvertedResidual, OpError> {
         let names = attributes.strings("activations")?.unwrap_or_default();
         let params = attributes.floats("activation_params")?.unwrap_or_default();
-        let (&[ref expand, ref depthwise, ref project], 6) = (&names[..], params.len()) else {
+        let ([expand, depthwise, project], 6) = (&names[..], params.len()) else {
             return Err(OpError::invalid(
                 "attributes activations and activation_params need 3 and 6 entries".to_owned(),
             ));

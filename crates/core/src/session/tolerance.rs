@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sparoa_kernels::Arithmetic;
 
-use crate::ir::Graph;
+use crate::{ir::Graph, ops::inverted_residual::InvertedResidual};
 
 /// When two floats count as equal: `|a - b| <= atol + rtol * |expected| + of_rms * rms`, where
 /// `rms` is the root mean square of the expected tensor. Integers and booleans are equal or not.
@@ -61,7 +61,10 @@ pub fn product_depth(graph: &Graph) -> usize {
     let mut depth = vec![0usize; graph.values.len()];
     for node in &graph.nodes {
         let before = node.inputs.iter().flatten().map(|v| depth[v.index()]).max().unwrap_or(0);
-        let own = usize::from(node.op.with_arithmetic(Arithmetic::Exact).is_some());
+        let own = match node.op.downcast::<InvertedResidual>() {
+            Some(fused) => fused.stages().len(),
+            None => usize::from(node.op.with_arithmetic(Arithmetic::Exact).is_some()),
+        };
         for value in node.outputs.iter().flatten() {
             depth[value.index()] = before + own;
         }
