@@ -7,8 +7,8 @@ use crate::aligned::{SharedMut, align_scratch};
 use crate::conv::Conv2dParams;
 use crate::conv::depthwise::{Depthwise, Store, sliding};
 use crate::conv::indirect::Geometry;
-use crate::gemm::PackedB;
 use crate::gemm::driver::{Block, Product, Rows};
+use crate::gemm::{PackedB, gemm};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
@@ -52,6 +52,8 @@ pub struct InvertedResidual {
 /// How a run is cut.
 #[derive(Clone, Copy)]
 struct Strips {
+    /// Too few rows for the threads: stage after stage instead, each over all of them.
+    staged: bool,
     /// Output rows of a strip.
     rows: usize,
     /// Tasks per image.
@@ -134,10 +136,20 @@ impl InvertedResidual {
             1 => 1,
             _ => (4 * threads).div_ceil(n.max(1)).min(oh / TASK_ROWS).max(1),
         };
+        if n * parts < threads && n * oh > 0 {
+            return Strips {
+                staged: true,
+                rows: oh,
+                parts: 1,
+                expanded: if self.expand.is_some() { n * h * wide } else { 0 },
+                filtered: if self.project.is_some() { n * oh * narrow } else { 0 },
+            };
+        }
         let rows = rows.min(oh.div_ceil(parts)).max(1);
         // Even strips.
         let rows = oh.div_ceil(parts).div_ceil(oh.div_ceil(parts).div_ceil(rows));
         Strips {
+            staged: false,
             rows,
             parts,
             expanded: if self.expand.is_some() { span(rows) * wide } else { 0 },
@@ -148,7 +160,8 @@ impl InvertedResidual {
     /// How many elements of scratch [`InvertedResidual::run`] needs on a pool of `threads`.
     pub fn scratch_len(&self, n: usize, h: usize, w: usize, threads: usize) -> usize {
         let s = self.strips(n, h, w, threads);
-        16 + threads * (s.expanded + s.filtered).next_multiple_of(16)
+        let parts = if s.staged { 1 } else { threads };
+        16 + parts * (s.expanded + s.filtered).next_multiple_of(16)
     }
 
     /// y = epilogue(project(act(depthwise(act(expand(x)))))), x and y channels last; the epilogue
@@ -181,8 +194,13 @@ impl InvertedResidual {
         }
         let strips = self.strips(n, h, w, threads);
         let per_worker = (strips.expanded + strips.filtered).next_multiple_of(16);
-        let scratch = SharedMut::new(align_scratch(scratch));
         let geometry = Geometry { params: *p, h, w, oh, ow };
+        if strips.staged {
+            let (expanded, filtered) = align_scratch(scratch).split_at_mut(strips.expanded);
+            self.by_stages(n, &geometry, x, epi, y, expanded, filtered, pool);
+            return;
+        }
+        let scratch = SharedMut::new(align_scratch(scratch));
         let run = Run { stages: self, geometry: &geometry, x, c_in, epi, y: SharedMut::new(y) };
         pool.run_with_worker(n * strips.parts, &|task, worker| {
             let (image, part) = (task / strips.parts, task % strips.parts);
@@ -198,6 +216,41 @@ impl InvertedResidual {
                 held = run.strip(image, rows, held, expanded, filtered);
             }
         });
+    }
+
+    /// Every stage over all threads; `expanded` and `filtered` hold what lies between them.
+    fn by_stages(
+        &self,
+        n: usize,
+        g: &Geometry,
+        x: &[f32],
+        epi: &Epilogue<'_>,
+        y: &mut [f32],
+        expanded: &mut [f32],
+        filtered: &mut [f32],
+        pool: &Pool,
+    ) {
+        let input = match &self.expand {
+            None => x,
+            Some(e) => {
+                let m = n * g.h * g.w;
+                let own = Epilogue::activation(e.activation);
+                let out = &mut expanded[..m * e.b.n()];
+                gemm(m, x, e.b.k(), &e.b, e.bias.as_deref(), &own, out, pool);
+                &*out
+            }
+        };
+        let bias = self.bias.as_deref();
+        let Some(project) = &self.project else {
+            self.depthwise.run(self.isa, n, g, input, bias, epi, y, pool);
+            return;
+        };
+        let m = n * g.oh * g.ow;
+        let own = Epilogue::activation(self.activation);
+        let between = &mut filtered[..m * project.b.k()];
+        self.depthwise.run(self.isa, n, g, input, bias, &own, between, pool);
+        let bias = project.bias.as_deref();
+        gemm(m, between, project.b.k(), &project.b, bias, epi, y, pool);
     }
 }
 
@@ -304,7 +357,7 @@ mod tests {
             stride in 1usize..3,
             pads in [0usize..3, 0usize..3, 0usize..3, 0usize..3],
             stages in 0u8..3,
-            threads in 1usize..4,
+            threads in 1usize..8,
         ) {
             let ([c_in, mid, c_out], [n, h, w]) = (channels, size);
             let (c_in, c_out) = match stages {

@@ -45,6 +45,8 @@ struct Blocking {
     tiles: usize,
     /// Tiles in a block.
     block: usize,
+    /// Tiles whose products one task computes at a time.
+    group: usize,
     /// Whether threads share a block; otherwise each has blocks of its own.
     shared: bool,
 }
@@ -122,10 +124,19 @@ impl Winograd {
         let blocks = tiles.div_ceil(most).max(1);
         if threads == 1 || blocks >= 2 * threads {
             // Whole rounds of blocks for the threads.
-            let blocks = blocks.next_multiple_of(threads);
-            return Blocking { tiles, block: tiles.div_ceil(blocks).max(1), shared: false };
+            let block = tiles.div_ceil(blocks.next_multiple_of(threads)).max(1);
+            return Blocking { tiles, block, group: block, shared: false };
         }
-        Blocking { tiles, block: tiles.div_ceil(blocks).max(1), shared: true }
+        // All tiles at once. Groups of tiles and panels make the tasks: smaller groups where there
+        // are not enough of them, but of whole micro-kernels.
+        let wanted = (2 * threads).div_ceil(self.panels());
+        let group = tiles.div_ceil(wanted).next_multiple_of(mr).clamp(mr, most.max(mr));
+        Blocking { tiles, block: tiles, group: group.min(tiles), shared: true }
+    }
+
+    fn panels(&self) -> usize {
+        let (lanes, _, vectors) = simd::tile_of(self.isa);
+        self.c_out.div_ceil(lanes * vectors)
     }
 
     fn v_len(&self, block: usize) -> usize {
@@ -141,7 +152,7 @@ impl Winograd {
     pub(crate) fn scratch_len(&self, n: usize, oh: usize, ow: usize, threads: usize) -> usize {
         let b = self.blocking(n, oh, ow, threads);
         let v = if b.shared { 1 } else { threads };
-        16 + v * self.v_len(b.block) + threads * self.m_len(b.block)
+        16 + v * self.v_len(b.block) + threads * self.m_len(b.group)
     }
 
     pub(crate) fn run(
@@ -157,12 +168,11 @@ impl Winograd {
     ) {
         let threads = pool.threads();
         let b = self.blocking(n, geometry.oh, geometry.ow, threads);
-        let (v_len, m_len) = (self.v_len(b.block), self.m_len(b.block));
+        let (v_len, m_len) = (self.v_len(b.block), self.m_len(b.group));
         let scratch = SharedMut::new(align_scratch(scratch));
         let m_start = v_len * if b.shared { 1 } else { threads };
         let run = Run { weights: self, geometry, x, bias, epi, y: SharedMut::new(y) };
-        let lanes_of_panel = simd::tile_of(self.isa);
-        let panels = self.c_out.div_ceil(lanes_of_panel.0 * lanes_of_panel.2);
+        let panels = self.panels();
         let blocks = b.tiles.div_ceil(b.block);
         let tiles_of = |block: usize| block * b.block..b.tiles.min((block + 1) * b.block);
         if !b.shared {
@@ -183,34 +193,39 @@ impl Winograd {
                 );
                 simd::dispatch(
                     self.isa,
-                    Products { run: &run, block: tiles, panels: 0..panels, v, m },
+                    Products {
+                        run: &run,
+                        block: tiles.clone(),
+                        part: tiles,
+                        panels: 0..panels,
+                        v,
+                        m,
+                    },
                 );
             });
             return;
         }
-        for block in 0..blocks {
-            let tiles = tiles_of(block);
-            let parts = tiles.len().min(2 * threads);
-            pool.run(parts, &|task| {
-                let cut = |i: usize| tiles.start + i * tiles.len() / parts;
-                // SAFETY: each task writes the transforms of its own tiles.
-                let v = SharedMut::new(unsafe { scratch.slice(0, v_len) });
-                let part = cut(task)..cut(task + 1);
-                simd::dispatch(self.isa, Inputs { run: &run, block: tiles.clone(), part, v });
-            });
-            let parts = panels.min(4 * threads);
-            pool.run_with_worker(parts, &|task, worker| {
-                let panels = task * panels / parts..(task + 1) * panels / parts;
-                // SAFETY: nobody writes V now; a worker's part of M is its own.
-                let (v, m) = unsafe {
-                    (scratch.slice(0, v_len), scratch.slice(m_start + worker * m_len, m_len))
-                };
-                simd::dispatch(
-                    self.isa,
-                    Products { run: &run, block: tiles.clone(), panels, v, m },
-                );
-            });
-        }
+        let parts = b.tiles.min(4 * threads);
+        pool.run(parts, &|task| {
+            let cut = |i: usize| i * b.tiles / parts;
+            // SAFETY: each task writes the transforms of its own tiles.
+            let v = SharedMut::new(unsafe { scratch.slice(0, v_len) });
+            let part = cut(task)..cut(task + 1);
+            simd::dispatch(self.isa, Inputs { run: &run, block: 0..b.tiles, part, v });
+        });
+        let groups = b.tiles.div_ceil(b.group);
+        pool.run_with_worker(groups * panels, &|task, worker| {
+            // Neighbouring tasks share a panel's weights.
+            let (panel, group) = (task / groups, task % groups);
+            let cut = |i: usize| i * b.tiles / groups;
+            // SAFETY: nobody writes V now; a worker's part of M is its own.
+            let (v, m) = unsafe {
+                (scratch.slice(0, v_len), scratch.slice(m_start + worker * m_len, m_len))
+            };
+            let (block, part) = (0..b.tiles, cut(group)..cut(group + 1));
+            let panels = panel..panel + 1;
+            simd::dispatch(self.isa, Products { run: &run, block, part, panels, v, m });
+        });
     }
 }
 
@@ -356,10 +371,13 @@ fn output_points<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
     ]
 }
 
-/// The products of a block's tiles with some panels, and what becomes of them.
+/// The products of some of a block's tiles with some panels, and what becomes of them.
 struct Products<'a> {
     run: &'a Run<'a>,
+    /// The tiles of V.
     block: Range<usize>,
+    /// Those to compute.
+    part: Range<usize>,
     panels: Range<usize>,
     v: &'a [f32],
     m: &'a mut [f32],
@@ -371,9 +389,10 @@ impl Kernel for Products<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let w = self.run.weights;
-        let (ci, count) = (w.c_in, self.block.len());
+        let (ci, count) = (w.c_in, self.part.len());
+        let first = self.part.start - self.block.start;
         let nr = S::TILE.1 * S::LANES;
-        assert!(self.v.len() >= POINTS * count * ci && self.m.len() >= POINTS * count * nr);
+        assert!(self.part.end <= self.block.end && self.m.len() >= POINTS * count * nr);
         let m = self.m.as_mut_ptr();
         for panel in self.panels.clone() {
             let column = panel * nr;
@@ -382,7 +401,7 @@ impl Kernel for Products<'_> {
             let width = nv * S::LANES;
             let u = &w.weight.as_slice()[column * POINTS * ci..][..POINTS * ci * width];
             for (point, u) in u.chunks_exact(ci * width).enumerate() {
-                let v = &self.v[point * count * ci..][..count * ci];
+                let v = &self.v[(point * self.block.len() + first) * ci..][..count * ci];
                 for (row, mr) in tiles(count, S::TILE.0) {
                     let mut rows = [std::ptr::null(); 16];
                     for (r, pointer) in rows.iter_mut().enumerate().take(mr) {
@@ -405,11 +424,11 @@ impl Kernel for Products<'_> {
                     call_tile(s, mr, nv, tile);
                 }
             }
-            for tile in self.block.clone() {
+            for tile in self.part.clone() {
                 let (image, oy, ox) = self.run.place(tile);
                 s.call(TileOutput {
                     run: self.run,
-                    m: m.wrapping_add((tile - self.block.start) * nr),
+                    m: m.wrapping_add((tile - self.part.start) * nr),
                     step: count * nr,
                     corner: [image, oy, ox],
                     column,
