@@ -283,8 +283,10 @@ impl Run<'_> {
             Some(expand) => {
                 let wide = g.w * p.c_in;
                 // The rows above that the last strip has expanded already move to the front.
-                let kept = wanted.start.max(held.start)..held.end.max(wanted.start.max(held.start));
-                let kept = if kept.start == wanted.start { kept.len() } else { 0 };
+                let kept = match held.contains(&wanted.start) {
+                    true => held.end - wanted.start,
+                    false => 0,
+                };
                 if kept > 0 {
                     let at = (wanted.start - held.start) * wide;
                     expanded.copy_within(at..at + kept * wide, 0);
@@ -314,10 +316,9 @@ impl Run<'_> {
             None => Store::new(p.c_in, bias, self.epi, self.y),
             Some(_) => Store::new(p.c_in, bias, &own, SharedMut::new(filtered)),
         };
-        // Rows in the store count from here.
-        let start = if s.project.is_some() { rows.start } else { 0 };
         for row in rows.clone() {
-            let out = if s.project.is_some() { row - start } else { image * g.oh + row };
+            // A row of the strip's own buffer, or of y.
+            let out = if s.project.is_some() { row - rows.start } else { image * g.oh + row };
             let line = s.depthwise.row(g, input, from, image * g.oh + row, out, &store);
             simd::dispatch(s.isa, line);
         }
