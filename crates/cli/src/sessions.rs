@@ -1,6 +1,9 @@
 //! From arguments to processors and sessions.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Serialize;
 use sparoa::{
@@ -38,12 +41,34 @@ impl Machine {
     /// `--allow-fallback`), `--cpus` names cores that are not there, or `--exact` contradicts
     /// `--precision`.
     pub fn open(args: &DeviceArgs) -> CliResult<Machine> {
+        Machine::with_gpu(args, true)
+    }
+
+    /// [`Machine::open`] for these policies (none is the default one). Where all of them use the
+    /// CPU alone the GPU stays closed: its driver takes time and memory.
+    ///
+    /// # Errors
+    /// As [`Machine::open`].
+    pub fn open_for(
+        args: &DeviceArgs,
+        policies: &[&str],
+        plan: Option<&Path>,
+        given: &PolicyArgs,
+    ) -> CliResult<Machine> {
+        let asked = args.device == "gpu" || args.gpu.is_some();
+        let cpu = policies.iter().all(|name| *name == Policy::Cpu.to_string());
+        Machine::with_gpu(args, asked || !cpu || plan.is_some() || !given.pin.is_empty())
+    }
+
+    fn with_gpu(args: &DeviceArgs, open_gpu: bool) -> CliResult<Machine> {
         isa::from_env().map_err(CliError::usage)?;
         let arithmetic = arithmetic(args)?;
         let mut gpu: Option<Arc<dyn Accelerator>> = None;
         let mut gpu_unavailable = None;
         if args.device == "cpu" {
             gpu_unavailable = Some("not used (--device cpu)".to_owned());
+        } else if !open_gpu {
+            gpu_unavailable = Some("not used (the policy is cpu)".to_owned());
         } else {
             let options = WgpuOptions {
                 adapter: args.gpu.clone().or(WgpuOptions::from_env().adapter),

@@ -1,7 +1,7 @@
 //! A buffer of f32 that starts on a cache line.
 
 /// One cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
@@ -14,7 +14,7 @@ pub(crate) struct AlignedBuffer {
 
 impl AlignedBuffer {
     pub(crate) fn zeroed(len: usize) -> AlignedBuffer {
-        AlignedBuffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        AlignedBuffer { lines: bytemuck::zeroed_vec(len.div_ceil(16)), len }
     }
 
     pub(crate) fn as_slice(&self) -> &[f32] {

@@ -173,10 +173,8 @@ impl Conv2d {
             return Conv2d { given: *p, ..Conv2d::new_with_isa(isa, params, &dense, bias) };
         }
         let pack = |group: usize| {
-            PackedB::from_fn(isa, taps * ci, co, |k, j| {
-                let (tap, c) = (k / ci, k % ci);
-                weight[((group * co + j) * ci + c) * taps + tap]
-            })
+            let weight = &weight[group * co * ci * taps..][..co * ci * taps];
+            pack_filters(isa, co, ci, taps, weight)
         };
         let algorithm = if taps == 1 && p.stride == [1, 1] && p.pads == [0; 4] && p.groups == 1 {
             Algorithm::Pointwise(pack(0))
@@ -396,6 +394,24 @@ fn offset<'a>(epi: &Epilogue<'a>, start: usize) -> Epilogue<'a> {
         Residual::AfterActivation(r) => Residual::AfterActivation(&r[start..]),
     };
     Epilogue { activation: epi.activation, residual }
+}
+
+/// Filters (c_out, c, tap) as a matrix of rows (tap, c) and columns c_out.
+fn pack_filters(isa: Isa, c_out: usize, ci: usize, taps: usize, weight: &[f32]) -> PackedB {
+    let k = ci * taps;
+    if ci == 1 || taps == 1 {
+        return PackedB::new_with_isa(isa, k, c_out, weight, true);
+    }
+    PackedB::from_columns(isa, k, c_out, |filters, columns| {
+        let filters = weight[filters.start * k..].chunks_exact(k);
+        for (column, filter) in columns.chunks_exact_mut(k).zip(filters) {
+            for (c, filter) in filter.chunks_exact(taps).enumerate() {
+                for (out, &w) in column[c..].iter_mut().step_by(ci).zip(filter) {
+                    *out = w;
+                }
+            }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub use batched::BatchedGemm;
 pub use bf16::{PackedBf16, gemm_bf16};
 pub(crate) use pack::pack_panels;
 
+use std::ops::Range;
+
 use crate::activation::Epilogue;
 use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::isa::{self, Isa};
@@ -57,13 +59,36 @@ impl PackedB {
         n: usize,
         at: impl Fn(usize, usize) -> f32,
     ) -> PackedB {
-        let mut b = vec![0.0; k * n];
-        for (row, b) in b.chunks_exact_mut(n.max(1)).enumerate() {
-            for (column, b) in b.iter_mut().enumerate() {
-                *b = at(row, column);
+        PackedB::from_columns(isa, k, n, |columns, out| {
+            for (column, out) in columns.zip(out.chunks_exact_mut(k)) {
+                for (row, out) in out.iter_mut().enumerate() {
+                    *out = at(row, column);
+                }
             }
+        })
+    }
+
+    /// Packs the matrix whose columns `fill` writes one after the other, some at a time.
+    pub(crate) fn from_columns(
+        isa: Isa,
+        k: usize,
+        n: usize,
+        mut fill: impl FnMut(Range<usize>, &mut [f32]),
+    ) -> PackedB {
+        let mut packed = PackedB::empty(isa, k, n);
+        packed.data = AlignedBuffer::zeroed(packed.packed_len());
+        if packed.data.as_slice().is_empty() {
+            return packed;
         }
-        PackedB::new_with_isa(isa, k, n, &b, false)
+        let nr = packed.nr;
+        let mut columns = vec![0.0; nr.min(n) * k];
+        for (panel, out) in packed.data.as_mut_slice().chunks_exact_mut(nr * k).enumerate() {
+            let range = panel * nr..n.min((panel + 1) * nr);
+            let columns = &mut columns[..range.len() * k];
+            fill(range.clone(), columns);
+            pack_panels(isa, k, range.len(), columns, k, true, 0..1, out);
+        }
+        packed
     }
 
     /// The shape of a packed matrix without its data.

@@ -76,10 +76,13 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
     if !(args.min_time_s.is_finite() && args.min_time_s >= 0.0) {
         return Err(CliError::usage("--min-time-s: must be a number of seconds, 0 or more"));
     }
-    let machine = Machine::open(&args.device)?;
+    let named: Vec<&str> = args.policy.iter().map(String::as_str).collect();
+    let policies = if named.is_empty() { &["auto"][..] } else { &named };
+    let machine =
+        Machine::open_for(&args.device, policies, args.plan.as_deref(), &args.policy_args)?;
     let environment = Environment::read(machine.devices());
     let bars = Bars::new(out);
-    let (policies, skipped) = policies(args, &machine)?;
+    let (policies, skipped) = contenders(args, &machine)?;
     let mut rows = Vec::new();
     for model in &args.models {
         for &batch in &args.batch {
@@ -102,7 +105,10 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
 }
 
 /// `None` stands for the plan file.
-fn policies(args: &BenchArgs, machine: &Machine) -> CliResult<(Vec<Option<Policy>>, Vec<Skipped>)> {
+fn contenders(
+    args: &BenchArgs,
+    machine: &Machine,
+) -> CliResult<(Vec<Option<Policy>>, Vec<Skipped>)> {
     let mut skipped = Vec::new();
     let mut policies = Vec::new();
     for name in &args.policy {

@@ -51,7 +51,9 @@ struct Class {
 /// Model, input and device errors.
 pub fn run(args: &RunArgs, out: &Output) -> CliResult {
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
-    let machine = Machine::open(&args.device)?;
+    let policies: Vec<&str> = args.policy.as_deref().into_iter().collect();
+    let machine =
+        Machine::open_for(&args.device, &policies, args.plan.as_deref(), &args.policy_args)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
     request.with_policy_args(&args.policy_args)?;

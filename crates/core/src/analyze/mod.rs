@@ -95,7 +95,11 @@ fn weight_sparsity(x: &Operands<'_>) -> Option<f64> {
         .filter_map(|i| x.constant(i))
         .filter(|c| c.ty().rank() >= 2 && c.ty().len() > 1)
         .max_by_key(|c| c.ty().len())
-        .and_then(|c| zero_fraction(c.view()))
+        .and_then(|c| {
+            let fraction = zero_fraction(c.view());
+            c.release();
+            fraction
+        })
 }
 
 impl fmt::Display for Analysis {

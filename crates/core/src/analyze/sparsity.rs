@@ -15,7 +15,11 @@ pub fn zero_fraction(tensor: TensorRef<'_>) -> Option<f64> {
         return None;
     }
     let data = tensor.slice::<f32>();
-    let zeros = data.iter().filter(|v| **v == 0.0).count();
+    // Counts of 32 bits, so that the compiler counts in vectors.
+    let zeros: usize = data
+        .chunks(1 << 16)
+        .map(|part| part.iter().map(|v| u32::from(*v == 0.0)).sum::<u32>() as usize)
+        .sum();
     Some(zeros as f64 / data.len() as f64)
 }
 

@@ -70,6 +70,10 @@ impl KernelCache {
                 EngineError::Prepare { node: task.name.clone(), op_type: task.op.op_type(), source }
             })?;
         let kernel: Arc<dyn CpuKernel> = Arc::from(kernel);
+        if kernel.weight_bytes() > 0 {
+            // They are packed: the file's pages have served.
+            inputs.iter().flatten().filter_map(|x| x.constant.as_ref()).for_each(|c| c.release());
+        }
         lock(&self.kernels).insert(key, kernel.clone());
         Ok(kernel)
     }

@@ -116,7 +116,7 @@ impl Engine {
         pool: &Arc<Pool>,
         accelerator: Option<&dyn Accelerator>,
     ) -> Result<Engine, EngineError> {
-        let tasks = prepare::cpu_tasks(&plan, graph, kernels)?;
+        let tasks = prepare::cpu_tasks(&plan, graph, kernels, pool)?;
         let program = match accelerator {
             _ if !plan.uses_gpu() => None,
             None => return Err(EngineError::NoAccelerator),

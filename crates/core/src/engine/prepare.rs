@@ -1,6 +1,8 @@
 //! Plan -> what the processors need: CPU tasks with kernels, and the accelerator's program.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use sparoa_kernels::pool::Pool;
 
 use super::{EngineError, kernels::KernelCache};
 use crate::{
@@ -29,10 +31,17 @@ pub(super) fn cpu_tasks(
     plan: &Plan,
     graph: &Graph,
     kernels: &KernelCache,
+    pool: &Pool,
 ) -> Result<Vec<CpuTask>, EngineError> {
+    // Packing takes most of the time, and operators are independent of one another.
+    let prepared: Vec<OnceLock<_>> = plan.cpu.iter().map(|_| OnceLock::new()).collect();
+    pool.run(plan.cpu.len(), &|i| {
+        prepared[i].get_or_init(|| kernels.kernel(graph, &plan.cpu[i]));
+    });
     plan.cpu
         .iter()
-        .map(|task| {
+        .zip(prepared)
+        .map(|(task, kernel)| {
             let input = |arg: &Arg| match arg {
                 Arg::Constant { .. } => TaskInput::Constant(kernels.constant(graph, arg)),
                 Arg::Region(region) => TaskInput::Region(region.clone()),
@@ -40,7 +49,7 @@ pub(super) fn cpu_tasks(
             Ok(CpuTask {
                 name: task.name.clone(),
                 op_type: task.op.op_type(),
-                kernel: kernels.kernel(graph, task)?,
+                kernel: kernel.into_inner().expect("the pool ran every task")?,
                 inputs: task.inputs.iter().map(|arg| arg.as_ref().map(input)).collect(),
                 outputs: task.outputs.clone(),
             })

@@ -11,13 +11,17 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{LoadErrorKind, mmap, proto::StringStringEntryProto};
+use super::{
+    LoadErrorKind,
+    mmap::{self, Contents},
+    proto::StringStringEntryProto,
+};
 
 /// Opens and keeps the external data files of one model.
 pub(super) struct ExternalData {
     folder: Option<PathBuf>,
     map: bool,
-    files: HashMap<PathBuf, Bytes>,
+    files: HashMap<PathBuf, Contents>,
 }
 
 /// The `external_data` entries of a tensor.
@@ -33,13 +37,13 @@ impl ExternalData {
         ExternalData { folder, map, files: HashMap::new() }
     }
 
-    /// The `needed` bytes that a tensor's entries name.
+    /// The `needed` bytes that a tensor's entries name, and the file that they are part of.
     pub(super) fn read(
         &mut self,
         tensor: &str,
         entries: &[StringStringEntryProto],
         needed: usize,
-    ) -> Result<Bytes, LoadErrorKind> {
+    ) -> Result<(Bytes, &Contents), LoadErrorKind> {
         let parsed = parse(entries);
         let location = parsed.as_ref().map_or("", |e| e.location).to_owned();
         let fail = |cause: String| LoadErrorKind::ExternalData {
@@ -53,19 +57,19 @@ impl ExternalData {
             return Err(fail(cause));
         }
         let data = self.file(entries.location).map_err(&fail)?;
-        let end = entries.offset.checked_add(needed).filter(|end| *end <= data.len());
+        let len = data.bytes.len();
+        let end = entries.offset.checked_add(needed).filter(|end| *end <= len);
         match end {
-            Some(end) => Ok(data.slice(entries.offset..end)),
+            Some(end) => Ok((data.bytes.slice(entries.offset..end), data)),
             None => Err(fail(format!(
                 "needs {needed} bytes at offset {}, but the file has {} bytes: it is truncated \
                  or belongs to another model",
-                entries.offset,
-                data.len()
+                entries.offset, len
             ))),
         }
     }
 
-    fn file(&mut self, location: &str) -> Result<&Bytes, String> {
+    fn file(&mut self, location: &str) -> Result<&Contents, String> {
         let Some(folder) = &self.folder else {
             return Err("the model was loaded from memory: say in which folder its data lies, or \
                         save it with the data inside"

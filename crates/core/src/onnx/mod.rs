@@ -32,8 +32,8 @@ use bytes::Bytes;
 use prost::Message;
 
 use self::{
-    external::ExternalData, functions::Budget, import::Importer, opset::Opsets, proto::ModelProto,
-    tensor::TensorReader,
+    external::ExternalData, functions::Budget, import::Importer, mmap::Contents, opset::Opsets,
+    proto::ModelProto, tensor::TensorReader,
 };
 use crate::{ir::Model, tensor::Tensor};
 
@@ -75,10 +75,10 @@ impl Default for LoadOptions {
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
     let error = |kind| LoadError::new(path.display().to_string(), kind);
     let file = File::open(path).map_err(|e| error(LoadErrorKind::Read(e)))?;
-    let bytes =
+    let contents =
         mmap::contents(file, options.map_files).map_err(|e| error(LoadErrorKind::Read(e)))?;
     let folder = path.parent().map(Path::to_owned).unwrap_or_default();
-    decode_and_import(bytes, Some(folder), options).map_err(error)
+    decode_and_import(contents, Some(folder), options).map_err(error)
 }
 
 /// Loads a model from memory. External data is refused unless `base_dir` says where it lies.
@@ -90,7 +90,7 @@ pub fn load_bytes(
     base_dir: Option<&Path>,
     options: &LoadOptions,
 ) -> Result<Model, LoadError> {
-    decode_and_import(bytes.into(), base_dir.map(Path::to_owned), options)
+    decode_and_import(bytes.into().into(), base_dir.map(Path::to_owned), options)
         .map_err(|kind| LoadError::new("model", kind))
 }
 
@@ -103,6 +103,7 @@ pub fn tensor_from_bytes(bytes: impl Into<Bytes>) -> Result<Tensor, LoadError> {
     let proto = proto::TensorProto::decode(bytes.into())
         .map_err(|e| error(LoadErrorKind::Decode(e.to_string())))?;
     let mut reader = TensorReader {
+        model: Contents::default(),
         external: ExternalData::new(None, false),
         max_bytes: LoadOptions::default().max_tensor_bytes,
     };
@@ -110,11 +111,11 @@ pub fn tensor_from_bytes(bytes: impl Into<Bytes>) -> Result<Tensor, LoadError> {
 }
 
 fn decode_and_import(
-    bytes: Bytes,
+    model: Contents,
     folder: Option<PathBuf>,
     options: &LoadOptions,
 ) -> Result<Model, LoadErrorKind> {
-    let proto = decode(bytes)?;
+    let proto = decode(model.bytes.clone())?;
     let graph = proto
         .graph
         .as_ref()
@@ -123,6 +124,7 @@ fn decode_and_import(
     let functions = functions::Functions::new(&proto)?;
     opset::check_operators(graph, &opsets, &functions)?;
     let tensors = TensorReader {
+        model,
         external: ExternalData::new(folder, options.map_files),
         max_bytes: options.max_tensor_bytes,
     };

@@ -8,15 +8,18 @@ use half::f16;
 use super::{
     LoadErrorKind,
     external::ExternalData,
+    mmap::Contents,
     proto::{DataLocation, DataType, SparseTensorProto, TensorProto},
 };
-use crate::tensor::{DType, Element, Storage, Tensor, TensorType};
+use crate::tensor::{DType, Element, Source, Storage, Tensor, TensorType};
 
 #[cfg(target_endian = "big")]
 compile_error!("ONNX stores tensors little-endian and SparOA uses them in place");
 
 /// Reads tensors, with the limits and files of one model.
 pub(super) struct TensorReader {
+    /// The model's file.
+    pub(super) model: Contents,
     pub(super) external: ExternalData,
     pub(super) max_bytes: usize,
 }
@@ -80,16 +83,16 @@ impl TensorReader {
         if proto.segment.is_some() {
             return Err(fail("it is stored in segments, which nothing supports".to_owned()));
         }
-        let raw = if proto.data_location == Some(DataLocation::External.into()) {
-            Some(self.external.read(name, &proto.external_data, ty.bytes())?)
-        } else if !proto.external_data.is_empty() {
+        if proto.data_location == Some(DataLocation::External.into()) {
+            let (raw, file) = self.external.read(name, &proto.external_data, ty.bytes())?;
+            return from_raw(ty, raw, file).map_err(fail);
+        }
+        if !proto.external_data.is_empty() {
             return Err(fail("external data is given, but data_location is not EXTERNAL".into()));
-        } else {
-            // Some writers set an empty raw_data beside the typed field.
-            proto.raw_data.clone().filter(|raw| !raw.is_empty())
-        };
-        match raw {
-            Some(raw) => from_raw(ty, raw),
+        }
+        // Some writers set an empty raw_data beside the typed field.
+        match proto.raw_data.clone().filter(|raw| !raw.is_empty()) {
+            Some(raw) => from_raw(ty, raw, &self.model),
             None => from_typed(ty, proto),
         }
         .map_err(fail)
@@ -171,7 +174,8 @@ pub(super) fn check_size(
     }
 }
 
-fn from_raw(ty: TensorType, raw: Bytes) -> Result<Tensor, String> {
+/// The tensor whose bytes are `raw`, part of `file`.
+fn from_raw(ty: TensorType, raw: Bytes, file: &Contents) -> Result<Tensor, String> {
     let needed = ty.bytes();
     if raw.len() != needed {
         return Err(format!("{ty} needs {needed} bytes of data, has {}", raw.len()));
@@ -181,8 +185,18 @@ fn from_raw(ty: TensorType, raw: Bytes) -> Result<Tensor, String> {
         return Ok(Tensor::new(ty, Storage::copy_from(&bytes)).expect("same length"));
     }
     let align = ty.dtype.size();
-    let storage = Storage::borrowed(Arc::new(raw), 0..needed, align).expect("range of the owner");
+    let (source, range) = file.locate(&raw).unwrap_or_else(|| (Arc::new(Read(raw)), 0..needed));
+    let storage = Storage::borrowed(source, range, align).expect("range of the source");
     Ok(Tensor::new(ty, storage).expect("length was checked"))
+}
+
+/// Bytes that were read.
+struct Read(Bytes);
+
+impl Source for Read {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 fn from_typed(ty: TensorType, proto: &TensorProto) -> Result<Tensor, String> {
@@ -246,7 +260,11 @@ mod tests {
     use super::*;
 
     fn reader() -> TensorReader {
-        TensorReader { external: ExternalData::new(None, false), max_bytes: 1 << 20 }
+        TensorReader {
+            model: Contents::default(),
+            external: ExternalData::new(None, false),
+            max_bytes: 1 << 20,
+        }
     }
 
     fn proto(data_type: DataType, dims: &[i64]) -> TensorProto {

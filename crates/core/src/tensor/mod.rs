@@ -5,5 +5,5 @@ mod storage;
 mod value;
 
 pub use dtype::{DType, Element};
-pub use storage::Storage;
+pub use storage::{Source, Storage};
 pub use value::{Tensor, TensorMut, TensorRef, TensorType};

@@ -2,6 +2,18 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
+/// Bytes that are kept elsewhere: a mapped file.
+pub trait Source: Send + Sync {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+
+    /// Lets go of the memory that `range` takes up, where reading it again brings it back. A
+    /// hint: the bytes stay what they are.
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
+
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
@@ -13,13 +25,13 @@ pub struct Storage(Inner);
 #[derive(Clone)]
 enum Inner {
     Owned { lines: Arc<Vec<Line>>, bytes: usize },
-    Mapped { owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize> },
+    Mapped { source: Arc<dyn Source>, range: Range<usize> },
 }
 
 impl Storage {
     /// `bytes` zero bytes.
     pub fn zeroed(bytes: usize) -> Storage {
-        let lines = vec![Line([0; 64]); bytes.div_ceil(64)];
+        let lines = bytemuck::zeroed_vec::<Line>(bytes.div_ceil(64));
         Storage(Inner::Owned { lines: Arc::new(lines), bytes })
     }
 
@@ -30,18 +42,22 @@ impl Storage {
         storage
     }
 
-    /// Borrows `range` of a shared owner (a mapped file) without copying, or copies it when its
-    /// address is not a multiple of `align`. `None` when the range lies outside the owner.
-    pub fn borrowed(
-        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
-        range: Range<usize>,
-        align: usize,
-    ) -> Option<Storage> {
-        let bytes = (*owner).as_ref().get(range.clone())?;
+    /// Borrows `range` of a shared source without copying, or copies it when its address is not a
+    /// multiple of `align`. `None` when the range lies outside the source.
+    pub fn borrowed(source: Arc<dyn Source>, range: Range<usize>, align: usize) -> Option<Storage> {
+        let bytes = source.bytes().get(range.clone())?;
         if bytes.as_ptr().addr().is_multiple_of(align) {
-            Some(Storage(Inner::Mapped { owner, range }))
-        } else {
-            Some(Storage::copy_from(bytes))
+            return Some(Storage(Inner::Mapped { source, range }));
+        }
+        let copy = Storage::copy_from(bytes);
+        source.release(range);
+        Some(copy)
+    }
+
+    /// Lets go of the memory of a mapped file's bytes, which will be read again if need be.
+    pub fn release(&self) {
+        if let Inner::Mapped { source, range } = &self.0 {
+            source.release(range.clone());
         }
     }
 
@@ -49,7 +65,7 @@ impl Storage {
     pub fn bytes(&self) -> &[u8] {
         match &self.0 {
             Inner::Owned { lines, bytes } => &bytemuck::cast_slice(lines)[..*bytes],
-            Inner::Mapped { owner, range } => &(**owner).as_ref()[range.clone()],
+            Inner::Mapped { source, range } => &source.bytes()[range.clone()],
         }
     }
 

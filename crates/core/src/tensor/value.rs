@@ -129,6 +129,11 @@ impl Tensor {
         self.storage.bytes_mut()
     }
 
+    /// Lets go of its memory if it is mapped from a file, which will be read again if need be.
+    pub fn release(&self) {
+        self.storage.release();
+    }
+
     /// The elements, or `None` when the element type is another.
     pub fn as_slice<T: Element>(&self) -> Option<&[T]> {
         (self.ty.dtype == T::DTYPE).then(|| bytemuck::cast_slice(self.bytes()))

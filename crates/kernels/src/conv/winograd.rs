@@ -77,18 +77,54 @@ const G: [[f64; 3]; IN] = [
     [0.0, 0.0, 1.0],
 ];
 
-/// G g G^T of one 3x3 filter, in double precision.
-fn transform_filter(g: &[f32]) -> [f64; POINTS] {
-    let mut half = [[0.0; 3]; IN];
-    for (i, row) in half.iter_mut().enumerate() {
-        for (j, v) in row.iter_mut().enumerate() {
-            *v = (0..3).map(|k| G[i][k] * f64::from(g[k * 3 + j])).sum();
+/// G g G^T of the 3x3 filters of one input channel and a panel of output channels, in double
+/// precision.
+struct TransformFilters<'a> {
+    /// Weights (c_out, c_in, 3, 3), from the panel's first output channel on.
+    weight: &'a [f32],
+    c_in: usize,
+    /// Output channels of the panel, and as many with padding.
+    columns: usize,
+    width: usize,
+    /// The panel.
+    out: &'a mut [f32],
+}
+
+/// The widest panel of any instruction set.
+const MAX_WIDTH: usize = 64;
+
+impl Kernel for TransformFilters<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let columns = self.columns;
+        assert!(columns <= MAX_WIDTH, "a panel is at most MAX_WIDTH wide");
+        for i in 0..self.c_in {
+            // One element of all filters side by side.
+            let mut g = [[0.0f64; MAX_WIDTH]; 9];
+            for (o, filters) in self.weight.chunks(self.c_in * 9).take(columns).enumerate() {
+                for (g, &w) in g.iter_mut().zip(&filters[i * 9..][..9]) {
+                    g[o] = f64::from(w);
+                }
+            }
+            for (row, left) in G.iter().enumerate() {
+                let mut half = [[0.0f64; MAX_WIDTH]; 3];
+                for (j, half) in half.iter_mut().enumerate() {
+                    for o in 0..columns {
+                        half[o] = (0..3).map(|k| left[k] * g[k * 3 + j][o]).sum();
+                    }
+                }
+                for (column, right) in G.iter().enumerate() {
+                    let point = row * IN + column;
+                    let out = &mut self.out[(point * self.c_in + i) * self.width..][..columns];
+                    for (o, out) in out.iter_mut().enumerate() {
+                        *out = (0..3).map(|k| half[k][o] * right[k]).sum::<f64>() as f32;
+                    }
+                }
+            }
         }
     }
-    std::array::from_fn(|point| {
-        let (i, j) = (point / IN, point % IN);
-        (0..3).map(|k| half[i][k] * G[j][k]).sum()
-    })
 }
 
 impl Winograd {
@@ -97,16 +133,12 @@ impl Winograd {
         let nr = lanes * vectors;
         let (ci, co) = (p.c_in, p.c_out);
         let mut packed = AlignedBuffer::zeroed(POINTS * ci * co.next_multiple_of(lanes));
-        let out = packed.as_mut_slice();
-        for o in 0..co {
-            let panel = o / nr * nr;
-            let width = (co - panel).min(nr).next_multiple_of(lanes);
-            for i in 0..ci {
-                let u = transform_filter(&weight[(o * ci + i) * 9..][..9]);
-                for (point, u) in u.iter().enumerate() {
-                    out[panel * POINTS * ci + (point * ci + i) * width + o - panel] = *u as f32;
-                }
-            }
+        let panels = packed.as_mut_slice().chunks_mut(POINTS * ci * nr);
+        for (panel, out) in panels.enumerate() {
+            let columns = (co - panel * nr).min(nr);
+            let width = columns.next_multiple_of(lanes);
+            let weight = &weight[panel * nr * ci * 9..];
+            simd::dispatch(isa, TransformFilters { weight, c_in: ci, columns, width, out });
         }
         let zeros = AlignedBuffer::zeroed(ci.next_multiple_of(MAX_LANES));
         Winograd { isa, c_in: ci, c_out: co, weight: packed, zeros }

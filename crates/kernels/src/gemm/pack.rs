@@ -42,19 +42,16 @@ impl Kernel for Pack<'_> {
             let width = columns.next_multiple_of(S::LANES);
             let out = &mut self.out[panel * nr * self.k..][..width * self.k];
             if self.transposed {
-                // A few columns at a time, so that both sides stay in cached lines.
-                for first in (0..width).step_by(8) {
-                    let last = width.min(first + 8);
-                    for j in first..last.min(columns) {
+                // A few rows at a time, so that the panel's part stays in the first-level cache.
+                for (block, out) in out.chunks_mut(64 * width).enumerate() {
+                    for j in 0..columns {
                         let source = &self.b[(column + j) * self.stride..][..self.k];
-                        for (out, &x) in out.chunks_exact_mut(width).zip(source) {
+                        for (out, &x) in out.chunks_exact_mut(width).zip(&source[64 * block..]) {
                             out[j] = x;
                         }
                     }
-                    for j in first.max(columns)..last {
-                        for out in out.chunks_exact_mut(width) {
-                            out[j] = 0.0;
-                        }
+                    for out in out.chunks_exact_mut(width) {
+                        out[columns..].fill(0.0);
                     }
                 }
             } else if columns == nr {
