@@ -34,7 +34,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List processors, their memory and features.
-    Devices(DeviceArgs),
+    Devices(DevicesArgs),
     /// Show a model's operators: shape, FLOPs, bytes, intensity, sparsity, quadrant, devices.
     Inspect(InspectArgs),
     /// Measure each operator's latency on each processor.
@@ -77,6 +77,16 @@ pub struct DeviceArgs {
     /// Plain sums of products only: no algorithm that is faster but rounds more.
     #[arg(long)]
     pub exact: bool,
+}
+
+/// `devices`.
+#[derive(Args, Debug)]
+pub struct DevicesArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Measure the roofline: peak and attained rates of each processor and of the links.
+    #[arg(long)]
+    pub measure: bool,
 }
 
 /// A model and its input shapes.

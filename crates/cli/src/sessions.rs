@@ -27,7 +27,8 @@ pub struct Machine {
     pub gpu: Option<Arc<dyn Accelerator>>,
     /// Why there is none.
     pub gpu_unavailable: Option<String>,
-    pool: Arc<Pool>,
+    /// The CPU's threads.
+    pub pool: Arc<Pool>,
     arithmetic: Arithmetic,
     allow_fallback: bool,
     gpu_only: bool,

@@ -161,8 +161,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let filter = args.first().cloned().unwrap_or_default();
     let threads = args.get(1).map_or(1, |t| t.parse().expect("THREADS is a number"));
-    let peak = sparoa_kernels::math::fma_peak_flops() * threads as f64;
-    let bf16_peak = sparoa_kernels::math::bf16_peak_flops().map(|p| p * threads as f64);
+    let peak = sparoa_kernels::peaks::fma_peak_flops() * threads as f64;
+    let bf16_peak = sparoa_kernels::peaks::bf16_peak_flops().map(|p| p * threads as f64);
     println!("{}, {threads} threads, peak {:.1} GFLOP/s", isa::best(), peak * 1e-9);
     if let Some(peak) = bf16_peak {
         println!("bf16 peak {:.1} GFLOP/s", peak * 1e-9);

@@ -20,6 +20,7 @@ mod aligned;
 pub mod activation;
 mod vmath;
 pub mod math;
+pub mod peaks;
 pub mod gemm;
 pub mod conv;
 pub mod pooling;

@@ -367,48 +367,5 @@ fn each<V: Copy>(y: &mut [V; 4], b: &[V; 4], f: impl Fn(V, V) -> V) {
     y[3] = f(y[3], b[3]);
 }
 
-/// This core's peak of fused multiply-adds in FLOP/s, measured for about 20 ms: a yardstick.
-pub fn fma_peak_flops() -> f64 {
-    peak_flops(2.0, |kernel| crate::simd::dispatch(crate::isa::best(), kernel))
-}
-
-/// The same of bf16 pairs, where [`crate::isa::bf16`] says that they can be used.
-pub fn bf16_peak_flops() -> Option<f64> {
-    crate::isa::bf16().ok().map(|()| peak_flops(4.0, crate::simd::dispatch_pairs))
-}
-
-struct Peak(usize);
-
-impl crate::simd::Kernel for Peak {
-    type Output = f64;
-    /// Lanes computed.
-    #[inline(always)]
-    fn run<S: crate::simd::Simd>(self, s: S) -> f64 {
-        let x = s.splat(std::hint::black_box(0.5));
-        let mut acc = [s.splat(std::hint::black_box(1.0)); 12];
-        for _ in 0..self.0 {
-            for a in &mut acc {
-                *a = s.multiply_words(x, x, *a);
-            }
-        }
-        let mut sum = s.splat(0.0);
-        for a in acc {
-            sum = s.add(sum, a);
-        }
-        std::hint::black_box(s.reduce_add(sum));
-        (self.0 * 12 * S::LANES) as f64
-    }
-}
-
-fn peak_flops(flops_per_lane: f64, dispatch: impl Fn(Peak) -> f64) -> f64 {
-    let mut best = 0.0f64;
-    for _ in 0..20 {
-        let start = std::time::Instant::now();
-        let lanes = dispatch(Peak(400_000));
-        best = best.max(lanes * flops_per_lane / start.elapsed().as_secs_f64());
-    }
-    best
-}
-
 #[cfg(test)]
 mod tests;

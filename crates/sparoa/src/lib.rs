@@ -32,11 +32,12 @@ pub use sparoa_core::{
     profile::{Link, Profile, default_cache_dir},
     schedule::{Objective, Pin, Policy, Timeline},
     session::{
-        Decision, GuardReport, Progress, Session, SessionBuilder, SessionError, Tolerance,
-        ValueInfo, Verification, product_depth, random_placement, random_tensor, reference,
+        Attained, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder, SessionError,
+        Tolerance, ValueInfo, Verification, measure_roofline, product_depth, random_placement,
+        random_tensor, reference,
     },
     tensor::{DType, Element, Tensor, TensorType},
     zoo,
 };
 pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
-pub use sparoa_kernels::{Arithmetic, isa, pool::Pool};
+pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};

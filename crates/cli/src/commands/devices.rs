@@ -1,14 +1,14 @@
 //! `sparoa devices`.
 
 use serde::Serialize;
-use sparoa::DeviceInfo;
+use sparoa::{DeviceInfo, Pool, Roofline, measure_roofline, peaks};
 
 use crate::{
-    args::DeviceArgs,
+    args::DevicesArgs,
     environment::Environment,
     error::CliResult,
     output::Output,
-    sessions::Machine,
+    sessions::{Machine, session_error},
     table::{Table, scaled},
 };
 
@@ -17,20 +17,108 @@ struct Document {
     devices: Vec<DeviceInfo>,
     gpu_unavailable: Option<String>,
     environment: Environment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Measured>,
+}
+
+/// The roofline of this machine.
+#[derive(Serialize)]
+struct Measured {
+    /// Threads of the CPU that all its figures are of.
+    threads: usize,
+    cpu_peak_flops_per_s: f64,
+    cpu_bf16_peak_flops_per_s: Option<f64>,
+    /// Sequential reads of so many bytes in all.
+    cpu_read: Vec<ReadRate>,
+    #[serde(flatten)]
+    roofline: Roofline,
+}
+
+#[derive(Serialize)]
+struct ReadRate {
+    bytes: usize,
+    bytes_per_s: f64,
+}
+
+/// Sizes that lie in the first, second and third-level caches and in memory.
+const READ: [usize; 4] = [16 << 10, 256 << 10, 4 << 20, 256 << 20];
+
+impl Measured {
+    fn new(machine: &Machine) -> CliResult<Measured> {
+        let pool: &Pool = &machine.pool;
+        let threads = pool.threads();
+        let read = |bytes_per_thread: usize| {
+            let bytes = if bytes_per_thread < READ[2] {
+                bytes_per_thread * threads
+            } else {
+                bytes_per_thread
+            };
+            ReadRate { bytes, bytes_per_s: peaks::read_bytes_per_s(pool, bytes) }
+        };
+        Ok(Measured {
+            threads,
+            cpu_peak_flops_per_s: peaks::pool_fma_peak_flops(pool),
+            cpu_bf16_peak_flops_per_s: peaks::bf16_peak_flops().map(|one| one * threads as f64),
+            cpu_read: READ.map(read).into(),
+            roofline: measure_roofline(machine.gpu.as_deref(), &machine.pool)
+                .map_err(session_error)?,
+        })
+    }
+
+    fn text(&self) -> String {
+        let rate = |v: f64| scaled(v, "FLOP/s");
+        let bandwidth = |v: f64| scaled(v, "B/s");
+        let mut text = format!(
+            "\ncpu, {} threads: multiply-add peak {}",
+            self.threads,
+            rate(self.cpu_peak_flops_per_s)
+        );
+        if let Some(bf16) = self.cpu_bf16_peak_flops_per_s {
+            text.push_str(&format!(", bf16 {} (one thread's, times threads)", rate(bf16)));
+        }
+        text.push('\n');
+        for read in &self.cpu_read {
+            let (bytes, rate) = (scaled(read.bytes as f64, "B"), bandwidth(read.bytes_per_s));
+            text.push_str(&format!("cpu, reading {bytes}: {rate}\n"));
+        }
+        for a in &self.roofline.attained {
+            text.push_str(&format!(
+                "{}, attained: {} (matrix product), {} (elementwise); arithmetic bounds above {:.1} \
+                 FLOP/byte\n",
+                a.device,
+                rate(a.flops_per_s),
+                bandwidth(a.bytes_per_s),
+                a.ridge_intensity()
+            ));
+        }
+        for (name, link) in
+            [("to the gpu", &self.roofline.upload), ("from the gpu", &self.roofline.download)]
+        {
+            if let Some(link) = link {
+                text.push_str(&format!(
+                    "copies {name}: {:.1} us + {}\n",
+                    link.latency_ns as f64 * 1e-3,
+                    bandwidth(link.bytes_per_s)
+                ));
+            }
+        }
+        text
+    }
 }
 
 /// Lists processors.
 ///
 /// # Errors
 /// Device errors, where a processor was asked for that is absent.
-pub fn run(args: &DeviceArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(args)?;
+pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
+    let machine = Machine::open(&args.device)?;
     let mut devices = vec![machine.cpu.clone()];
     devices.extend(machine.gpu.as_ref().map(|g| g.info().clone()));
     let document = Document {
         environment: Environment::read(devices.clone()),
         devices,
         gpu_unavailable: machine.gpu_unavailable.clone(),
+        measured: args.measure.then(|| Measured::new(&machine)).transpose()?,
     };
     out.print(&document, || {
         let mut table = Table::new(&["device", "name", "driver", "memory", "features"]);
@@ -54,6 +142,9 @@ pub fn run(args: &DeviceArgs, out: &Output) -> CliResult {
         let mut text = table.render();
         if let Some(why) = &document.gpu_unavailable {
             text.push_str(&format!("gpu     {why}\n"));
+        }
+        if let Some(measured) = &document.measured {
+            text.push_str(&measured.text());
         }
         text
     })

@@ -7,6 +7,7 @@ mod error;
 mod guard;
 mod inputs;
 mod measure;
+mod roofline;
 mod tolerance;
 mod verify;
 
@@ -33,6 +34,7 @@ pub use error::SessionError;
 pub use guard::{GuardEntry, GuardOptions, GuardReport, choose};
 pub use inputs::random_tensor;
 pub use measure::MeasureOptions;
+pub use roofline::{Attained, Roofline, measure_roofline};
 pub use tolerance::{Tolerance, product_depth};
 pub use verify::{
     Divergence, Mismatch, OutputCheck, Verification, compare, random_placement, reference,
