@@ -1,22 +1,18 @@
 //! Convolution of operands rounded to bf16, with sums in f32.
 //!
 //! The input is rounded once, to words of two channels each (see [`crate::gemm::bf16`]); then it
-//! is the f32 convolution on words. With few channels, whose runs would be too short for a tile,
-//! the patches of a block of pixels are copied row of the kernel by row of the kernel out of a
-//! rounded image that has its horizontal padding in it.
-
-use std::ops::Range;
+//! is the f32 convolution on words.
 
 use super::indirect::Geometry;
 use super::{Algorithm, Conv2d, Conv2dParams, block_diagonal, merge_groups, offset};
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
-use crate::gemm::bf16::{Round, pack_words, row_stride};
+use crate::gemm::bf16::{Round, pack_words};
 use crate::gemm::driver::{Block, Product, Rows, Split};
 use crate::gemm::{PackedB, PackedBf16, gemm_bf16};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd;
 
 #[derive(Clone, Debug)]
 enum Method {
@@ -24,14 +20,12 @@ enum Method {
     Pointwise(PackedBf16),
     /// Pointers to each tap's pixel in the rounded input, a matrix of weights per group.
     Indirect(Vec<PackedB>),
-    /// Few input channels: patches are copied, whole rows of the kernel at a time.
-    KernelRows(PackedB),
-    /// One input channel per group: bound by memory, in f32.
-    Depthwise(Box<Conv2d>),
+    /// Few input channels per group: bound by moving them, in f32.
+    Plain(Box<Conv2d>),
 }
 
 /// A convolution with its weights rounded to bf16 and packed; its input is rounded too, sums are
-/// f32. Depthwise convolutions stay f32.
+/// f32. Convolutions of few input channels (a network's first, depthwise ones) stay f32.
 #[derive(Clone, Debug)]
 pub struct Conv2dBf16 {
     /// As computed: with groups merged.
@@ -49,10 +43,10 @@ impl Conv2dBf16 {
         params.check(weight.len(), bias.map(<[f32]>::len));
         let p = &params;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
-        if ci == 1 && p.groups > 1 {
+        if ci < 16 && taps > 1 {
             let conv = Conv2d::new_with_isa(Isa::Avx512, params, weight, bias);
-            if matches!(conv.algorithm, Algorithm::Depthwise(_)) {
-                let (zeros, method) = (Vec::new(), Method::Depthwise(Box::new(conv)));
+            if matches!(conv.algorithm, Algorithm::Depthwise(_) | Algorithm::KernelRows { .. }) {
+                let (zeros, method) = (Vec::new(), Method::Plain(Box::new(conv)));
                 return Conv2dBf16 { params, method, bias: None, zeros };
             }
         }
@@ -68,9 +62,6 @@ impl Conv2dBf16 {
         let one = p.groups == 1;
         let (method, zeros) = if taps == 1 && p.stride == [1, 1] && p.pads == [0; 4] && one {
             (Method::Pointwise(PackedBf16::new(ci, co, weight, true)), 0)
-        } else if ci < 16 && taps > 1 && one && p.dilation[1] == 1 {
-            let run = p.kernel[1] * ci;
-            (Method::KernelRows(pack_words(p.kernel[0], run, co, |k, j| at(0, k, j))), run)
         } else {
             let pack = |group| pack_words(taps, ci, co, |k, j| at(group, k, j));
             (Method::Indirect((0..p.groups).map(pack).collect()), ci)
@@ -84,8 +75,7 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(_) => "bf16 pointwise",
             Method::Indirect(_) => "bf16 indirect",
-            Method::KernelRows(_) => "bf16 kernel rows",
-            Method::Depthwise(conv) => conv.algorithm(),
+            Method::Plain(conv) => conv.algorithm(),
         }
     }
 
@@ -94,8 +84,7 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(b) => b.bytes(),
             Method::Indirect(groups) => groups.iter().map(PackedB::bytes).sum(),
-            Method::KernelRows(b) => b.bytes(),
-            Method::Depthwise(conv) => conv.bytes(),
+            Method::Plain(conv) => conv.bytes(),
         }
     }
 
@@ -114,8 +103,7 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(b) => b.scratch_len(n * h * w, threads),
             Method::Indirect(groups) => blocks(&groups[0]),
-            Method::KernelRows(b) => blocks(b),
-            Method::Depthwise(conv) => conv.scratch_len(n, h, w, threads),
+            Method::Plain(conv) => conv.scratch_len(n, h, w, threads),
         }
     }
 
@@ -124,21 +112,9 @@ impl Conv2dBf16 {
         (self.params.c_in / self.params.groups).div_ceil(2)
     }
 
-    /// Words of a padded line of an image, for whole rows of the kernel. A run of an odd number
-    /// of elements reads one more: usually the next pixel's, times a weight of zero. (An infinite
-    /// one so spreads NaN.)
-    fn line_words(&self, w: usize) -> usize {
-        let p = &self.params;
-        ((w + p.pads[1] + p.pads[3]) * p.c_in + 1).div_ceil(2)
-    }
-
     /// Words of the rounded input, in whole cache lines.
     fn image_words(&self, n: usize, h: usize, w: usize) -> usize {
-        let words = match &self.method {
-            Method::KernelRows(_) => n * h * self.line_words(w),
-            _ => n * h * w * self.params.groups * self.pixel_words(),
-        };
-        words.next_multiple_of(16)
+        (n * h * w * self.params.groups * self.pixel_words()).next_multiple_of(16)
     }
 
     fn split(&self, m: usize, b: &PackedB, threads: usize) -> Split {
@@ -146,13 +122,9 @@ impl Conv2dBf16 {
         Split::new(m, b, if self.params.groups >= 4 * threads { 1 } else { threads })
     }
 
-    /// Elements for a block of rows, in whole cache lines: patches, or pointers of two elements.
+    /// Elements for a block of rows, in whole cache lines: pointers, of two elements each.
     fn worker_scratch(&self, split: &Split) -> usize {
-        let per_row = match &self.method {
-            Method::KernelRows(b) => row_stride(b.k()),
-            _ => 2 * self.params.taps(),
-        };
-        (split.block_rows() * per_row).next_multiple_of(16)
+        (split.block_rows() * 2 * self.params.taps()).next_multiple_of(16)
     }
 
     /// y = epilogue(conv(x) + bias), x: n, h, w, c_in; y: n, out h, out w, c_out.
@@ -180,13 +152,12 @@ impl Conv2dBf16 {
             return;
         }
         let groups = match &self.method {
-            Method::Depthwise(conv) => return conv.run(n, h, w, x, epi, y, scratch, pool),
+            Method::Plain(conv) => return conv.run(n, h, w, x, epi, y, scratch, pool),
             Method::Pointwise(b) => {
                 let bias = self.bias.as_deref();
                 return gemm_bf16(n * h * w, x, p.c_in, b, bias, epi, y, scratch, pool);
             }
             Method::Indirect(groups) => groups.as_slice(),
-            Method::KernelRows(b) => std::slice::from_ref(b),
         };
         let (image, scratch) = align_scratch(scratch).split_at_mut(self.image_words(n, h, w));
         self.round_image(n * h, w, x, image, pool);
@@ -209,23 +180,10 @@ impl Conv2dBf16 {
             let bias = self.bias.as_deref().map(|bias| &bias[group * co..][..co]);
             let epi = offset(epi, group * co);
             let (first_row, m, mr) = (rows.start, rows.len(), b.tile().0);
-            let (taps, rows) = match &self.method {
-                Method::KernelRows(_) => {
-                    let (zeros, a) = (self.zeros.as_slice(), scratch.as_ptr());
-                    let (line, run) = (self.line_words(w), p.kernel[1] * p.c_in);
-                    let (geometry, lda) = (&geometry, row_stride(b.k()));
-                    let out = scratch;
-                    let copy = CopyLines { geometry, image, line, run, zeros, rows, out, lda };
-                    simd::dispatch_pairs(copy);
-                    (1, Rows::Dense { a, lda })
-                }
-                _ => {
-                    let (x, channel) = (&image[..n * h * w * words], group * self.pixel_words());
-                    let table = geometry.pointers(x, channel, &self.zeros, rows, mr, scratch);
-                    (p.taps(), Rows::Table(table))
-                }
-            };
-            let product = Product::new(b, taps, bias, &epi, y.at(group * co), p.c_out);
+            let (x, channel) = (&image[..n * h * w * words], group * self.pixel_words());
+            let table = geometry.pointers(x, channel, &self.zeros, rows, mr, scratch);
+            let rows = Rows::Table(table);
+            let product = Product::new(b, p.taps(), bias, &epi, y.at(group * co), p.c_out);
             b.dispatch(Block { product: &product, rows, m, first_row, panels });
         });
     }
@@ -239,22 +197,6 @@ impl Conv2dBf16 {
         pool.run(parts, &|part| {
             let lines = lines * part / parts..lines * (part + 1) / parts;
             let from = &x[lines.start * w * p.c_in..lines.end * w * p.c_in];
-            if let Method::KernelRows(_) = &self.method {
-                let line = self.line_words(w);
-                // SAFETY: each part has lines of its own.
-                let out = unsafe { image.slice(lines.start * line, lines.len() * line) };
-                out.fill(0.0);
-                simd::dispatch_pairs(Round {
-                    from,
-                    rows: lines.len(),
-                    columns: w * ci,
-                    stride: w * ci,
-                    out,
-                    out_stride: line,
-                    skip: p.pads[1] * ci,
-                });
-                return;
-            }
             let line = w * p.groups * self.pixel_words();
             // SAFETY: each part has lines of its own.
             let out = unsafe { image.slice(lines.start * line, lines.len() * line) };
@@ -264,70 +206,8 @@ impl Conv2dBf16 {
                 false => (lines.len() * w * p.groups, ci),
             };
             let (stride, out_stride) = (ci, self.pixel_words());
-            simd::dispatch_pairs(Round { from, rows, columns, stride, out, out_stride, skip: 0 });
+            simd::dispatch_pairs(Round { from, rows, columns, stride, out, out_stride });
         });
-    }
-}
-
-/// Copies the patches of the output pixels `rows` out of a padded image.
-struct CopyLines<'a> {
-    geometry: &'a Geometry,
-    image: &'a [f32],
-    /// Words of a line of the image.
-    line: usize,
-    /// Elements of a row of the kernel.
-    run: usize,
-    /// As many words of zeros as such a row has.
-    zeros: &'a [f32],
-    rows: Range<usize>,
-    out: &'a mut [f32],
-    /// Words between patches.
-    lda: usize,
-}
-
-impl Kernel for CopyLines<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let CopyLines { geometry: g, image, line, run, zeros, rows, out, lda } = self;
-        let p = &g.params;
-        let words = run.div_ceil(2);
-        let kh = p.kernel[0];
-        assert!(kh * words <= lda && out.len() >= rows.len() * lda && zeros.len() >= words);
-        // Channels, not words of two.
-        let ci = run / p.kernel[1];
-        // Counted up: a division per pixel would cost as much as the copies.
-        let mut pixel = g.pixel(rows.start);
-        let end = g.ow * p.stride[1];
-        for row in 0..rows.len() {
-            if pixel.left == end {
-                pixel = g.pixel(rows.start + row);
-            }
-            for ky in 0..kh {
-                let y = (pixel.top + ky * p.dilation[0]).wrapping_sub(p.pads[0]);
-                let from: *const f32 = if y < g.h {
-                    let half = 2 * (pixel.image * g.h + y) * line + pixel.left * ci;
-                    assert!(half + 2 * words <= 2 * image.len(), "the run lies in the image");
-                    // SAFETY: as asserted.
-                    unsafe { image.as_ptr().cast::<u16>().add(half).cast() }
-                } else {
-                    zeros.as_ptr()
-                };
-                let mut i = 0;
-                while i < words {
-                    let lanes = S::LANES.min(words - i);
-                    // SAFETY: `words` words are readable at `from`, aligned or not, and writable
-                    // at the patch's row ky.
-                    unsafe {
-                        let to = out.as_mut_ptr().add(row * lda + ky * words + i);
-                        s.store_partial(to, lanes, s.load_partial(from.add(i), lanes));
-                    }
-                    i += lanes;
-                }
-            }
-            pixel.left += p.stride[1];
-        }
     }
 }
 

@@ -128,10 +128,10 @@ pub fn gemm_bf16(
         let one_row = k == lda && k.is_multiple_of(2) && words < 64;
         let lda_words = if one_row { words } else { row_stride(words) };
         let block = if one_row {
-            Round { from, rows: 1, columns: rows.len() * k, stride: 0, out, out_stride: 0, skip: 0 }
+            Round { from, rows: 1, columns: rows.len() * k, stride: 0, out, out_stride: 0 }
         } else {
             let (rows, stride) = (rows.len(), lda);
-            Round { from, rows, columns: k, stride, out, out_stride: lda_words, skip: 0 }
+            Round { from, rows, columns: k, stride, out, out_stride: lda_words }
         };
         let a = block.out.as_ptr();
         simd::dispatch_pairs(block);
@@ -151,8 +151,6 @@ pub(crate) struct Round<'a> {
     pub(crate) out: &'a mut [f32],
     /// Words between rows of `out`.
     pub(crate) out_stride: usize,
-    /// Halves of words that each row of `out` begins with, left as they are.
-    pub(crate) skip: usize,
 }
 
 impl Kernel for Round<'_> {
@@ -160,7 +158,7 @@ impl Kernel for Round<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let words = (self.skip + self.columns.next_multiple_of(2)).div_ceil(2);
+        let words = self.columns.div_ceil(2);
         if self.rows == 0 || self.columns == 0 {
             return;
         }
@@ -171,7 +169,7 @@ impl Kernel for Round<'_> {
             unsafe {
                 let from = self.from.as_ptr().add(row * self.stride);
                 let out = self.out.as_mut_ptr().add(row * self.out_stride);
-                round_row(s, from, self.columns, out.cast::<u16>().add(self.skip));
+                round_row(s, from, self.columns, out.cast::<u16>());
             }
         }
     }

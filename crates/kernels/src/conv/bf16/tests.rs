@@ -19,7 +19,7 @@ fn check(p: Conv2dParams, size: [usize; 3], bias: bool, kind: u8, threads: usize
     let conv = Conv2dBf16::new(p, &weight, bias.as_deref());
     let out = conv.output_size(h, w);
     let sums = match conv.method {
-        Method::Depthwise(_) => reference(&p, false, size, out, &x, &weight),
+        Method::Plain(_) => reference(&p, false, size, out, &x, &weight),
         _ => reference(&p, false, size, out, &rounded(&x), &rounded(&weight)),
     };
     let residual = random(sums.len(), 4);
@@ -62,7 +62,7 @@ fn every_method_is_chosen() {
     };
     assert_eq!(of(32, 1, 1), "bf16 pointwise");
     assert_eq!(of(32, 1, 3), "bf16 indirect");
-    assert_eq!(of(3, 1, 3), "bf16 kernel rows");
+    assert_eq!(of(3, 1, 3), "kernel rows");
     assert_eq!(of(32, 32, 3), "depthwise");
 }
 

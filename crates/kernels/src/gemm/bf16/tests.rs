@@ -73,7 +73,6 @@ fn hardware_rounds_the_same() {
         stride: 0,
         out: &mut out,
         out_stride: 0,
-        skip: 0,
     });
     for (i, &x) in x.iter().enumerate() {
         let half = (out[i / 2].to_bits() >> (16 * (i % 2))) as u16;
