@@ -27,8 +27,22 @@ pub struct Agreement {
     pub agree: usize,
     /// `agree` of `samples`.
     pub share: f64,
-    /// The others: picture, class in fp32, class here.
-    pub differing: Vec<(String, usize, usize)>,
+    /// The others.
+    pub differing: Vec<Differing>,
+}
+
+/// A picture in which another class is seen.
+#[derive(Debug, Serialize)]
+pub struct Differing {
+    /// Its file, crop and mirroring.
+    pub picture: String,
+    /// Class in exact fp32.
+    pub expected: usize,
+    /// Class here.
+    pub given: usize,
+    /// How far ahead of the class seen here the expected one was in exact fp32, as a share of the
+    /// scores' root mean square: how near a tie it was.
+    pub lead_of_rms: f64,
 }
 
 /// Runs the session and an exact one on every picture.
@@ -69,13 +83,19 @@ pub fn measure(
     for path in &paths {
         for view in &views {
             let x = images::load_view(path, &name, &ty, args.inputs.normalize, *view)?;
-            let class = |session: &mut Session| {
-                let outputs = session.run(&[(&name, x.clone())]).map_err(session_error)?;
-                Ok::<_, CliError>(highest(&outputs[scores].1))
+            let run = |session: &mut Session| {
+                let mut outputs = session.run(&[(&name, x.clone())]).map_err(session_error)?;
+                Ok::<_, CliError>(outputs.swap_remove(scores).1)
             };
-            let (expected, given) = (class(&mut exact)?, class(session)?);
+            let (exact, ours) = (run(&mut exact)?, run(session)?);
+            let (expected, given) = (highest(&exact), highest(&ours));
             if expected != given {
-                differing.push((format!("{} {view:?}", path.display()), expected, given));
+                differing.push(Differing {
+                    picture: format!("{} {view:?}", path.display()),
+                    expected,
+                    given,
+                    lead_of_rms: lead(&exact, expected, given),
+                });
             }
             bar.inc(1);
         }
@@ -98,9 +118,21 @@ fn scores(session: &Session) -> CliResult<usize> {
     })
 }
 
+/// The scores of the first row.
+fn first_row(scores: &Tensor) -> &[f32] {
+    let classes = scores.shape().last().copied().unwrap_or(0);
+    scores.as_slice::<f32>().map_or(&[], |v| &v[..classes])
+}
+
+/// By how much one class leads another, of the scores' root mean square.
+fn lead(scores: &Tensor, first: usize, second: usize) -> f64 {
+    let row = first_row(scores);
+    let squares: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
+    f64::from(row[first] - row[second]) / (squares / row.len() as f64).sqrt()
+}
+
 /// The class with the highest score of the first row.
 fn highest(scores: &Tensor) -> usize {
-    let classes = scores.shape().last().copied().unwrap_or(0);
-    let row = scores.as_slice::<f32>().map_or(&[][..], |v| &v[..classes]);
+    let row = first_row(scores);
     (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
