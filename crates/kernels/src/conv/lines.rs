@@ -24,6 +24,10 @@ const TILES: [usize; 6] = [24, 16, 12, 8, 6, 4];
 const OVERHANG: usize = 7;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 32 * 1024;
+/// Beyond these, tiles by [`Geometry::kernel_rows`] may be faster: with more input channels in
+/// narrow images, with more products for an output (large patches) in all.
+const MAX_CHANNELS: usize = 4;
+const MAX_DEPTH: usize = 256;
 /// Bytes of weights that are read again for every output row.
 const MAX_WEIGHT_BYTES: usize = 256 * 1024;
 
@@ -31,7 +35,9 @@ const MAX_WEIGHT_BYTES: usize = 256 * 1024;
 pub(crate) fn fits(p: &Conv2dParams) -> bool {
     p.groups == 1
         && p.dilation[1] == 1
+        && p.c_in <= MAX_CHANNELS
         && p.kernel[0] <= MAX_ROWS
+        && p.taps() * p.c_in <= MAX_DEPTH
         && 4 * p.taps() * p.c_in * p.c_out <= MAX_WEIGHT_BYTES
 }
 
@@ -248,7 +254,7 @@ fn call_tiles<S: Simd, const NV: usize, const STEP: usize>(s: S, panel: Panel<'_
     }
     let rest = panel.pixels - whole;
     if rest > 0 {
-        let tile = tiles().filter(|&tile| tile >= rest).last().unwrap_or(largest);
+        let tile = tiles().rfind(|&tile| tile >= rest).unwrap_or(largest);
         call_tile::<S, NV, STEP>(s, tile, panel, whole..panel.pixels);
     }
 }
