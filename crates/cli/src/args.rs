@@ -50,6 +50,8 @@ pub enum Command {
     /// The built-in models.
     #[command(subcommand)]
     Zoo(ZooCommand),
+    /// Set the smallest weights of a model to zero, to see what pruning would be worth.
+    Prune(PruneArgs),
 }
 
 /// Which processors may be used.
@@ -289,6 +291,25 @@ pub struct VerifyArgs {
     /// pictures (.jpg, .png) in this folder, with crops and flips if they are fewer than 50.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
+}
+
+/// `prune`.
+#[derive(Args, Debug)]
+pub struct PruneArgs {
+    /// ONNX file or zoo:NAME.
+    pub model: String,
+    /// Share of the weights that becomes zero, 0 to 1.
+    #[arg(long, value_name = "SHARE")]
+    pub sparsity: f64,
+    /// Seek the smallest among each layer's weights: all layers become equally sparse (default).
+    #[arg(long, conflicts_with = "global")]
+    pub per_layer: bool,
+    /// Seek the smallest among all weights: layers of small weights become sparser than others.
+    #[arg(long)]
+    pub global: bool,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// `zoo`.
