@@ -22,7 +22,7 @@
 
 pub use half::f16;
 pub use sparoa_core::{
-    analyze::{Analysis, NodeAnalysis, record_activation_sparsity},
+    analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
     ir::{Dim, Graph, Model},
