@@ -399,4 +399,4 @@ fn offset<'a>(epi: &Epilogue<'a>, start: usize) -> Epilogue<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,284 @@
+//! One tile: rows of weights times the slab, and the way back to pixels.
+
+use std::ops::Range;
+
+use crate::activation::{Epilogue, Residual};
+use crate::aligned::SharedMut;
+use crate::gemm::micro::{Finish, SecondPass};
+use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::sparse::compressed::Compressed;
+use crate::sparse::grid::{Grid, TILE_VECTORS};
+
+/// Output channels that are transposed back together.
+pub(crate) const GROUP: usize = MAX_LANES;
+/// The most positions of a tile.
+const MAX_TILE: usize = TILE_VECTORS * MAX_LANES;
+/// No pixel.
+const NONE: u32 = u32::MAX;
+
+/// Where the results of a group's channels go.
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    bias: Option<&'a [f32]>,
+    residual: Option<&'a [f32]>,
+    finish: Finish,
+    y: SharedMut,
+    /// Elements from pixel to pixel, and the first of the group's channels.
+    stride: usize,
+    channel: usize,
+}
+
+impl<'a> Output<'a> {
+    /// `bias` and `y` (as the epilogue's residual) begin with the first channel of all.
+    pub(crate) fn new(
+        bias: Option<&'a [f32]>,
+        epi: &Epilogue<'a>,
+        y: SharedMut,
+        stride: usize,
+        channel: usize,
+    ) -> Output<'a> {
+        let residual = match epi.residual {
+            Residual::None => None,
+            Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
+        };
+        let finish = Finish::new(1.0, bias.is_some(), epi);
+        Output { bias, residual, finish, y, stride, channel }
+    }
+}
+
+/// Some rows of weights times one tile.
+pub(crate) struct Tile<'a> {
+    pub(crate) grid: &'a Grid,
+    pub(crate) n: usize,
+    pub(crate) weights: &'a Compressed,
+    /// From a multiple of [`GROUP`] on.
+    pub(crate) rows: Range<usize>,
+    /// The tile's first position, and its place in the slab.
+    pub(crate) first: usize,
+    pub(crate) x: *const f32,
+    /// Space for the sums of a group of rows, or with several blocks of all rows.
+    pub(crate) sums: &'a mut [f32],
+    pub(crate) output: &'a Output<'a>,
+}
+
+/// Floats that [`Tile::sums`] needs.
+pub(crate) fn sums_len(grid: &Grid, weights: &Compressed, rows: usize) -> usize {
+    let rows = if weights.blocks().len() > 1 { rows.next_multiple_of(GROUP) } else { GROUP };
+    rows * grid.tile
+}
+
+impl Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let left = self.grid.positions(self.n) - self.first;
+        match self.grid.tile.min(left).div_ceil(S::LANES) {
+            1 => s.call(Vectors::<1, 4>(self)),
+            2 => s.call(Vectors::<2, 2>(self)),
+            3 => s.call(Vectors::<3, 2>(self)),
+            4 => s.call(Vectors::<4, 1>(self)),
+            5 => s.call(Vectors::<5, 1>(self)),
+            6 => s.call(Vectors::<6, 1>(self)),
+            7 => s.call(Vectors::<7, 1>(self)),
+            8 => s.call(Vectors::<8, 1>(self)),
+            _ => unreachable!("a tile has 1 to TILE_VECTORS vectors"),
+        }
+    }
+}
+
+/// A tile of NV vectors; the sums along a row are U times NV independent ones.
+struct Vectors<'a, const NV: usize, const U: usize>(Tile<'a>);
+
+impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let t = self.0;
+        let pixels = pixels(t.grid, t.n, t.first, NV * S::LANES);
+        let width = NV * S::LANES;
+        let blocks = t.weights.blocks().len();
+        assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
+        assert!(width <= t.grid.tile && NV <= TILE_VECTORS);
+        let channel_len = t.grid.planes.len() * t.grid.slab;
+        for (block, channels) in t.weights.blocks().iter().enumerate() {
+            let x = t.x.wrapping_add(channels.start * channel_len);
+            for row in t.rows.clone().step_by(GROUP) {
+                let rows = row..t.rows.end.min(row + GROUP);
+                let at = if blocks > 1 { (row - t.rows.start) * width } else { 0 };
+                let sums = t.sums[at..][..GROUP * width].as_mut_ptr();
+                for (r, row) in rows.clone().enumerate() {
+                    // SAFETY: the slab has the block's channels from x on, the tile's positions
+                    // and each tap's shift beyond; sums has GROUP rows of `width`.
+                    unsafe {
+                        let sums = sums.add(r * width);
+                        one_row::<S, NV, U>(s, t.weights.row(block, row), x, sums, block > 0);
+                    }
+                }
+                if block + 1 == blocks {
+                    // SAFETY: as above; the pixels are this task's.
+                    unsafe { store_group(s, t.output, &pixels[..width], rows, sums) };
+                }
+            }
+        }
+    }
+}
+
+/// Adds a row of weights times the tile to the sums, or makes them.
+#[inline(always)]
+unsafe fn one_row<S: Simd, const NV: usize, const U: usize>(
+    s: S,
+    (offsets, values): (&[u16], &[f32]),
+    x: *const f32,
+    sums: *mut f32,
+    accumulate: bool,
+) {
+    let mut acc = [[s.splat(0.0); NV]; U];
+    // SAFETY: the caller's contract: `sums` has NV vectors, and so has x from each offset on.
+    unsafe {
+        if accumulate {
+            for (v, acc) in acc[0].iter_mut().enumerate() {
+                *acc = s.load(sums.add(v * S::LANES));
+            }
+        }
+        let (mut i, len) = (0, offsets.len().min(values.len()));
+        while U > 1 && i + U <= len {
+            for (u, acc) in acc.iter_mut().enumerate() {
+                let (offset, value) = (*offsets.get_unchecked(i + u), *values.get_unchecked(i + u));
+                step(s, x.add(usize::from(offset)), value, acc);
+            }
+            i += U;
+        }
+        while i < len {
+            let (offset, value) = (*offsets.get_unchecked(i), *values.get_unchecked(i));
+            step(s, x.add(usize::from(offset)), value, &mut acc[0]);
+            i += 1;
+        }
+        for v in 0..NV {
+            let mut sum = acc[0][v];
+            for acc in &acc[1..] {
+                sum = s.add(sum, acc[v]);
+            }
+            s.store(sums.add(v * S::LANES), sum);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn step<S: Simd, const NV: usize>(s: S, x: *const f32, weight: f32, acc: &mut [S::V; NV]) {
+    let weight = s.splat(weight);
+    for (v, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: the caller's contract.
+        let x = unsafe { s.load(x.add(v * S::LANES)) };
+        *acc = s.mul_add(x, weight, *acc);
+    }
+}
+
+/// The output pixels of `count` positions.
+#[inline(always)]
+fn pixels(grid: &Grid, n: usize, first: usize, count: usize) -> [u32; MAX_TILE] {
+    let mut pixels = [NONE; MAX_TILE];
+    let pixel = |index: usize| u32::try_from(index).expect("fewer than 2^32 pixels");
+    if grid.is_flat() {
+        for (i, slot) in pixels.iter_mut().enumerate().take(count.min(n - first)) {
+            *slot = pixel(first + i);
+        }
+        return pixels;
+    }
+    let mut place = grid.place(first);
+    for slot in &mut pixels[..count] {
+        *slot = grid.output(n, &place).map_or(NONE, pixel);
+        grid.advance(&mut place);
+    }
+    pixels
+}
+
+/// Stores the sums of a group of rows as channels of pixels.
+#[inline(always)]
+unsafe fn store_group<S: Simd>(
+    s: S,
+    out: &Output<'_>,
+    pixels: &[u32],
+    rows: Range<usize>,
+    sums: *const f32,
+) {
+    let width = pixels.len();
+    let mut r = 0;
+    while r < rows.len() {
+        let lanes = S::LANES.min(rows.len() - r);
+        let channel = out.channel + rows.start + r;
+        for (v, pixels) in pixels.chunks_exact(S::LANES).enumerate() {
+            let mut square = [s.splat(0.0); MAX_LANES];
+            for i in 0..S::LANES {
+                // SAFETY: sums has GROUP rows, a multiple of LANES.
+                square[i] = unsafe { s.load(sums.add((r + i) * width + v * S::LANES)) };
+            }
+            s.transpose(&mut square);
+            // SAFETY: the caller's contract.
+            unsafe {
+                if lanes == S::LANES {
+                    store_square::<S, true>(s, out, pixels, channel, lanes, &square);
+                } else {
+                    store_square::<S, false>(s, out, pixels, channel, lanes, &square);
+                }
+            }
+        }
+        r += lanes;
+    }
+    if let Some(act) = out.finish.slow {
+        let channel = out.channel + rows.start;
+        for &pixel in pixels.iter().filter(|&&p| p != NONE) {
+            let at = pixel as usize * out.stride + channel;
+            let residual = out.residual.filter(|_| out.finish.after);
+            s.call(SecondPass {
+                act,
+                c: out.y.ptr().wrapping_add(at),
+                residual: residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+                ldc: out.stride,
+                rows: 1,
+                columns: rows.len(),
+            });
+        }
+    }
+}
+
+/// Stores `lanes` channels from `channel` on of some pixels, a vector for each.
+#[inline(always)]
+unsafe fn store_square<S: Simd, const FULL: bool>(
+    s: S,
+    out: &Output<'_>,
+    pixels: &[u32],
+    channel: usize,
+    lanes: usize,
+    square: &[S::V; MAX_LANES],
+) {
+    let finish = &out.finish;
+    // SAFETY: bias has an element per channel, residual and y as many per pixel; `lanes` from
+    // `channel` on exist.
+    unsafe {
+        let load = |p: *const f32| if FULL { s.load(p) } else { s.load_partial(p, lanes) };
+        let bias = out.bias.map_or(s.splat(0.0), |b| load(b.as_ptr().add(channel)));
+        for (i, &pixel) in pixels.iter().enumerate().take(S::LANES) {
+            if pixel == NONE {
+                continue;
+            }
+            let at = pixel as usize * out.stride + channel;
+            let mut sum = s.add(square[i], bias);
+            let residual = out.residual.map_or(s.splat(0.0), |r| load(r.as_ptr().add(at)));
+            if finish.before {
+                sum = s.add(sum, residual);
+            }
+            sum = finish.activate(s, sum);
+            if finish.after && finish.slow.is_none() {
+                sum = s.add(sum, residual);
+            }
+            let y = out.y.ptr().add(at);
+            if FULL {
+                s.store(y, sum);
+            } else {
+                s.store_partial(y, lanes, sum);
+            }
+        }
+    }
+}
