@@ -54,9 +54,10 @@ impl Kernel for Slab<'_> {
                     let lanes = S::LANES.min(self.channels.end - c);
                     let mut square = [s.splat(0.0); MAX_LANES];
                     for i in 0..S::LANES {
-                        // SAFETY: every pointer has channels.end elements.
+                        // SAFETY: every pointer has channels.end elements. Volatile, or the
+                        // compiler adds c to all pointers in vectors and takes them out again.
                         square[i] = unsafe {
-                            let p = pixels[i].add(c);
+                            let p = std::ptr::read_volatile(&pixels[i]).add(c);
                             if lanes == S::LANES { s.load(p) } else { s.load_partial(p, lanes) }
                         };
                     }
