@@ -192,6 +192,10 @@ impl SparseConv2d {
             return;
         }
         let threads = pool.threads();
+        if threads == 1 {
+            self.run_alone(images, x, stride, bias, epi, y, scratch);
+            return;
+        }
         let cut = self.cut(images, threads);
         let slabs = if cut.shared { cut.strips * self.groups.len() } else { threads };
         let needed = 16 + slabs * cut.slab_len + threads * cut.sums_len;
@@ -204,14 +208,9 @@ impl SparseConv2d {
         let channels = self.params.c_in / self.params.groups;
         if !cut.shared {
             pool.run_with_worker(cut.strips * count, &|task, worker| {
-                let (strip, group) = (task / count, task % count);
-                let slab = slabs.at(worker * cut.slab_len);
-                run.fill(strip, group, 0..channels, slab);
                 // SAFETY: each worker has its own part, and runs one task at a time.
                 let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
-                for tile in run.tiles(strip) {
-                    run.tile(strip, group, tile, 0, slab, sums);
-                }
+                run.strip(task / count, task % count, slabs.at(worker * cut.slab_len), sums);
             });
             return;
         }
@@ -237,6 +236,32 @@ impl SparseConv2d {
     }
 }
 
+impl SparseConv2d {
+    /// [`SparseConv2d::run_strided`] on the calling thread.
+    pub(crate) fn run_alone(
+        &self,
+        images: usize,
+        x: &[f32],
+        stride: usize,
+        bias: Option<&[f32]>,
+        epi: &Epilogue<'_>,
+        y: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let cut = self.cut(images, 1);
+        assert!(
+            scratch.len() >= 16 + cut.slab_len + cut.sums_len,
+            "scratch has scratch_len elements"
+        );
+        let (slab, sums) = align_scratch(scratch).split_at_mut(cut.slab_len);
+        let slab = SharedMut::new(slab);
+        let run = Run { conv: self, cut, images, x, stride, bias, epi, y: SharedMut::new(y) };
+        for task in 0..cut.strips * self.groups.len() {
+            run.strip(task / self.groups.len(), task % self.groups.len(), slab, sums);
+        }
+    }
+}
+
 struct Run<'a> {
     conv: &'a SparseConv2d,
     cut: Cut,
@@ -253,6 +278,15 @@ impl Run<'_> {
     fn tiles(&self, strip: usize) -> Range<usize> {
         let cut = |i: usize| i * self.cut.tiles / self.cut.strips;
         cut(strip)..cut(strip + 1)
+    }
+
+    /// All of a strip for one group.
+    fn strip(&self, strip: usize, group: usize, slab: SharedMut, sums: &mut [f32]) {
+        let channels = self.conv.params.c_in / self.conv.params.groups;
+        self.fill(strip, group, 0..channels, slab);
+        for tile in self.tiles(strip) {
+            self.tile(strip, group, tile, 0, slab, sums);
+        }
     }
 
     fn strip_of(&self, tile: usize) -> usize {

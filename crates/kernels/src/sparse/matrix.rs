@@ -90,11 +90,33 @@ impl SparseMatrix {
         scratch: &mut [f32],
         pool: &Pool,
     ) {
+        self.check(m, a, lda, bias, c);
+        self.conv.run_strided(m, a, lda, bias, epi, c, scratch, pool);
+    }
+
+    /// [`SparseMatrix::run`] on the calling thread, rows of a without gaps; the scratch's size
+    /// does not depend on `m`.
+    pub(crate) fn run_alone(
+        &self,
+        m: usize,
+        a: &[f32],
+        bias: Option<&[f32]>,
+        epi: &Epilogue<'_>,
+        c: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        self.check(m, a, self.k(), bias, c);
+        epi.check(c.len());
+        if !c.is_empty() {
+            self.conv.run_alone(m, a, self.k(), bias, epi, c, scratch);
+        }
+    }
+
+    fn check(&self, m: usize, a: &[f32], lda: usize, bias: Option<&[f32]>, c: &[f32]) {
         let (k, n) = (self.k(), self.n());
         assert!(c.len() == m * n, "c has m * n elements");
         assert!(lda >= k, "rows of a do not overlap");
         assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
         assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
-        self.conv.run_strided(m, a, lda, bias, epi, c, scratch, pool);
     }
 }
