@@ -5,7 +5,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use sparoa_kernels::conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams};
+use sparoa_kernels::conv::{
+    Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams, InvertedResidual, Pointwise,
+};
 use sparoa_kernels::gemm::{PackedB, PackedBf16, gemm, gemm_bf16};
 use sparoa_kernels::isa;
 use sparoa_kernels::permute::permute_f32;
@@ -181,6 +183,44 @@ impl Bench {
         println!();
     }
 
+    /// An inverted residual with dense and with sparse stages, 90 % zeros.
+    fn inverted(&self, size: usize, [ci, mid, co]: [usize; 3], s: usize) {
+        let title = format!("inverted {ci}->{mid}->{co} {size} s{s}");
+        let params = Conv2dParams {
+            c_in: mid,
+            c_out: mid,
+            groups: mid,
+            kernel: [3, 3],
+            stride: [s, s],
+            dilation: [1, 1],
+            pads: [1; 4],
+        };
+        let pruned = |len: usize| -> Vec<f32> {
+            values(len).iter().zip(dice(len)).map(|(v, d)| if d < 0.9 { 0.0 } else { *v }).collect()
+        };
+        let (first, last, own) = (pruned(ci * mid), pruned(mid * co), values(9 * mid));
+        let (wide, narrow) = (values(mid), values(co));
+        let relu = Activation::Clip { min: 0.0, max: 6.0 };
+        let [oh, ow] = params.output_size(size, size);
+        let x = values(size * size * ci);
+        let mut y = vec![0.0; oh * ow * co];
+        let pixels = (size * size * mid * ci + oh * ow * mid * (9 + co)) as f64;
+        for sparse in [[false; 2], [true, false], [false, true], [true; 2]] {
+            let stage = |weight, bias, sparse| {
+                Some(Pointwise { weight, bias: Some(bias), activation: relu, sparse })
+            };
+            let expand = stage(&first, &wide[..], sparse[0]);
+            let project = stage(&last, &narrow[..], sparse[1]);
+            let kernel = InvertedResidual::new(expand, params, &own, Some(&wide), relu, project);
+            let mut scratch = vec![0.0; kernel.scratch_len(1, size, size, self.pool.threads())];
+            let title = format!("{title} {sparse:?}");
+            self.report(&title, 2.0 * pixels, 4.0 * (x.len() + y.len()) as f64, || {
+                let x = black_box(&x);
+                kernel.run(1, size, size, x, &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
+            });
+        }
+    }
+
     /// A square image and kernel, same padding; channels `ci` to `co`.
     fn conv(&self, name: &str, size: usize, [ci, co]: [usize; 2], [k, s]: [usize; 2], g: usize) {
         let params = Conv2dParams {
@@ -266,6 +306,11 @@ fn main() {
     b.conv("mobilenet", 14, [384, 384], [3, 1], 384);
     b.conv("mobilenet", 7, [960, 960], [3, 1], 960);
     b.conv("grouped", 28, [128, 128], [3, 1], 32);
+    b.inverted(112, [16, 96, 24], 2);
+    b.inverted(56, [24, 144, 24], 1);
+    b.inverted(28, [32, 192, 32], 1);
+    b.inverted(14, [64, 384, 64], 1);
+    b.inverted(14, [96, 576, 96], 1);
     for n in [1, 8] {
         b.sparse("resnet", n, 224, [3, 64], [7, 2]);
         b.sparse("resnet", n, 56, [64, 64], [3, 1]);

@@ -12,7 +12,7 @@ use std::{
 
 /// Share of zeros from which a sparse kernel may win; below it nothing is measured.
 pub const FLOOR: f64 = 0.5;
-/// Steps of sparsity that share a measurement: 1 / this.
+/// Sparsities that differ by less than 1 / this share a measurement.
 const STEPS: usize = 40;
 /// Multiply-adds below which a layer is not worth a measurement: it stays dense.
 const MIN_MACS: usize = 1 << 16;
@@ -42,8 +42,8 @@ pub fn learn(choices: &Choices) {
 /// The sparsity of weights in steps, from [`FLOOR`] on.
 pub fn sparsity(weights: &[f32]) -> Option<usize> {
     let zeros = weights.iter().filter(|&&w| w == 0.0).count();
-    let step = zeros * STEPS / weights.len().max(1);
-    (step as f64 >= FLOOR * STEPS as f64).then_some(step)
+    let share = zeros as f64 / weights.len().max(1) as f64;
+    (share >= FLOOR).then(|| (share * STEPS as f64).round() as usize)
 }
 
 /// Whether a layer of so many multiply-adds is worth asking about.

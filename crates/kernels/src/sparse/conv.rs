@@ -66,11 +66,13 @@ impl SparseConv2d {
         assert!(isa.is_available(), "the instruction set is available");
         params.check(weight.len(), bias.map(<[f32]>::len));
         let p = &params;
-        let (lanes, _, _) = simd::tile_of(isa);
         let [n, h, w] = images;
         // Each pixel on its own: as many images.
         let flat = p.taps() == 1 && p.stride == [1, 1] && p.pads == [0; 4];
         let images = if flat { [n.checked_mul(h)?.checked_mul(w)?, 1, 1] } else { images };
+        // A single pixel fills no vector.
+        let isa = if images == [1, 1, 1] { Isa::Scalar } else { isa };
+        let (lanes, _, _) = simd::tile_of(isa);
         let grid = Grid::new(p, images, lanes)?;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
         let blocks = cut_evenly(ci, grid.block_channels());

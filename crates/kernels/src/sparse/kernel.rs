@@ -101,6 +101,7 @@ impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
         let blocks = t.weights.blocks().len();
         assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
         assert!(width <= t.grid.tile && NV <= TILE_VECTORS);
+        let finish = t.output.finish;
         let channel_len = t.grid.planes.len() * t.grid.slab;
         for (block, channels) in t.weights.blocks().iter().enumerate() {
             let x = t.x.wrapping_add(channels.start * channel_len);
@@ -108,15 +109,28 @@ impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
                 let rows = row..t.rows.end.min(row + GROUP);
                 let at = if blocks > 1 { (row - t.rows.start) * width } else { 0 };
                 let sums = t.sums[at..][..GROUP * width].as_mut_ptr();
+                let last = block + 1 == blocks;
                 for (r, row) in rows.clone().enumerate() {
+                    let bias = t.output.bias.map_or(0.0, |b| b[t.output.channel + row]);
                     // SAFETY: the slab has the block's channels from x on, the tile's positions
                     // and each tap's shift beyond; sums has GROUP rows of `width`.
                     unsafe {
                         let sums = sums.add(r * width);
-                        one_row::<S, NV, U>(s, t.weights.row(block, row), x, sums, block > 0);
+                        let start = if block > 0 { Start::Sums } else { Start::Bias(bias) };
+                        let weights = t.weights.row(block, row);
+                        let mut acc = one_row::<S, NV, U>(s, weights, x, sums, start);
+                        // A residual before the activation is added at the pixel.
+                        if last && !finish.before {
+                            for acc in &mut acc {
+                                *acc = finish.activate(s, *acc);
+                            }
+                        }
+                        for (v, &acc) in acc.iter().enumerate() {
+                            s.store(sums.add(v * S::LANES), acc);
+                        }
                     }
                 }
-                if block + 1 == blocks {
+                if last {
                     // SAFETY: as above; the pixels are this task's.
                     unsafe { store_group(s, t.output, &pixels[..width], rows, sums) };
                 }
@@ -125,21 +139,32 @@ impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
     }
 }
 
-/// Adds a row of weights times the tile to the sums, or makes them.
+/// What a row's sums begin with.
+#[derive(Clone, Copy)]
+enum Start {
+    Bias(f32),
+    /// Those of earlier blocks.
+    Sums,
+}
+
+/// A row of weights times the tile.
 #[inline(always)]
 unsafe fn one_row<S: Simd, const NV: usize, const U: usize>(
     s: S,
     (offsets, values): (&[u16], &[f32]),
     x: *const f32,
-    sums: *mut f32,
-    accumulate: bool,
-) {
+    sums: *const f32,
+    start: Start,
+) -> [S::V; NV] {
     let mut acc = [[s.splat(0.0); NV]; U];
     // SAFETY: the caller's contract: `sums` has NV vectors, and so has x from each offset on.
     unsafe {
-        if accumulate {
-            for (v, acc) in acc[0].iter_mut().enumerate() {
-                *acc = s.load(sums.add(v * S::LANES));
+        match start {
+            Start::Bias(bias) => acc[0] = [s.splat(bias); NV],
+            Start::Sums => {
+                for (v, acc) in acc[0].iter_mut().enumerate() {
+                    *acc = s.load(sums.add(v * S::LANES));
+                }
             }
         }
         let (mut i, len) = (0, offsets.len().min(values.len()));
@@ -155,14 +180,14 @@ unsafe fn one_row<S: Simd, const NV: usize, const U: usize>(
             step(s, x.add(usize::from(offset)), value, &mut acc[0]);
             i += 1;
         }
-        for v in 0..NV {
-            let mut sum = acc[0][v];
-            for acc in &acc[1..] {
-                sum = s.add(sum, acc[v]);
-            }
-            s.store(sums.add(v * S::LANES), sum);
+    }
+    let mut sums = acc[0];
+    for acc in &acc[1..] {
+        for (sum, &acc) in sums.iter_mut().zip(acc) {
+            *sum = s.add(*sum, acc);
         }
     }
+    sums
 }
 
 #[inline(always)]
@@ -215,12 +240,18 @@ unsafe fn store_group<S: Simd>(
                 square[i] = unsafe { s.load(sums.add((r + i) * width + v * S::LANES)) };
             }
             s.transpose(&mut square);
+            let (first, last) = (pixels[0], pixels[S::LANES - 1]);
+            // Pixels come in order; those that are not there have the largest number.
+            let whole = last != NONE && last.wrapping_sub(first) as usize == S::LANES - 1;
             // SAFETY: the caller's contract.
             unsafe {
-                if lanes == S::LANES {
-                    store_square::<S, true>(s, out, pixels, channel, lanes, &square);
+                if whole && lanes == S::LANES && out.residual.is_none() {
+                    let at = first as usize * out.stride + channel;
+                    for i in 0..S::LANES {
+                        s.store(out.y.ptr().add(at + i * out.stride), square[i]);
+                    }
                 } else {
-                    store_square::<S, false>(s, out, pixels, channel, lanes, &square);
+                    store_square(s, out, pixels, channel, lanes, &square);
                 }
             }
         }
@@ -245,7 +276,7 @@ unsafe fn store_group<S: Simd>(
 
 /// Stores `lanes` channels from `channel` on of some pixels, a vector for each.
 #[inline(always)]
-unsafe fn store_square<S: Simd, const FULL: bool>(
+unsafe fn store_square<S: Simd>(
     s: S,
     out: &Output<'_>,
     pixels: &[u32],
@@ -253,28 +284,27 @@ unsafe fn store_square<S: Simd, const FULL: bool>(
     lanes: usize,
     square: &[S::V; MAX_LANES],
 ) {
-    let finish = &out.finish;
-    // SAFETY: bias has an element per channel, residual and y as many per pixel; `lanes` from
-    // `channel` on exist.
-    unsafe {
-        let load = |p: *const f32| if FULL { s.load(p) } else { s.load_partial(p, lanes) };
-        let bias = out.bias.map_or(s.splat(0.0), |b| load(b.as_ptr().add(channel)));
-        for (i, &pixel) in pixels.iter().enumerate().take(S::LANES) {
-            if pixel == NONE {
-                continue;
+    let finish = out.finish;
+    let (residual, y) = (out.residual.map_or(std::ptr::null(), <[f32]>::as_ptr), out.y.ptr());
+    let adds = finish.before || (finish.after && finish.slow.is_none());
+    for (i, &pixel) in pixels.iter().enumerate().take(S::LANES) {
+        if pixel == NONE {
+            continue;
+        }
+        let at = pixel as usize * out.stride + channel;
+        let mut sum = square[i];
+        // SAFETY: residual and y have `lanes` channels from `channel` on of each pixel.
+        unsafe {
+            if adds {
+                let p = residual.add(at);
+                let r = if lanes == S::LANES { s.load(p) } else { s.load_partial(p, lanes) };
+                sum = s.add(sum, r);
+                if finish.before {
+                    sum = finish.activate(s, sum);
+                }
             }
-            let at = pixel as usize * out.stride + channel;
-            let mut sum = s.add(square[i], bias);
-            let residual = out.residual.map_or(s.splat(0.0), |r| load(r.as_ptr().add(at)));
-            if finish.before {
-                sum = s.add(sum, residual);
-            }
-            sum = finish.activate(s, sum);
-            if finish.after && finish.slow.is_none() {
-                sum = s.add(sum, residual);
-            }
-            let y = out.y.ptr().add(at);
-            if FULL {
+            let y = y.add(at);
+            if lanes == S::LANES {
                 s.store(y, sum);
             } else {
                 s.store_partial(y, lanes, sum);

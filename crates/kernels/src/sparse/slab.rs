@@ -31,56 +31,95 @@ impl Kernel for Slab<'_> {
         let end = self.channel + self.channels.end;
         assert!(end <= self.stride && self.zeros.len() >= self.channels.end);
         assert!(self.count.next_multiple_of(S::LANES) <= grid.slab);
-        let flat = grid.is_flat();
+        if grid.is_flat() {
+            self.flat(s);
+            return;
+        }
         for plane in 0..planes {
             let mut place = grid.place(self.first);
             for position in (0..self.count).step_by(S::LANES) {
                 let mut pixels = [self.zeros.as_ptr(); MAX_LANES];
-                for (i, pixel) in pixels.iter_mut().enumerate().take(S::LANES) {
-                    let index = if flat {
-                        Some(self.first + position + i).filter(|&p| p < self.n)
-                    } else {
-                        let index = grid.input(self.n, plane, &place);
-                        grid.advance(&mut place);
-                        index
-                    };
-                    if let Some(index) = index {
-                        *pixel = self.x[index * self.stride + self.channel..][..self.channels.end]
-                            .as_ptr();
+                for pixel in &mut pixels[..S::LANES] {
+                    if let Some(index) = grid.input(self.n, plane, &place) {
+                        *pixel = self.pixel(index);
                     }
+                    grid.advance(&mut place);
                 }
-                let mut c = self.channels.start;
-                while c < self.channels.end {
-                    let lanes = S::LANES.min(self.channels.end - c);
-                    let mut square = [s.splat(0.0); MAX_LANES];
-                    for i in 0..S::LANES {
-                        // SAFETY: every pointer has channels.end elements. Volatile, or the
-                        // compiler adds c to all pointers in vectors and takes them out again.
-                        square[i] = unsafe {
-                            let p = std::ptr::read_volatile(&pixels[i]).add(c);
-                            if lanes == S::LANES { s.load(p) } else { s.load_partial(p, lanes) }
-                        };
-                    }
-                    s.transpose(&mut square);
-                    let out = |i: usize| {
-                        self.out
-                            .ptr()
-                            .wrapping_add(((c + i) * planes + plane) * grid.slab + position)
-                    };
-                    // SAFETY: the slab has these channels, each `grid.slab` long; no other task
-                    // writes them.
-                    unsafe {
-                        if lanes == S::LANES {
-                            for i in 0..S::LANES {
-                                s.store(out(i), square[i]);
-                            }
-                        } else {
-                            for i in 0..lanes {
-                                s.store(out(i), square[i]);
-                            }
-                        }
-                    }
-                    c += lanes;
+                for c in self.channels.clone().step_by(S::LANES) {
+                    // Volatile, or the compiler adds c to all pointers in vectors and takes them
+                    // out again.
+                    // SAFETY: a reference's target is readable.
+                    let pixel = |i: usize| unsafe { std::ptr::read_volatile(&pixels[i]) };
+                    // SAFETY: every pointer has channels.end elements.
+                    unsafe { self.square(s, pixel, plane, position, c) };
+                }
+            }
+        }
+    }
+}
+
+impl Slab<'_> {
+    /// Where pixels follow each other.
+    #[inline(always)]
+    fn flat<S: Simd>(self, s: S) {
+        for position in (0..self.count).step_by(S::LANES) {
+            let first = self.first + position;
+            let there = self.n.saturating_sub(first);
+            if there == 0 {
+                // Nobody looks at the results.
+                return;
+            }
+            let last = self.pixel(first + there.min(S::LANES) - 1);
+            let start = self.pixel(first);
+            for c in self.channels.clone().step_by(S::LANES) {
+                let pixel =
+                    |i: usize| if i < there { start.wrapping_add(i * self.stride) } else { last };
+                // SAFETY: every pointer has channels.end elements.
+                unsafe { self.square(s, pixel, 0, position, c) };
+            }
+        }
+    }
+
+    /// A pixel's channels.
+    #[inline(always)]
+    fn pixel(&self, index: usize) -> *const f32 {
+        self.x[index * self.stride + self.channel..][..self.channels.end].as_ptr()
+    }
+
+    /// Transposes a square of pixels and channels from c on.
+    #[inline(always)]
+    unsafe fn square<S: Simd>(
+        &self,
+        s: S,
+        pixel: impl Fn(usize) -> *const f32,
+        plane: usize,
+        position: usize,
+        c: usize,
+    ) {
+        let lanes = S::LANES.min(self.channels.end - c);
+        let mut square = [s.splat(0.0); MAX_LANES];
+        // SAFETY: the caller's contract; the slab has these channels, each `grid.slab` long, and
+        // no other task writes them.
+        unsafe {
+            if lanes == S::LANES {
+                for i in 0..S::LANES {
+                    square[i] = s.load(pixel(i).add(c));
+                }
+            } else {
+                for i in 0..S::LANES {
+                    square[i] = s.load_partial(pixel(i).add(c), lanes);
+                }
+            }
+            s.transpose(&mut square);
+            let step = self.grid.planes.len() * self.grid.slab;
+            let out = self.out.ptr().add(c * step + plane * self.grid.slab + position);
+            if lanes == S::LANES {
+                for i in 0..S::LANES {
+                    s.store(out.add(i * step), square[i]);
+                }
+            } else {
+                for i in 0..lanes {
+                    s.store(out.add(i * step), square[i]);
                 }
             }
         }
