@@ -242,3 +242,82 @@ fn faster_sparse_matrix(
     });
     (choice == 1).then_some(sparse)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of which one in ten is not zero.
+    fn pruned(len: usize) -> Vec<f32> {
+        (0..len).map(|i| if i * 37 % 10 == 3 { (i % 17) as f32 - 8.5 } else { 0.0 }).collect()
+    }
+
+    /// Makes the choice of the one question whose text contains `part`.
+    fn choose(part: &str, choice: usize) {
+        let known = variant::choices();
+        let (question, _) = known.iter().find(|(q, _)| q.contains(part)).unwrap();
+        variant::learn(&variant::Choices::from([(question.clone(), choice)]));
+    }
+
+    #[test]
+    fn both_kernels_of_a_pruned_convolution_agree_and_the_reference_stays_dense() {
+        let params = Conv2dParams {
+            c_in: 43,
+            c_out: 21,
+            groups: 1,
+            kernel: [3, 3],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads: [1; 4],
+        };
+        let (weight, images) = (pruned(21 * 43 * 9), [2, 13, 11]);
+        let pack = |arithmetic| PackedConv::new(arithmetic, params, images, &weight, None);
+        let x = variant::inputs(2 * 13 * 11 * 43);
+        let pool = Pool::new(2);
+        let outputs = |conv: &PackedConv| {
+            let mut y = vec![f32::NAN; 2 * 13 * 11 * 21];
+            let mut scratch = vec![0.0; conv.scratch_len(2, [13, 11], 2)];
+            conv.run(2, [13, 11], &x, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+            y
+        };
+        pack(Arithmetic::Exact);
+        choose("c_in: 43", 1);
+        let sparse = pack(Arithmetic::Exact);
+        assert!(matches!(sparse, PackedConv::Sparse(_)));
+        let reference = pack(Arithmetic::Reference);
+        assert!(matches!(reference, PackedConv::F32(_)));
+        assert!(sparse.bytes() * 5 < reference.bytes());
+        for (a, b) in outputs(&sparse).iter().zip(outputs(&reference)) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(8.0), "{a} {b}");
+        }
+        choose("c_in: 43", 0);
+        assert!(matches!(pack(Arithmetic::Exact), PackedConv::F32(_)));
+        // Weights made at run time are not looked at.
+        let dense = PackedConv::dense(Arithmetic::Fast, params, images, &weight, None);
+        assert!(matches!(dense, PackedConv::F32(_)));
+    }
+
+    #[test]
+    fn both_forms_of_a_pruned_matrix_agree() {
+        let (m, k, n) = (61, 83, 47);
+        let b = pruned(k * n);
+        let pack = |arithmetic| PackedMatrix::new(arithmetic, [m, k, n], &b, true, 0.5);
+        pack(Arithmetic::Fast);
+        choose("matrix 61x83x47", 1);
+        let (sparse, reference) = (pack(Arithmetic::Fast), pack(Arithmetic::Reference));
+        assert!(matches!(sparse, PackedMatrix::Sparse(_)));
+        assert!(matches!(reference, PackedMatrix::F32(_)));
+        let a = variant::inputs(m * k);
+        let pool = Pool::new(2);
+        let outputs = |b: &PackedMatrix| {
+            let mut y = vec![f32::NAN; m * n];
+            let mut bytes = vec![0u64; b.scratch_bytes(m, 2) / 8 + 16];
+            let mut scratch = Scratch::new(bytemuck::cast_slice_mut(&mut bytes));
+            b.run([m, k], &a, None, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+            y
+        };
+        for (a, b) in outputs(&sparse).iter().zip(outputs(&reference)) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(8.0), "{a} {b}");
+        }
+    }
+}
