@@ -66,7 +66,7 @@ impl Conv2dParams {
     }
 
     /// Output height and width for an input of h x w.
-    pub(crate) fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
+    pub fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
         let one = |i: usize, size: usize, pad: usize| {
             let span = self.dilation[i] * (self.kernel[i] - 1) + 1;
             if size + pad < span { 0 } else { (size + pad - span) / self.stride[i] + 1 }
@@ -415,4 +415,4 @@ fn pack_filters(isa: Isa, c_out: usize, ci: usize, taps: usize, weight: &[f32]) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

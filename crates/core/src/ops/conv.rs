@@ -263,19 +263,20 @@ impl Op for Conv {
         let bias = x.constant(2);
         let [h, w] = flat.input;
         let images = [shape.batch, h, w];
-        let pack = |weight: &[f32], bias: Option<&[f32]>| {
-            Arc::new(PackedConv::new(self.arithmetic, params, images, weight, bias))
-        };
         // A bias computed at run time is packed with the weights at run time: rare.
         let packed = match x.constant(1) {
             Some(w) if bias.is_some() || x.get(2).is_none() => {
                 let weight = w.as_slice().expect("the weight has the input's type, f32");
-                Some(pack(weight, bias.and_then(|b| b.as_slice())))
+                let bias = bias.and_then(|b| b.as_slice());
+                let packed = PackedConv::new(self.arithmetic, params, images, weight, bias);
+                Some(Arc::new(packed))
             }
             _ => None,
         };
-        let scratch_of =
-            packed.clone().unwrap_or_else(|| pack(&vec![0.0; x.input(1).ty.len()], None));
+        let scratch_of = packed.clone().unwrap_or_else(|| {
+            let zeros = vec![0.0; x.input(1).ty.len()];
+            Arc::new(PackedConv::dense(self.arithmetic, params, images, &zeros, None))
+        });
         Ok(Box::new(ConvKernel {
             params,
             packed,
@@ -404,7 +405,7 @@ impl CpuKernel for ConvKernel {
                 let weight = io.input(1).slice();
                 let [h, w] = self.flat.input;
                 let images = [self.batch, h, w];
-                made = PackedConv::new(self.op.arithmetic, self.params, images, weight, bias);
+                made = PackedConv::dense(self.op.arithmetic, self.params, images, weight, bias);
                 &made
             }
         };

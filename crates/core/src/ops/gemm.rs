@@ -142,7 +142,7 @@ impl Op for Gemm {
         let Gemm { alpha, beta, trans_a, trans_b, arithmetic } = *self;
         let packed = x.constant(1).map(|b| {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
-            PackedMatrix::new(arithmetic, [k, n], b, trans_b, alpha)
+            PackedMatrix::new(arithmetic, [m, k, n], b, trans_b, alpha)
         });
         let batched = BatchedGemm {
             batch: [1, 1],
@@ -340,7 +340,7 @@ impl Op for Linear {
         let Linear { trans_b, activation, residual, arithmetic } = *self;
         if let Some(w) = x.constant(1) {
             let w = w.as_slice::<f32>().expect("w has x's type, f32");
-            let packed = Arc::new(PackedMatrix::new(arithmetic, [k, n], w, trans_b, 1.0));
+            let packed = Arc::new(PackedMatrix::new(arithmetic, [m, k, n], w, trans_b, 1.0));
             let of_product = packed.clone();
             return Ok(kernel_with(
                 packed.bytes(),

@@ -13,7 +13,7 @@ use super::{
     AttributeValue, Attributes, Binding, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op,
     OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{Conv, Layout, ResidualKind},
-    epilogue, floats, kernel_with,
+    epilogue, floats, kernel_with, variant,
     window::Window,
 };
 use crate::tensor::{DType, TensorType};
@@ -134,7 +134,7 @@ impl Op for InvertedResidual {
             return Err(OpError::dtype(dtype, &[DType::F32]));
         }
         let stages = self.typed(x.inputs)?;
-        let at = usize::from(self.expand.is_some());
+        let (at, count) = (usize::from(self.expand.is_some()), stages.len());
         let (depthwise, own, _) = &stages[at];
         let shape = depthwise.shape(own)?;
         let constant = |i: usize| x.constant(i).and_then(|t| t.as_slice::<f32>());
@@ -161,21 +161,22 @@ impl Op for InvertedResidual {
             activation
                 .map(|activation| {
                     let (weight, bias) = (weight_of(stage)?, constant(2 * stage + 2));
-                    Ok::<_, OpError>(Pointwise { weight, bias, activation })
+                    Ok::<_, OpError>(Pointwise { weight, bias, activation, sparse: false })
                 })
                 .transpose()
         };
-        let kernel = Kernel::new(
-            pointwise(0, self.expand)?,
+        let stages = Stages {
+            expand: pointwise(0, self.expand)?,
             params,
-            weight_of(at)?,
-            constant(2 * at + 2),
-            depthwise.activation,
-            pointwise(at + 1, self.project)?,
-        );
+            weight: weight_of(at)?,
+            bias: constant(2 * at + 2),
+            activation: depthwise.activation,
+            project: pointwise(at + 1, self.project)?,
+        };
         let activation = self.project.unwrap_or(self.depthwise.activation);
         let (n, [h, w]) = (shape.batch, flat.input);
-        let (residual, index) = (self.residual, 2 * stages.len() + 1);
+        let kernel = stages.fastest([n, h, w]);
+        let (residual, index) = (self.residual, 2 * count + 1);
         let bytes = kernel.bytes();
         let kernel = Arc::new(kernel);
         let shape_of = kernel.clone();
@@ -283,6 +284,71 @@ impl Op for InvertedResidual {
     fn domain(&self) -> &'static str {
         "ai.sparoa"
     }
+}
+
+/// What the kernel is made of.
+struct Stages<'a> {
+    expand: Option<Pointwise<'a>>,
+    params: Conv2dParams,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    project: Option<Pointwise<'a>>,
+}
+
+impl Stages<'_> {
+    /// The kernel with the given pointwise stages sparse.
+    fn kernel(&self, [expand, project]: [bool; 2]) -> Kernel {
+        let Stages { params, weight, bias, activation, .. } = *self;
+        let expand = self.expand.map(|p| Pointwise { sparse: expand, ..p });
+        let project = self.project.map(|p| Pointwise { sparse: project, ..p });
+        Kernel::new(expand, params, weight, bias, activation, project)
+    }
+
+    /// The fastest of the kernels with pruned stages dense or sparse.
+    fn fastest(&self, [n, h, w]: [usize; 3]) -> Kernel {
+        let steps = [self.expand, self.project]
+            .map(|stage| stage.and_then(|stage| variant::sparsity(stage.weight)));
+        let mut ways = vec![[false; 2]];
+        for (i, _) in steps.iter().enumerate().filter(|(_, step)| step.is_some()) {
+            let more: Vec<_> = ways.iter().map(|&way| with(way, i)).collect();
+            ways.extend(more);
+        }
+        let p = &self.params;
+        let len = |c: usize| n.checked_mul(h)?.checked_mul(w)?.checked_mul(c);
+        if ways.len() == 1 || !variant::matters(len(p.c_in)) {
+            return self.kernel([false; 2]);
+        }
+        let width = |stage: Option<Pointwise<'_>>| {
+            stage.map_or(p.c_in, |stage| stage.weight.len() / p.c_in)
+        };
+        let (c_in, c_out) = (width(self.expand), width(self.project));
+        let question = format!(
+            "{} {c_in}->[{p:?}]->{c_out} {n}x{h}x{w} sparsity {steps:?}",
+            sparoa_kernels::isa::best()
+        );
+        let mut kernels: Vec<Option<Kernel>> = ways.iter().map(|_| None).collect();
+        let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let pool = sparoa_kernels::Pool::single();
+        let epilogue = sparoa_kernels::Epilogue::NONE;
+        let choice = variant::fastest(question, ways.len(), &mut |way| {
+            if x.is_empty() {
+                let [oh, ow] = p.output_size(h, w);
+                (x, y) = (variant::inputs(n * h * w * c_in), vec![0.0; n * oh * ow * c_out]);
+            }
+            let kernel = kernels[way].get_or_insert_with(|| self.kernel(ways[way]));
+            let needed = kernel.scratch_len(n, h, w, 1);
+            scratch.resize(scratch.len().max(needed), 0.0);
+            kernel.run(n, h, w, &x, &epilogue, &mut y, &mut scratch, &pool);
+        });
+        kernels[choice].take().unwrap_or_else(|| self.kernel(ways[choice]))
+    }
+}
+
+/// A way with one more stage sparse.
+fn with(mut way: [bool; 2], stage: usize) -> [bool; 2] {
+    way[stage] = true;
+    way
 }
 
 fn examples() -> Vec<Example> {

@@ -151,10 +151,11 @@ impl MatMul {
         {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
             let transposed = self.trans_b && x.input(1).shape().len() > 1;
-            let packed = PackedMatrix::new(self.arithmetic, [k, n], b, transposed, self.alpha);
+            let rows = axes::product(&s.batch)? * m;
+            let sizes = [rows, k, n];
+            let packed = PackedMatrix::new(self.arithmetic, sizes, b, transposed, self.alpha);
             let packed = Arc::new(packed);
             let of_product = packed.clone();
-            let rows = axes::product(&s.batch)? * m;
             return Ok(kernel_with(
                 packed.bytes(),
                 move |threads| of_product.scratch_bytes(rows, threads),

@@ -32,6 +32,7 @@ pub mod inverted_residual;
 pub mod matmul;
 pub mod norm;
 pub mod packed;
+pub mod variant;
 mod pad;
 pub mod pooling;
 pub mod quantize;

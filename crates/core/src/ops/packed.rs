@@ -1,25 +1,50 @@
-//! Weights packed for the arithmetic that an operator asks for.
+//! Weights packed for the arithmetic that an operator asks for, dense or, where that is faster,
+//! sparse.
 
 use sparoa_kernels::{
-    Arithmetic, Epilogue, Pool,
+    Activation, Arithmetic, Epilogue, Pool,
     conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams},
     gemm::{PackedB, PackedBf16, gemm, gemm_bf16},
+    isa,
+    sparse::{SparseConv2d, SparseMatrix},
 };
 
-use super::Scratch;
+use super::{Scratch, variant};
 
 /// A convolution with its weights packed.
 #[derive(Clone)]
 pub(super) enum PackedConv {
     F32(Conv2d),
+    /// For images of one size.
+    Sparse(SparseConv2d),
     Bf16(Conv2dBf16),
 }
 
 impl PackedConv {
-    /// `arithmetic` says whether a kernel may use algorithms that round more than the plain sum
-    /// of products ([`Arithmetic::Fast`]) or not ([`Arithmetic::Exact`]); `images` (number, height,
-    /// width) decide whether that pays.
+    /// The fastest kernel for constant weights. `arithmetic` says whether a kernel may use
+    /// algorithms that round more than the plain sum of products ([`Arithmetic::Fast`]) or not;
+    /// `images` (number, height, width) decide whether that pays.
     pub(super) fn new(
+        arithmetic: Arithmetic,
+        params: Conv2dParams,
+        images: [usize; 3],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> PackedConv {
+        let dense = PackedConv::dense(arithmetic, params, images, weight, bias);
+        match &dense {
+            PackedConv::F32(conv) if arithmetic != Arithmetic::Reference => {
+                match faster_sparse(conv, images, weight, bias) {
+                    Some(sparse) => PackedConv::Sparse(sparse),
+                    None => dense,
+                }
+            }
+            _ => dense,
+        }
+    }
+
+    /// [`PackedConv::new`] without looking at zeros, for weights made at run time.
+    pub(super) fn dense(
         arithmetic: Arithmetic,
         params: Conv2dParams,
         images: [usize; 3],
@@ -28,8 +53,8 @@ impl PackedConv {
     ) -> PackedConv {
         match arithmetic {
             Arithmetic::Bf16 => PackedConv::Bf16(Conv2dBf16::new(params, weight, bias)),
-            Arithmetic::Fast | Arithmetic::Exact => {
-                let exact = arithmetic == Arithmetic::Exact;
+            Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => {
+                let exact = arithmetic != Arithmetic::Fast;
                 let options = Conv2dOptions { images: Some(images), exact };
                 PackedConv::F32(Conv2d::for_images(params, weight, bias, options))
             }
@@ -39,6 +64,7 @@ impl PackedConv {
     pub(super) fn bytes(&self) -> usize {
         match self {
             PackedConv::F32(conv) => conv.bytes(),
+            PackedConv::Sparse(conv) => conv.bytes(),
             PackedConv::Bf16(conv) => conv.bytes(),
         }
     }
@@ -46,10 +72,12 @@ impl PackedConv {
     pub(super) fn scratch_len(&self, n: usize, [h, w]: [usize; 2], threads: usize) -> usize {
         match self {
             PackedConv::F32(conv) => conv.scratch_len(n, h, w, threads),
+            PackedConv::Sparse(conv) => conv.scratch_len(n, threads),
             PackedConv::Bf16(conv) => conv.scratch_len(n, h, w, threads),
         }
     }
 
+    /// y = epilogue(conv(x) + bias) for images of the size that the weights were packed for.
     pub(super) fn run(
         &self,
         n: usize,
@@ -62,23 +90,64 @@ impl PackedConv {
     ) {
         match self {
             PackedConv::F32(conv) => conv.run(n, h, w, x, epilogue, y, scratch, pool),
+            PackedConv::Sparse(conv) => conv.run(n, x, epilogue, y, scratch, pool),
             PackedConv::Bf16(conv) => conv.run(n, h, w, x, epilogue, y, scratch, pool),
         }
     }
+}
+
+/// The sparse form of a convolution, if it is faster.
+fn faster_sparse(
+    dense: &Conv2d,
+    [n, h, w]: [usize; 3],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+) -> Option<SparseConv2d> {
+    let params = *dense.params();
+    // One weight per channel and tap leaves nothing to skip.
+    if params.groups == params.c_in && params.groups > 1 {
+        return None;
+    }
+    let [oh, ow] = dense.output_size(h, w);
+    let (x_len, y_len) = (n * h * w * params.c_in, n * oh * ow * params.c_out);
+    let pixels = n.checked_mul(oh)?.checked_mul(ow)?;
+    if !variant::matters(pixels.checked_mul(weight.len())) {
+        return None;
+    }
+    let step = variant::sparsity(weight)?;
+    let sparse = SparseConv2d::new(params, [n, h, w], weight, bias)?;
+    let question =
+        format!("{} {params:?} {n}x{h}x{w} {} sparsity {step}", isa::best(), dense.algorithm());
+    let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+    let pool = Pool::single();
+    let epilogue = Epilogue::activation(Activation::Relu);
+    let choice = variant::fastest(question, 2, &mut |candidate| {
+        if x.is_empty() {
+            (x, y) = (variant::inputs(x_len), vec![0.0; y_len]);
+            let most = dense.scratch_len(n, h, w, 1).max(sparse.scratch_len(n, 1));
+            scratch = vec![0.0; most];
+        }
+        match candidate {
+            0 => dense.run(n, h, w, &x, &epilogue, &mut y, &mut scratch, &pool),
+            _ => sparse.run(n, &x, &epilogue, &mut y, &mut scratch, &pool),
+        }
+    });
+    (choice == 1).then_some(sparse)
 }
 
 /// The right-hand side of a product, packed.
 #[derive(Clone)]
 pub(super) enum PackedMatrix {
     F32(PackedB),
+    Sparse(SparseMatrix),
     Bf16(PackedBf16),
 }
 
 impl PackedMatrix {
-    /// Packs `b` times `alpha`: k x n, or n x k if transposed.
+    /// Packs `b` times `alpha`: k x n, or n x k if transposed, for products of `m` rows.
     pub(super) fn new(
         arithmetic: Arithmetic,
-        [k, n]: [usize; 2],
+        [m, k, n]: [usize; 3],
         b: &[f32],
         transposed: bool,
         alpha: f32,
@@ -90,17 +159,21 @@ impl PackedMatrix {
             scaled = b.iter().map(|v| v * alpha).collect();
             &scaled
         };
-        match arithmetic {
-            Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
-            Arithmetic::Fast | Arithmetic::Exact => {
-                PackedMatrix::F32(PackedB::new(k, n, b, transposed))
-            }
+        if arithmetic == Arithmetic::Bf16 {
+            return PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed));
         }
+        let dense = PackedB::new(k, n, b, transposed);
+        let sparse = match arithmetic {
+            Arithmetic::Reference => None,
+            _ => faster_sparse_matrix(&dense, m, b, transposed),
+        };
+        sparse.map_or(PackedMatrix::F32(dense), PackedMatrix::Sparse)
     }
 
     pub(super) fn bytes(&self) -> usize {
         match self {
             PackedMatrix::F32(b) => b.bytes(),
+            PackedMatrix::Sparse(b) => b.bytes(),
             PackedMatrix::Bf16(b) => b.bytes(),
         }
     }
@@ -108,6 +181,7 @@ impl PackedMatrix {
     fn scratch_len(&self, m: usize, threads: usize) -> usize {
         match self {
             PackedMatrix::F32(_) => 0,
+            PackedMatrix::Sparse(b) => b.scratch_len(m, threads),
             PackedMatrix::Bf16(b) => b.scratch_len(m, threads),
         }
     }
@@ -134,7 +208,116 @@ impl PackedMatrix {
         let own = scratch.take::<f32>(self.scratch_len(m, pool.threads()));
         match self {
             PackedMatrix::F32(b) => gemm(m, a, k, b, bias, epilogue, y, pool),
+            PackedMatrix::Sparse(b) => b.run(m, a, k, bias, epilogue, y, own, pool),
             PackedMatrix::Bf16(b) => gemm_bf16(m, a, k, b, bias, epilogue, y, own, pool),
+        }
+    }
+}
+
+/// The sparse form of a matrix, if products of `m` rows are faster with it.
+fn faster_sparse_matrix(
+    dense: &PackedB,
+    m: usize,
+    b: &[f32],
+    transposed: bool,
+) -> Option<SparseMatrix> {
+    let (k, n) = (dense.k(), dense.n());
+    if !variant::matters(m.checked_mul(b.len())) {
+        return None;
+    }
+    let step = variant::sparsity(b)?;
+    let sparse = SparseMatrix::new(m, [k, n], b, transposed)?;
+    let question = format!("{} matrix {m}x{k}x{n} sparsity {step}", isa::best());
+    let (mut a, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+    let pool = Pool::single();
+    let choice = variant::fastest(question, 2, &mut |candidate| {
+        if a.is_empty() {
+            (a, y) = (variant::inputs(m * k), vec![0.0; m * n]);
+            scratch = vec![0.0; sparse.scratch_len(m, 1)];
+        }
+        match candidate {
+            0 => gemm(m, &a, k, dense, None, &Epilogue::NONE, &mut y, &pool),
+            _ => sparse.run(m, &a, k, None, &Epilogue::NONE, &mut y, &mut scratch, &pool),
+        }
+    });
+    (choice == 1).then_some(sparse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of which one in ten is not zero.
+    fn pruned(len: usize) -> Vec<f32> {
+        (0..len).map(|i| if i * 37 % 10 == 3 { (i % 17) as f32 - 8.5 } else { 0.0 }).collect()
+    }
+
+    /// Makes the choice of the one question whose text contains `part`.
+    fn choose(part: &str, choice: usize) {
+        let known = variant::choices();
+        let (question, _) = known.iter().find(|(q, _)| q.contains(part)).unwrap();
+        variant::learn(&variant::Choices::from([(question.clone(), choice)]));
+    }
+
+    #[test]
+    fn both_kernels_of_a_pruned_convolution_agree_and_the_reference_stays_dense() {
+        let params = Conv2dParams {
+            c_in: 43,
+            c_out: 21,
+            groups: 1,
+            kernel: [3, 3],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads: [1; 4],
+        };
+        let (weight, images) = (pruned(21 * 43 * 9), [2, 13, 11]);
+        let pack = |arithmetic| PackedConv::new(arithmetic, params, images, &weight, None);
+        let x = variant::inputs(2 * 13 * 11 * 43);
+        let pool = Pool::new(2);
+        let outputs = |conv: &PackedConv| {
+            let mut y = vec![f32::NAN; 2 * 13 * 11 * 21];
+            let mut scratch = vec![0.0; conv.scratch_len(2, [13, 11], 2)];
+            conv.run(2, [13, 11], &x, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+            y
+        };
+        pack(Arithmetic::Exact);
+        choose("c_in: 43", 1);
+        let sparse = pack(Arithmetic::Exact);
+        assert!(matches!(sparse, PackedConv::Sparse(_)));
+        let reference = pack(Arithmetic::Reference);
+        assert!(matches!(reference, PackedConv::F32(_)));
+        assert!(sparse.bytes() * 5 < reference.bytes());
+        for (a, b) in outputs(&sparse).iter().zip(outputs(&reference)) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(8.0), "{a} {b}");
+        }
+        choose("c_in: 43", 0);
+        assert!(matches!(pack(Arithmetic::Exact), PackedConv::F32(_)));
+        // Weights made at run time are not looked at.
+        let dense = PackedConv::dense(Arithmetic::Fast, params, images, &weight, None);
+        assert!(matches!(dense, PackedConv::F32(_)));
+    }
+
+    #[test]
+    fn both_forms_of_a_pruned_matrix_agree() {
+        let (m, k, n) = (61, 83, 47);
+        let b = pruned(k * n);
+        let pack = |arithmetic| PackedMatrix::new(arithmetic, [m, k, n], &b, true, 0.5);
+        pack(Arithmetic::Fast);
+        choose("matrix 61x83x47", 1);
+        let (sparse, reference) = (pack(Arithmetic::Fast), pack(Arithmetic::Reference));
+        assert!(matches!(sparse, PackedMatrix::Sparse(_)));
+        assert!(matches!(reference, PackedMatrix::F32(_)));
+        let a = variant::inputs(m * k);
+        let pool = Pool::new(2);
+        let outputs = |b: &PackedMatrix| {
+            let mut y = vec![f32::NAN; m * n];
+            let mut bytes = vec![0u64; b.scratch_bytes(m, 2) / 8 + 16];
+            let mut scratch = Scratch::new(bytemuck::cast_slice_mut(&mut bytes));
+            b.run([m, k], &a, None, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+            y
+        };
+        for (a, b) in outputs(&sparse).iter().zip(outputs(&reference)) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(8.0), "{a} {b}");
         }
     }
 }

@@ -356,6 +356,7 @@ impl SessionBuilder {
             fresh: self.fresh,
         };
 
+        work.recall_variants();
         let mut choice = Choice::default();
         if let Some(plan) = &self.plan {
             choice.placement = plan.placement(&graph, &support, &hardware)?;
@@ -413,6 +414,7 @@ impl SessionBuilder {
                 engine
             }
         };
+        work.keep_variants();
         kernels.forget_unused();
         let decision = Decision {
             policy: self.policy,

@@ -17,6 +17,7 @@ use crate::{
     backend::Accelerator,
     engine::{Engine, KernelCache},
     ir::Graph,
+    ops::variant,
     plan::{Place, Placement, Support, compile, fingerprint},
     profile::{CostCache, Profile, hash_text},
     schedule::{Candidate, Problem, candidates},
@@ -69,6 +70,20 @@ impl Work<'_> {
             && let Err(e) = cache.store(&self.cache_dir)
         {
             tracing::warn!("{e}");
+        }
+    }
+
+    /// Tells the operators which kernels were chosen for pruned weights before.
+    pub fn recall_variants(&mut self) {
+        variant::learn(&self.cache().variants);
+    }
+
+    /// Keeps what was chosen since.
+    pub fn keep_variants(&mut self) {
+        let choices = variant::choices();
+        if self.cache().variants != choices {
+            self.cache().variants = choices;
+            self.store();
         }
     }
 
