@@ -143,9 +143,16 @@ pub struct InspectArgs {
     /// Leave the graph as imported (no fusion, no layout change).
     #[arg(long)]
     pub no_optimize: bool,
-    /// Skip the activation sparsity (it needs one run of the model).
+    /// Run nothing: no activation sparsity, no times of sparse kernels.
     #[arg(long)]
     pub static_only: bool,
+    /// Record activation sparsity on every .jpg, .png, .npy and .npz file in this folder (of a
+    /// model with one input).
+    #[arg(long, value_name = "FOLDER", conflicts_with = "input")]
+    pub calibrate: Option<PathBuf>,
+    /// Write the table and the plot of the four quadrants as a page.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `profile`.

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use sparoa::{Session, Tensor, random_tensor};
+use sparoa::{Session, Tensor, ValueInfo, random_tensor};
 
 use crate::{
     args::InputArgs,
     arrays,
     error::{CliError, CliResult},
-    images,
+    images::{self, Normalize},
 };
 
 /// Where the inputs' values came from, for reports.
@@ -44,33 +44,37 @@ pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, T
                 source = Source::Random;
                 random_tensor(ty, args.seed.wrapping_add(index as u64))
             }
-            Some((_, path)) if images::is_image(path) => {
-                images::load(path, &info.name, ty, args.normalize)?
-            }
-            Some((_, path)) => {
-                let tensor = array(path, &info.name)?;
-                if tensor.ty() != ty {
-                    return Err(CliError::input(format!(
-                        "{}: input '{}' must be {ty}, the file holds {}; convert the file or pass \
-                         --shape {}:{}",
-                        path.display(),
-                        info.name,
-                        tensor.ty(),
-                        info.name,
-                        tensor
-                            .shape()
-                            .iter()
-                            .map(ToString::to_string)
-                            .collect::<Vec<_>>()
-                            .join("x"),
-                    )));
-                }
-                tensor
-            }
+            Some((_, path)) => from_file(path, info, args.normalize)?,
         };
         values.push((info.name.clone(), value));
     }
     Ok((values, source))
+}
+
+/// An input's value from a file.
+///
+/// # Errors
+/// When the file does not hold what the input wants.
+pub fn from_file(path: &Path, info: &ValueInfo, normalize: Normalize) -> CliResult<Tensor> {
+    let Some(ty) = &info.ty else {
+        return Err(CliError::input(format!("input '{}' has no known type", info.name)));
+    };
+    if images::is_image(path) {
+        return images::load(path, &info.name, ty, normalize);
+    }
+    let tensor = array(path, &info.name)?;
+    if tensor.ty() != ty {
+        let dims: Vec<String> = tensor.shape().iter().map(ToString::to_string).collect();
+        return Err(CliError::input(format!(
+            "{}: input '{}' must be {ty}, the file holds {}; convert the file or pass --shape {}:{}",
+            path.display(),
+            info.name,
+            tensor.ty(),
+            info.name,
+            dims.join("x"),
+        )));
+    }
+    Ok(tensor)
 }
 
 fn array(path: &Path, name: &str) -> CliResult<Tensor> {

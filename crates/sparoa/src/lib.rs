@@ -32,9 +32,9 @@ pub use sparoa_core::{
     profile::{Link, Profile, default_cache_dir},
     schedule::{Objective, Pin, Policy, Timeline},
     session::{
-        Attained, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder, SessionError,
-        Tolerance, ValueInfo, Verification, measure_roofline, product_depth, random_placement,
-        random_tensor, reference,
+        Attained, Crossover, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder,
+        SessionError, Tolerance, ValueInfo, Verification, crossover, measure_roofline,
+        product_depth, random_placement, random_tensor, reference,
     },
     tensor::{DType, Element, Tensor, TensorType},
     zoo,

@@ -15,7 +15,7 @@ use sparoa_kernels::{
 
 use super::{
     AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelIo, Op,
-    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant,
     epilogue::{self, RESIDUAL_INPUT},
     floats, gpu,
     packed::PackedConv,
@@ -85,6 +85,8 @@ pub struct Conv {
     pub residual: ResidualKind,
     /// How products are computed; not an ONNX attribute.
     pub arithmetic: Arithmetic,
+    /// Which kernel computes it on the CPU.
+    pub variant: Variant,
 }
 
 /// The sizes of one convolution.
@@ -268,7 +270,8 @@ impl Op for Conv {
             Some(w) if bias.is_some() || x.get(2).is_none() => {
                 let weight = w.as_slice().expect("the weight has the input's type, f32");
                 let bias = bias.and_then(|b| b.as_slice());
-                let packed = PackedConv::new(self.arithmetic, params, images, weight, bias);
+                let how = (self.arithmetic, self.variant);
+                let packed = PackedConv::new(how, params, images, weight, bias)?;
                 Some(Arc::new(packed))
             }
             _ => None,
@@ -341,6 +344,10 @@ impl Op for Conv {
         Some(Arc::new(Conv { arithmetic, ..self.clone() }))
     }
 
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Conv { variant, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
         let mut list = self.window.attributes();
         if self.group > 1 {
@@ -382,6 +389,10 @@ impl ConvKernel {
 }
 
 impl CpuKernel for ConvKernel {
+    fn method(&self) -> &'static str {
+        self.scratch_of.method()
+    }
+
     fn scratch_bytes(&self, threads: usize) -> usize {
         let own = Scratch::bytes::<f32>(self.kernel_scratch(threads));
         if self.op.layout == Layout::Nhwc {

@@ -13,8 +13,10 @@ use super::{
     AttributeValue, Attributes, Binding, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op,
     OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{Conv, Layout, ResidualKind},
-    epilogue, floats, kernel_with, variant,
+    epilogue, floats, kernel_with,
+    variant::{self, SPARSE, Variant},
     window::Window,
+    with_method,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -40,6 +42,8 @@ pub struct InvertedResidual {
     pub project: Option<Activation>,
     /// Whether the last input is added to the last stage's result, and where.
     pub residual: ResidualKind,
+    /// Which kernels compute the pointwise stages on the CPU.
+    pub variant: Variant,
 }
 
 impl InvertedResidual {
@@ -68,6 +72,7 @@ impl InvertedResidual {
             },
             project: stage(2, project)?,
             residual,
+            variant: Variant::Fastest,
         })
     }
 
@@ -175,20 +180,26 @@ impl Op for InvertedResidual {
         };
         let activation = self.project.unwrap_or(self.depthwise.activation);
         let (n, [h, w]) = (shape.batch, flat.input);
-        let kernel = stages.fastest([n, h, w]);
+        let kernel = match self.variant {
+            Variant::Fastest => stages.fastest([n, h, w]),
+            Variant::Dense => stages.kernel([false; 2]),
+            Variant::Sparse => stages.kernel([true; 2]),
+        };
         let (residual, index) = (self.residual, 2 * count + 1);
         let bytes = kernel.bytes();
         let kernel = Arc::new(kernel);
         let shape_of = kernel.clone();
         let scratch = move |threads| Scratch::bytes::<f32>(shape_of.scratch_len(n, h, w, threads));
-        Ok(kernel_with(bytes, scratch, move |io, pool| {
+        let method = if kernel.is_sparse() { SPARSE } else { "strips" };
+        let run = kernel_with(bytes, scratch, move |io, pool| {
             let epilogue = epilogue::epilogue_with(activation, residual, io.get(index));
             let own = kernel.scratch_len(n, h, w, pool.threads());
             let x = io.input(0).slice();
             let scratch = Scratch::new(io.scratch).take::<f32>(own);
             kernel.run(n, h, w, x, &epilogue, io.outputs[0].slice_mut(), scratch, pool);
             Ok(())
-        }))
+        });
+        Ok(with_method(method, run))
     }
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
@@ -258,6 +269,10 @@ impl Op for InvertedResidual {
         }
         inputs.truncate(x.inputs.len());
         Some(Part { op: Arc::new(op), inputs })
+    }
+
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(InvertedResidual { variant, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

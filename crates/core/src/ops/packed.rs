@@ -9,7 +9,10 @@ use sparoa_kernels::{
     sparse::{SparseConv2d, SparseMatrix},
 };
 
-use super::{Scratch, variant};
+use super::{
+    OpError, Scratch,
+    variant::{self, SPARSE, Variant},
+};
 
 /// A convolution with its weights packed.
 #[derive(Clone)]
@@ -24,22 +27,38 @@ impl PackedConv {
     /// The fastest kernel for constant weights. `arithmetic` says whether a kernel may use
     /// algorithms that round more than the plain sum of products ([`Arithmetic::Fast`]) or not;
     /// `images` (number, height, width) decide whether that pays.
+    ///
+    /// # Errors
+    /// When the sparse kernel is asked for and there is none for this layer.
     pub(super) fn new(
-        arithmetic: Arithmetic,
+        (arithmetic, variant): (Arithmetic, Variant),
         params: Conv2dParams,
         images: [usize; 3],
         weight: &[f32],
         bias: Option<&[f32]>,
-    ) -> PackedConv {
+    ) -> Result<PackedConv, OpError> {
+        if variant == Variant::Sparse && arithmetic != Arithmetic::Reference {
+            let sparse = match depthwise(&params) {
+                false => SparseConv2d::new(params, images, weight, bias),
+                true => None,
+            };
+            return sparse.map(PackedConv::Sparse).ok_or_else(no_sparse_kernel);
+        }
         let dense = PackedConv::dense(arithmetic, params, images, weight, bias);
-        match &dense {
-            PackedConv::F32(conv) if arithmetic != Arithmetic::Reference => {
-                match faster_sparse(conv, images, weight, bias) {
-                    Some(sparse) => PackedConv::Sparse(sparse),
-                    None => dense,
-                }
-            }
-            _ => dense,
+        let PackedConv::F32(conv) = &dense else { return Ok(dense) };
+        let sparse = match (variant, arithmetic) {
+            (Variant::Dense, _) | (_, Arithmetic::Reference) => None,
+            _ => faster_sparse(conv, images, weight, bias),
+        };
+        Ok(sparse.map_or(dense, PackedConv::Sparse))
+    }
+
+    /// The name of the method.
+    pub(super) fn method(&self) -> &'static str {
+        match self {
+            PackedConv::F32(conv) => conv.algorithm(),
+            PackedConv::Sparse(_) => SPARSE,
+            PackedConv::Bf16(conv) => conv.algorithm(),
         }
     }
 
@@ -96,6 +115,18 @@ impl PackedConv {
     }
 }
 
+/// One weight per channel and tap leaves nothing to skip.
+fn depthwise(params: &Conv2dParams) -> bool {
+    params.groups == params.c_in && params.groups > 1
+}
+
+fn no_sparse_kernel() -> OpError {
+    OpError::unsupported(
+        "the sparse kernel (it is for convolutions that are not depthwise, and \
+                          for matrices whose offsets fit 32 bits)",
+    )
+}
+
 /// The sparse form of a convolution, if it is faster.
 fn faster_sparse(
     dense: &Conv2d,
@@ -104,8 +135,7 @@ fn faster_sparse(
     bias: Option<&[f32]>,
 ) -> Option<SparseConv2d> {
     let params = *dense.params();
-    // One weight per channel and tap leaves nothing to skip.
-    if params.groups == params.c_in && params.groups > 1 {
+    if depthwise(&params) {
         return None;
     }
     let [oh, ow] = dense.output_size(h, w);
@@ -139,19 +169,37 @@ fn faster_sparse(
 #[derive(Clone)]
 pub(super) enum PackedMatrix {
     F32(PackedB),
-    Sparse(SparseMatrix),
+    Sparse(Box<SparseMatrix>),
     Bf16(PackedBf16),
 }
 
+impl From<SparseMatrix> for PackedMatrix {
+    fn from(matrix: SparseMatrix) -> PackedMatrix {
+        PackedMatrix::Sparse(Box::new(matrix))
+    }
+}
+
 impl PackedMatrix {
+    /// The name of the method.
+    pub(super) fn method(&self) -> &'static str {
+        match self {
+            PackedMatrix::F32(_) => "dense",
+            PackedMatrix::Sparse(_) => SPARSE,
+            PackedMatrix::Bf16(_) => "bf16",
+        }
+    }
+
     /// Packs `b` times `alpha`: k x n, or n x k if transposed, for products of `m` rows.
+    ///
+    /// # Errors
+    /// When the sparse kernel is asked for and there is none for this matrix.
     pub(super) fn new(
-        arithmetic: Arithmetic,
+        (arithmetic, variant): (Arithmetic, Variant),
         [m, k, n]: [usize; 3],
         b: &[f32],
         transposed: bool,
         alpha: f32,
-    ) -> PackedMatrix {
+    ) -> Result<PackedMatrix, OpError> {
         let scaled: Vec<f32>;
         let b = if alpha == 1.0 {
             b
@@ -159,15 +207,19 @@ impl PackedMatrix {
             scaled = b.iter().map(|v| v * alpha).collect();
             &scaled
         };
+        if variant == Variant::Sparse && arithmetic != Arithmetic::Reference {
+            let sparse = SparseMatrix::new(m, [k, n], b, transposed);
+            return sparse.map(PackedMatrix::from).ok_or_else(no_sparse_kernel);
+        }
         if arithmetic == Arithmetic::Bf16 {
-            return PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed));
+            return Ok(PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)));
         }
         let dense = PackedB::new(k, n, b, transposed);
-        let sparse = match arithmetic {
-            Arithmetic::Reference => None,
+        let sparse = match (variant, arithmetic) {
+            (Variant::Dense, _) | (_, Arithmetic::Reference) => None,
             _ => faster_sparse_matrix(&dense, m, b, transposed),
         };
-        sparse.map_or(PackedMatrix::F32(dense), PackedMatrix::Sparse)
+        Ok(sparse.map_or(PackedMatrix::F32(dense), PackedMatrix::from))
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -6,10 +6,15 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
+/// The name of the sparse kernels' method.
+pub const SPARSE: &str = "sparse";
 /// Share of zeros from which a sparse kernel may win; below it nothing is measured.
 pub const FLOOR: f64 = 0.5;
 /// Sparsities that differ by less than 1 / this share a measurement.
@@ -19,6 +24,29 @@ const MIN_MACS: usize = 1 << 16;
 /// How long each candidate is measured, and how often at most.
 const BUDGET: Duration = Duration::from_millis(4);
 const MAX_ROUNDS: usize = 25;
+
+/// Which kernel computes a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variant {
+    /// The faster one, measured.
+    #[default]
+    Fastest,
+    /// The one that computes with all weights.
+    Dense,
+    /// The one that skips zero weights.
+    Sparse,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Variant::Fastest => "fastest",
+            Variant::Dense => "dense",
+            Variant::Sparse => "sparse",
+        })
+    }
+}
 
 /// Choices by question: the index of the fastest candidate.
 pub type Choices = BTreeMap<String, usize>;

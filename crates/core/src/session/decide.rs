@@ -132,8 +132,9 @@ impl Work<'_> {
     /// Everything that `auto`'s choice depends on, besides the machine.
     fn question(&self, builder: &SessionBuilder) -> String {
         let text = format!(
-            "{} {} {} {:?} {:?}",
+            "{} {:?} {} {} {:?} {:?}",
             fingerprint(self.graph),
+            builder.pins,
             builder.policy,
             builder.objective,
             self.pins,

@@ -121,6 +121,11 @@ impl InvertedResidual {
         }
     }
 
+    /// Whether a stage skips zero weights.
+    pub fn is_sparse(&self) -> bool {
+        [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_sparse())
+    }
+
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
         let pointwise = [&self.expand, &self.project].into_iter().flatten();

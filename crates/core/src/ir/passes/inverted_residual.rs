@@ -9,6 +9,7 @@ use super::editor::Editor;
 use crate::{
     ir::{NodeId, ValueId},
     ops::{
+        Variant,
         conv::{Conv, Layout, ResidualKind},
         inverted_residual::InvertedResidual,
     },
@@ -88,6 +89,7 @@ fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
     let last = after.unwrap_or(id);
     let residual = conv(e, last)?.residual;
     let op = InvertedResidual {
+        variant: Variant::Fastest,
         expand: before.and_then(|b| conv(e, b)).map(|c| c.activation),
         depthwise: Conv { residual: ResidualKind::None, ..depthwise },
         project: after.and_then(|a| conv(e, a)).map(|c| c.activation),

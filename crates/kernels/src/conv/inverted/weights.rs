@@ -14,7 +14,7 @@ const STRIP_ROWS: usize = 1024;
 #[derive(Clone, Debug)]
 pub(super) enum Weights {
     Dense(PackedB),
-    Sparse(SparseMatrix),
+    Sparse(Box<SparseMatrix>),
 }
 
 impl Weights {
@@ -25,7 +25,7 @@ impl Weights {
             false => None,
         };
         match matrix {
-            Some(matrix) => Weights::Sparse(matrix),
+            Some(matrix) => Weights::Sparse(Box::new(matrix)),
             None => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),
         }
     }
@@ -42,6 +42,10 @@ impl Weights {
             Weights::Dense(b) => b.n(),
             Weights::Sparse(b) => b.n(),
         }
+    }
+
+    pub(super) fn is_sparse(&self) -> bool {
+        matches!(self, Weights::Sparse(_))
     }
 
     pub(super) fn bytes(&self) -> usize {
