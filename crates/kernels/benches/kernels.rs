@@ -222,7 +222,23 @@ impl Bench {
     }
 
     /// A square image and kernel, same padding; channels `ci` to `co`.
-    fn conv(&self, name: &str, size: usize, [ci, co]: [usize; 2], [k, s]: [usize; 2], g: usize) {
+    fn conv(&self, name: &str, size: usize, channels: [usize; 2], [k, s]: [usize; 2], g: usize) {
+        self.conv_padded(name, size, channels, [k, s, k / 2], g);
+    }
+
+    /// A square image cut into square patches.
+    fn patches(&self, name: &str, size: usize, channels: [usize; 2], k: usize) {
+        self.conv_padded(name, size, channels, [k, k, 0], 1);
+    }
+
+    fn conv_padded(
+        &self,
+        name: &str,
+        size: usize,
+        [ci, co]: [usize; 2],
+        [k, s, pad]: [usize; 3],
+        g: usize,
+    ) {
         let params = Conv2dParams {
             c_in: ci,
             c_out: co,
@@ -230,7 +246,7 @@ impl Bench {
             kernel: [k, k],
             stride: [s, s],
             dilation: [1, 1],
-            pads: [k / 2; 4],
+            pads: [pad; 4],
         };
         let bias = values(co);
         let options = Conv2dOptions { images: Some([1, size, size]), exact: false };
@@ -290,6 +306,7 @@ fn main() {
     b.conv("resnet", 28, [128, 128], [3, 1], 1);
     b.conv("resnet", 14, [256, 256], [3, 1], 1);
     b.conv("resnet", 7, [512, 512], [3, 1], 1);
+    b.conv("mobilenet", 224, [3, 16], [3, 2], 1);
     b.conv("mobilenet", 224, [3, 32], [3, 2], 1);
     b.conv("mobilenet", 112, [32, 16], [1, 1], 1);
     b.conv("mobilenet", 112, [16, 96], [1, 1], 1);
@@ -305,6 +322,9 @@ fn main() {
     b.conv("mobilenet", 56, [72, 72], [3, 2], 72);
     b.conv("mobilenet", 14, [384, 384], [3, 1], 384);
     b.conv("mobilenet", 7, [960, 960], [3, 1], 960);
+    b.patches("convnext", 224, [3, 96], 4);
+    b.conv("lenet", 28, [1, 8], [5, 1], 1);
+    b.conv("vgg", 224, [3, 64], [3, 1], 1);
     b.conv("grouped", 28, [128, 128], [3, 1], 32);
     b.inverted(112, [16, 96, 24], 2);
     b.inverted(56, [24, 144, 24], 1);

@@ -4,6 +4,7 @@ mod bf16;
 mod depthwise;
 pub(crate) mod indirect;
 mod inverted;
+mod lines;
 mod transpose;
 mod winograd;
 
@@ -81,6 +82,8 @@ enum Algorithm {
     Pointwise(PackedB),
     /// Pointers to each tap's pixel, a matrix of weights per group.
     Indirect { groups: Vec<PackedB>, zeros: Vec<f32> },
+    /// Few input channels, and weights for the nearer caches: padded lines of the input.
+    Lines(PackedB),
     /// Few input channels: a tap is a whole row of the kernel.
     KernelRows { b: PackedB, zeros: Vec<f32> },
     /// Few input channels per group: a block's patches are copied into rows first.
@@ -180,6 +183,8 @@ impl Conv2d {
             Algorithm::Pointwise(pack(0))
         } else if ci == 1 && p.groups > 1 && taps <= depthwise::MAX_TAPS {
             Algorithm::Depthwise(Depthwise::new(p, weight))
+        } else if ci < 16 && taps > 1 && lines::fits(p) {
+            Algorithm::Lines(pack(0))
         } else if ci < 16 && taps > 1 && p.groups == 1 && p.dilation[1] == 1 {
             Algorithm::KernelRows { b: pack(0), zeros: vec![0.0; p.kernel[1] * ci] }
         } else if ci < 16 && taps > 1 {
@@ -202,6 +207,7 @@ impl Conv2d {
         match &self.algorithm {
             Algorithm::Pointwise(_) => "pointwise",
             Algorithm::Indirect { .. } => "indirect",
+            Algorithm::Lines(_) => "lines",
             Algorithm::KernelRows { .. } => "kernel rows",
             Algorithm::Copied(_) => "copied",
             Algorithm::Depthwise(_) => "depthwise",
@@ -212,7 +218,9 @@ impl Conv2d {
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
         match &self.algorithm {
-            Algorithm::Pointwise(b) | Algorithm::KernelRows { b, .. } => b.bytes(),
+            Algorithm::Pointwise(b) | Algorithm::Lines(b) | Algorithm::KernelRows { b, .. } => {
+                b.bytes()
+            }
             Algorithm::Indirect { groups, .. } | Algorithm::Copied(groups) => {
                 groups.iter().map(PackedB::bytes).sum()
             }
@@ -236,10 +244,16 @@ impl Conv2d {
                 16 + threads * self.worker_scratch(&split)
             }
             Algorithm::Winograd(winograd) => winograd.scratch_len(n, oh, ow, threads),
+            Algorithm::Lines(_) => lines::scratch_len(&self.geometry(h, w), threads),
             Algorithm::KernelRows { b, .. } => {
                 16 + threads * self.worker_scratch(&self.split(n * oh * ow, b, threads))
             }
         }
+    }
+
+    fn geometry(&self, h: usize, w: usize) -> Geometry {
+        let [oh, ow] = self.output_size(h, w);
+        Geometry { params: self.params, h, w, oh, ow }
     }
 
     fn split(&self, m: usize, b: &PackedB, threads: usize) -> Split {
@@ -285,7 +299,7 @@ impl Conv2d {
             return;
         }
         let bias = self.bias.as_deref();
-        let geometry = Geometry { params: *p, h, w, oh, ow };
+        let geometry = self.geometry(h, w);
         match &self.algorithm {
             Algorithm::Pointwise(b) => {
                 let product = Product::new(b, 1, bias, epi, SharedMut::new(y), p.c_out);
@@ -293,6 +307,9 @@ impl Conv2d {
             }
             Algorithm::Winograd(winograd) => {
                 winograd.run(n, &geometry, x, bias, epi, y, scratch, pool);
+            }
+            Algorithm::Lines(b) => {
+                lines::run(b, n, &geometry, x, bias, epi, y, scratch, pool);
             }
             Algorithm::Depthwise(d) => d.run(self.isa, n, &geometry, x, bias, epi, y, pool),
             Algorithm::Indirect { groups, zeros } => {

@@ -45,7 +45,10 @@ impl Conv2dBf16 {
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
         if ci < 16 && taps > 1 {
             let conv = Conv2d::new_with_isa(Isa::Avx512, params, weight, bias);
-            if matches!(conv.algorithm, Algorithm::Depthwise(_) | Algorithm::KernelRows { .. }) {
+            if matches!(
+                conv.algorithm,
+                Algorithm::Depthwise(_) | Algorithm::Lines(_) | Algorithm::KernelRows { .. }
+            ) {
                 let (zeros, method) = (Vec::new(), Method::Plain(Box::new(conv)));
                 return Conv2dBf16 { params, method, bias: None, zeros };
             }

@@ -54,6 +54,26 @@ impl Finish {
             Quick::HardSwish => vmath::activate(s, Activation::HardSwish, x),
         }
     }
+
+    /// [`Finish::activate`] for the vectors of a tile.
+    #[inline(always)]
+    pub(crate) fn activate_all<S: Simd, const R: usize, const NV: usize>(
+        &self,
+        s: S,
+        tile: &mut [[S::V; NV]; R],
+    ) {
+        let vectors = tile.iter_mut().flatten();
+        match self.quick {
+            Quick::None => {}
+            Quick::Clamp(low, high) => {
+                let (low, high) = (s.splat(low), s.splat(high));
+                vectors.for_each(|x| *x = s.min(high, s.max(low, *x)));
+            }
+            Quick::HardSwish => {
+                vectors.for_each(|x| *x = vmath::activate(s, Activation::HardSwish, *x));
+            }
+        }
+    }
 }
 
 /// One tile to compute. All pointers are to the tile's first element.

@@ -62,7 +62,7 @@ fn every_method_is_chosen() {
     };
     assert_eq!(of(32, 1, 1), "bf16 pointwise");
     assert_eq!(of(32, 1, 3), "bf16 indirect");
-    assert_eq!(of(3, 1, 3), "kernel rows");
+    assert_eq!(of(3, 1, 3), "lines");
     assert_eq!(of(32, 32, 3), "depthwise");
 }
 
