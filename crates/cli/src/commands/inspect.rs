@@ -6,7 +6,7 @@ use std::{collections::HashMap, path::Path};
 
 use serde::Serialize;
 use sparoa::{
-    ActivationZeros, Analysis, Crossover, FixedThresholds, Quadrant, Session, Tensor,
+    ActivationZeros, Analysis, Crossover, FixedThresholds, Quadrant, Session, TRIED, Tensor,
     ThresholdModel, Thresholds, WeightZeros, crossover, record_activation_sparsity,
 };
 
@@ -170,6 +170,9 @@ impl Row {
     }
 }
 
+/// The lowest sparsity that is tried.
+const LOWEST: f64 = TRIED[0];
+
 /// Whether a sparse kernel pays, in words.
 fn verdict(n: &Row) -> String {
     match &n.crossover {
@@ -177,6 +180,7 @@ fn verdict(n: &Row) -> String {
         Some(c) => match c.from {
             None => "never".to_owned(),
             Some(_) if n.pays() => "pays".to_owned(),
+            Some(from) if from <= LOWEST => format!("from {:.0} % or less", LOWEST * 100.0),
             Some(from) => format!("from {:.0} %", from * 100.0),
         },
     }

@@ -190,6 +190,11 @@ impl Session {
         self.profile.as_ref().map(|profile| simulate(self.plan(), profile))
     }
 
+    /// The run that other costs of the same graph predict for this plan.
+    pub fn timeline_with(&self, profile: &Profile) -> Timeline {
+        simulate(self.plan(), profile)
+    }
+
     /// The plan as a file.
     pub fn plan_file(&self) -> PlanFile {
         let gpu = self.accelerator.as_ref().map(|a| a.info());
