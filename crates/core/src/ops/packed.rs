@@ -139,7 +139,7 @@ fn faster_sparse(
 #[derive(Clone)]
 pub(super) enum PackedMatrix {
     F32(PackedB),
-    Sparse(SparseMatrix),
+    Sparse(Box<SparseMatrix>),
     Bf16(PackedBf16),
 }
 
@@ -167,7 +167,10 @@ impl PackedMatrix {
             Arithmetic::Reference => None,
             _ => faster_sparse_matrix(&dense, m, b, transposed),
         };
-        sparse.map_or(PackedMatrix::F32(dense), PackedMatrix::Sparse)
+        match sparse {
+            Some(sparse) => PackedMatrix::Sparse(Box::new(sparse)),
+            None => PackedMatrix::F32(dense),
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {

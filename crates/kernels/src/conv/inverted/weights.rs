@@ -14,7 +14,7 @@ const STRIP_ROWS: usize = 1024;
 #[derive(Clone, Debug)]
 pub(super) enum Weights {
     Dense(PackedB),
-    Sparse(SparseMatrix),
+    Sparse(Box<SparseMatrix>),
 }
 
 impl Weights {
@@ -25,7 +25,7 @@ impl Weights {
             false => None,
         };
         match matrix {
-            Some(matrix) => Weights::Sparse(matrix),
+            Some(matrix) => Weights::Sparse(Box::new(matrix)),
             None => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),
         }
     }
