@@ -323,7 +323,10 @@ mod tests {
             pads: [1; 4],
         };
         let (weight, images) = (pruned(21 * 43 * 9), [2, 13, 11]);
-        let pack = |arithmetic| PackedConv::new(arithmetic, params, images, &weight, None);
+        let pack_as = |arithmetic, variant| {
+            PackedConv::new((arithmetic, variant), params, images, &weight, None).unwrap()
+        };
+        let pack = |arithmetic| pack_as(arithmetic, Variant::Fastest);
         let x = variant::inputs(2 * 13 * 11 * 43);
         let pool = Pool::new(2);
         let outputs = |conv: &PackedConv| {
@@ -344,6 +347,13 @@ mod tests {
         }
         choose("c_in: 43", 0);
         assert!(matches!(pack(Arithmetic::Exact), PackedConv::F32(_)));
+        assert_eq!(pack_as(Arithmetic::Fast, Variant::Sparse).method(), SPARSE);
+        choose("c_in: 43", 1);
+        assert_ne!(pack_as(Arithmetic::Fast, Variant::Dense).method(), SPARSE);
+        let depthwise = Conv2dParams { c_in: 21, groups: 21, ..params };
+        let how = (Arithmetic::Fast, Variant::Sparse);
+        let refused = PackedConv::new(how, depthwise, images, &weight[..21 * 9], None);
+        assert!(matches!(refused, Err(OpError::Unsupported(_))));
         // Weights made at run time are not looked at.
         let dense = PackedConv::dense(Arithmetic::Fast, params, images, &weight, None);
         assert!(matches!(dense, PackedConv::F32(_)));
@@ -353,7 +363,10 @@ mod tests {
     fn both_forms_of_a_pruned_matrix_agree() {
         let (m, k, n) = (61, 83, 47);
         let b = pruned(k * n);
-        let pack = |arithmetic| PackedMatrix::new(arithmetic, [m, k, n], &b, true, 0.5);
+        let pack = |arithmetic| {
+            let how = (arithmetic, Variant::Fastest);
+            PackedMatrix::new(how, [m, k, n], &b, true, 0.5).unwrap()
+        };
         pack(Arithmetic::Fast);
         choose("matrix 61x83x47", 1);
         let (sparse, reference) = (pack(Arithmetic::Fast), pack(Arithmetic::Reference));

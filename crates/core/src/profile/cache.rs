@@ -189,6 +189,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = CostCache::new("cpu x + gpu y");
         cache.insert(Device::Gpu, "Conv", Cost { latency_ns: 7, fixed_ns: 1 });
+        cache.variants.insert("a pruned layer".to_owned(), 1);
         cache.store(dir.path()).unwrap();
         let loaded = CostCache::load(dir.path(), "cpu x + gpu y");
         assert_eq!(loaded, cache);
@@ -201,6 +202,7 @@ mod tests {
         other.insert(Device::Cpu, "Conv", Cost { latency_ns: 9, fixed_ns: 0 });
         other.store(dir.path()).unwrap();
         let both = CostCache::load(dir.path(), "cpu x + gpu y");
+        assert_eq!(both.variants, cache.variants);
         assert_eq!(both.get(Device::Gpu, "Conv").unwrap().latency_ns, 7);
         assert_eq!(both.get(Device::Cpu, "Conv").unwrap().latency_ns, 9);
 

@@ -248,7 +248,7 @@ fn call_tiles<S: Simd, const NV: usize, const STEP: usize>(s: S, panel: Panel<'_
     }
     let rest = panel.pixels - whole;
     if rest > 0 {
-        let tile = tiles().filter(|&tile| tile >= rest).last().unwrap_or(largest);
+        let tile = tiles().rfind(|&tile| tile >= rest).unwrap_or(largest);
         call_tile::<S, NV, STEP>(s, tile, panel, whole..panel.pixels);
     }
 }

@@ -9,12 +9,15 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
 use crate::sparse::compressed::Compressed;
-use crate::sparse::grid::Grid;
+use crate::sparse::grid::{FAR_LEN, Grid};
 use crate::sparse::kernel::{GROUP, Output, Tile, sums_len};
 use crate::sparse::slab::Slab;
 
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
+
+/// Weights per output channel that take longer than fetching the output does.
+const FAR_WEIGHTS: usize = 32;
 
 /// A convolution of images of one size with its nonzero weights compressed.
 #[derive(Clone, Debug)]
@@ -124,6 +127,12 @@ impl SparseConv2d {
         16 + slabs * cut.slab_len + threads * cut.sums_len
     }
 
+    /// Whether an output so large is worth fetching before it is written.
+    fn is_far(&self, len: usize) -> bool {
+        let nonzeros: usize = self.groups.iter().map(Compressed::nonzeros).sum();
+        len >= FAR_LEN && nonzeros >= FAR_WEIGHTS * self.params.c_out
+    }
+
     /// The number of images on the grid.
     fn images(&self, n: usize) -> usize {
         if self.grid.is_flat() { n * self.size[0] * self.size[1] } else { n }
@@ -204,8 +213,9 @@ impl SparseConv2d {
         assert!(scratch.len() >= needed, "scratch has scratch_len elements");
         let (slabs, sums) = align_scratch(scratch).split_at_mut(slabs * cut.slab_len);
         let (slabs, sums) = (SharedMut::new(slabs), SharedMut::new(sums));
+        let far = self.is_far(y.len());
         let y = SharedMut::new(y);
-        let run = Run { conv: self, cut, images, x, stride, bias, epi, y };
+        let run = Run { conv: self, cut, images, x, stride, bias, epi, y, far };
         let count = self.groups.len();
         let channels = self.params.c_in / self.params.groups;
         if !cut.shared {
@@ -257,7 +267,9 @@ impl SparseConv2d {
         );
         let (slab, sums) = align_scratch(scratch).split_at_mut(cut.slab_len);
         let slab = SharedMut::new(slab);
-        let run = Run { conv: self, cut, images, x, stride, bias, epi, y: SharedMut::new(y) };
+        let far = self.is_far(y.len());
+        let y = SharedMut::new(y);
+        let run = Run { conv: self, cut, images, x, stride, bias, epi, y, far };
         for task in 0..cut.strips * self.groups.len() {
             run.strip(task / self.groups.len(), task % self.groups.len(), slab, sums);
         }
@@ -273,6 +285,8 @@ struct Run<'a> {
     bias: Option<&'a [f32]>,
     epi: &'a Epilogue<'a>,
     y: SharedMut,
+    /// See [`Output`].
+    far: bool,
 }
 
 impl Run<'_> {
@@ -334,7 +348,8 @@ impl Run<'_> {
         let co = conv.params.c_out / conv.params.groups;
         let groups = co.div_ceil(GROUP);
         let cut = |i: usize| (i * groups / self.cut.parts * GROUP).min(co);
-        let output = Output::new(self.bias, self.epi, self.y, conv.params.c_out, group * co);
+        let stride = conv.params.c_out;
+        let output = Output::new(self.bias, self.epi, self.y, self.far, stride, group * co);
         let at = (tile - self.tiles(strip).start) * conv.grid.tile;
         let tile = Tile {
             grid: &conv.grid,

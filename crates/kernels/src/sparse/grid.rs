@@ -11,6 +11,8 @@ use crate::conv::indirect::Geometry;
 
 /// The most vectors in a tile: as many independent sums of a row of weights.
 pub(crate) const TILE_VECTORS: usize = 8;
+/// Floats of an input or output that the caches near a processor do not hold.
+pub(crate) const FAR_LEN: usize = 1 << 20;
 /// Floats of a slab that should stay in the second-level cache.
 const SLAB_LEN: usize = 64 * 1024;
 /// Floats that a tile reads of a block of channels: they should stay in the first-level cache..

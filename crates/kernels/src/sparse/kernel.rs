@@ -23,6 +23,8 @@ pub(crate) struct Output<'a> {
     residual: Option<&'a [f32]>,
     finish: Finish,
     y: SharedMut,
+    /// Whether y comes from memory, and sums take longer than it does.
+    far: bool,
     /// Elements from pixel to pixel, and the first of the group's channels.
     stride: usize,
     channel: usize,
@@ -34,6 +36,7 @@ impl<'a> Output<'a> {
         bias: Option<&'a [f32]>,
         epi: &Epilogue<'a>,
         y: SharedMut,
+        far: bool,
         stride: usize,
         channel: usize,
     ) -> Output<'a> {
@@ -42,7 +45,7 @@ impl<'a> Output<'a> {
             Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
         };
         let finish = Finish::new(1.0, bias.is_some(), epi);
-        Output { bias, residual, finish, y, stride, channel }
+        Output { bias, residual, finish, y, far, stride, channel }
     }
 }
 
@@ -110,6 +113,13 @@ impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
                 let at = if blocks > 1 { (row - t.rows.start) * width } else { 0 };
                 let sums = t.sums[at..][..GROUP * width].as_mut_ptr();
                 let last = block + 1 == blocks;
+                if last && t.output.far {
+                    // The lines to write are there when the sums are.
+                    for &pixel in pixels[..width].iter().filter(|&&p| p != NONE) {
+                        let at = pixel as usize * t.output.stride + t.output.channel + row;
+                        s.prefetch(t.output.y.ptr().wrapping_add(at));
+                    }
+                }
                 for (r, row) in rows.clone().enumerate() {
                     let bias = t.output.bias.map_or(0.0, |b| b[t.output.channel + row]);
                     // SAFETY: the slab has the block's channels from x on, the tile's positions

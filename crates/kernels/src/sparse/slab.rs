@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use crate::aligned::SharedMut;
 use crate::simd::{Kernel, MAX_LANES, Simd};
-use crate::sparse::grid::Grid;
+use crate::sparse::grid::{FAR_LEN, Grid};
+
+/// How many pixels ahead of its use input is fetched.
+const AHEAD: usize = 2 * MAX_LANES;
 
 /// Fills the slab of the `count` positions from `first` on, for some of its channels.
 pub(crate) struct Slab<'a> {
@@ -97,13 +100,19 @@ impl Slab<'_> {
         c: usize,
     ) {
         let lanes = S::LANES.min(self.channels.end - c);
+        let far = self.x.len() >= FAR_LEN;
         let mut square = [s.splat(0.0); MAX_LANES];
         // SAFETY: the caller's contract; the slab has these channels, each `grid.slab` long, and
         // no other task writes them.
         unsafe {
             if lanes == S::LANES {
                 for i in 0..S::LANES {
-                    square[i] = s.load(pixel(i).add(c));
+                    let x = pixel(i).add(c);
+                    if far {
+                        // Of pixels further on, which mostly follow.
+                        s.prefetch(x.wrapping_add(AHEAD * self.stride));
+                    }
+                    square[i] = s.load(x);
                 }
             } else {
                 for i in 0..S::LANES {
