@@ -291,7 +291,7 @@ impl<const P: usize, const NV: usize, const STEP: usize> Kernel for Tiles<'_, P,
         let reach = (self.pixels.start + tiles * P - 1) * step + t.run;
         assert!(t.lines.iter().all(|line| line.len() >= reach), "lines hold the tiles' input");
         assert!(t.weights.len() >= t.lines.len() * t.run * width, "a panel has its weights");
-        assert!(self.pixels.end <= t.pixels);
+        assert!(self.pixels.end <= t.pixels && !t.lines.is_empty() && t.run > 0);
         let mut bias = [s.splat(0.0); NV];
         if let Some(b) = t.bias {
             assert!(b.len() == (NV - 1) * S::LANES + t.tail);
@@ -337,52 +337,67 @@ impl<const P: usize, const NV: usize, const STEP: usize> Tiles<'_, P, NV, STEP> 
     fn store<S: Simd>(&self, s: S, first: usize, pixels: usize, mut acc: [[S::V; NV]; P]) {
         let t = &self.panel;
         let start = first * t.distance;
-        let row = |p: usize, v: usize| start + p * t.distance + v * S::LANES;
-        let whole = |v: usize| v + 1 < NV || t.tail == S::LANES;
-        let residual = t.residual.map(|r| r.as_ptr());
-        let add_residual = |acc: &mut [[S::V; NV]; P], r: *const f32| {
-            for (p, acc) in acc.iter_mut().enumerate().take(pixels) {
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    // SAFETY: the residual has the panel's columns of each pixel of the row.
-                    let x = unsafe {
-                        let r = r.add(row(p, v));
-                        if whole(v) { s.load(r) } else { s.load_partial(r, t.tail) }
-                    };
-                    *acc = s.add(*acc, x);
-                }
-            }
-        };
-        if let Some(r) = residual
-            && t.finish.before
-        {
-            add_residual(&mut acc, r);
+        let residual = t.residual.map_or(std::ptr::null(), |r| r[start..].as_ptr());
+        if t.finish.before {
+            acc = self.add_residual(s, residual, pixels, acc);
         }
         t.finish.activate_all(s, &mut acc);
-        if let Some(r) = residual
-            && t.finish.after
-            && t.finish.slow.is_none()
-        {
-            add_residual(&mut acc, r);
+        if t.finish.after && t.finish.slow.is_none() {
+            acc = self.add_residual(s, residual, pixels, acc);
         }
-        for (p, acc) in acc.iter().enumerate().take(pixels) {
-            for (v, &acc) in acc.iter().enumerate() {
-                // SAFETY: y has the panel's columns of each pixel of the row.
-                unsafe {
-                    let y = t.y.add(row(p, v));
-                    if whole(v) { s.store(y, acc) } else { s.store_partial(y, t.tail, acc) }
+        // SAFETY: y has the panel's columns of each pixel of the row.
+        let y = unsafe { t.y.add(start) };
+        for p in 0..P {
+            if p < pixels {
+                for v in 0..NV {
+                    // SAFETY: as above.
+                    unsafe {
+                        let y = y.add(p * t.distance + v * S::LANES);
+                        if v + 1 < NV || t.tail == S::LANES {
+                            s.store(y, acc[p][v]);
+                        } else {
+                            s.store_partial(y, t.tail, acc[p][v]);
+                        }
+                    }
                 }
             }
         }
         if let Some(act) = t.finish.slow {
-            let residual = residual.filter(|_| t.finish.after);
             s.call(SecondPass {
                 act,
-                c: t.y.wrapping_add(start),
-                residual: residual.map_or(std::ptr::null(), |r| r.wrapping_add(start)),
+                c: y,
+                residual: if t.finish.after { residual } else { std::ptr::null() },
                 ldc: t.distance,
                 rows: pixels,
                 columns: (NV - 1) * S::LANES + t.tail,
             });
         }
+    }
+
+    #[inline(always)]
+    fn add_residual<S: Simd>(
+        &self,
+        s: S,
+        residual: *const f32,
+        pixels: usize,
+        mut acc: [[S::V; NV]; P],
+    ) -> [[S::V; NV]; P] {
+        let t = &self.panel;
+        for p in 0..P {
+            for v in 0..NV {
+                // SAFETY: where the finish adds one, the residual has the panel's columns of each
+                // pixel of the row; pixels that are none read the last.
+                let x = unsafe {
+                    let r = residual.add(p.min(pixels - 1) * t.distance + v * S::LANES);
+                    if v + 1 < NV || t.tail == S::LANES {
+                        s.load(r)
+                    } else {
+                        s.load_partial(r, t.tail)
+                    }
+                };
+                acc[p][v] = s.add(acc[p][v], x);
+            }
+        }
+        acc
     }
 }

@@ -38,7 +38,9 @@ pub(crate) fn epilogue(kind: u8, residual: &[f32]) -> Epilogue<'_> {
     let activation = match kind / 3 {
         0 => Activation::None,
         1 => Activation::Relu,
-        _ => Activation::HardSwish,
+        2 => Activation::HardSwish,
+        // Left to a second pass.
+        _ => Activation::Silu,
     };
     Epilogue { activation, residual }
 }
@@ -59,29 +61,28 @@ pub(crate) fn reference(
         wide + p.pads[d] == narrow * p.stride[d] + k * p.dilation[d]
     };
     for b in 0..n {
-        for (oy, ox) in (0..oh).flat_map(|y| (0..ow).map(move |x| (y, x))) {
-            for (iy, ix) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
-                for tap in 0..p.kernel[0] * p.kernel[1] {
-                    let (ky, kx) = (tap / p.kernel[1], tap % p.kernel[1]);
-                    let hit = if transpose {
-                        meets(0, iy, oy, ky) && meets(1, ix, ox, kx)
-                    } else {
-                        meets(0, oy, iy, ky) && meets(1, ox, ix, kx)
-                    };
-                    if !hit {
-                        continue;
-                    }
-                    for o in 0..p.c_out {
-                        for i in 0..ci {
-                            let c = o / co * ci + i;
-                            let at = if transpose { c * co + o % co } else { o * ci + i };
-                            let x = x[((b * h + iy) * w + ix) * p.c_in + c];
-                            let weight = weight[at * p.kernel[0] * p.kernel[1] + tap];
-                            let term = f64::from(x) * f64::from(weight);
-                            let slot = &mut out[((b * oh + oy) * ow + ox) * p.c_out + o];
-                            slot.0 += term;
-                            slot.1 += term.abs();
-                        }
+        // The taps' rows that meet, then the columns in them.
+        let cross = |a: usize, b: usize, taps: usize| {
+            (0..a).flat_map(move |a| (0..b).flat_map(move |b| (0..taps).map(move |k| (a, b, k))))
+        };
+        let hit = |d: usize, o: usize, i: usize, k: usize| {
+            if transpose { meets(d, i, o, k) } else { meets(d, o, i, k) }
+        };
+        let columns: Vec<_> =
+            cross(ow, w, p.kernel[1]).filter(|&(o, i, k)| hit(1, o, i, k)).collect();
+        for (oy, iy, ky) in cross(oh, h, p.kernel[0]).filter(|&(o, i, k)| hit(0, o, i, k)) {
+            for &(ox, ix, kx) in &columns {
+                let tap = ky * p.kernel[1] + kx;
+                for o in 0..p.c_out {
+                    for i in 0..ci {
+                        let c = o / co * ci + i;
+                        let at = if transpose { c * co + o % co } else { o * ci + i };
+                        let x = x[((b * h + iy) * w + ix) * p.c_in + c];
+                        let weight = weight[at * p.taps() + tap];
+                        let term = f64::from(x) * f64::from(weight);
+                        let slot = &mut out[((b * oh + oy) * ow + ox) * p.c_out + o];
+                        slot.0 += term;
+                        slot.1 += term.abs();
                     }
                 }
             }
@@ -89,6 +90,48 @@ pub(crate) fn reference(
     }
     let terms = (ci * p.kernel[0] * p.kernel[1]) as f64 + 8.0;
     out.iter().map(|&(sum, size)| (sum, terms * f64::from(f32::EPSILON) * size)).collect()
+}
+
+/// Checks a convolution that is computed by lines, unless it has one tap.
+fn few_channels(p: Conv2dParams, size: [usize; 3], bias: bool, kind: u8, threads: usize) {
+    let [n, h, w] = size;
+    let x = random(n * h * w * p.c_in, 1);
+    let weight = random(p.c_out * p.c_in * p.taps(), 2);
+    let bias = bias.then(|| random(p.c_out, 3));
+    let pool = Pool::new(threads);
+    let sums = reference(&p, false, size, p.output_size(h, w), &x, &weight);
+    let residual = random(sums.len(), 4);
+    let epi = epilogue(kind, &residual);
+    for isa in Isa::available() {
+        let conv = Conv2d::new_with_isa(isa, p, &weight, bias.as_deref());
+        assert_eq!(conv.algorithm() == "lines", p.taps() > 1, "{p:?}");
+        let mut y = vec![f32::NAN; sums.len()];
+        let mut scratch = vec![f32::NAN; conv.scratch_len(n, h, w, threads)];
+        conv.run(n, h, w, &x, &epi, &mut y, &mut scratch, &pool);
+        for (i, &y) in y.iter().enumerate() {
+            let want = epilogue_reference(sums[i], bias.as_ref().map(|b| b[i % p.c_out]), &epi, i);
+            assert!(close(y, want), "{isa} at {i}: {y}, {want:?}, {p:?}, {size:?}");
+        }
+    }
+}
+
+#[test]
+fn first_layers_at_their_size() {
+    // Every compiled step between pixels, and another; rows of many whole tiles.
+    for (c_in, c_out, k, step, pad) in [
+        (3, 16, 3, 2, 1),
+        (3, 64, 7, 2, 3),
+        (3, 96, 4, 4, 0),
+        (3, 40, 3, 1, 1),
+        (1, 8, 5, 1, 2),
+        (2, 24, 3, 1, 1),
+        (4, 33, 3, 2, 1),
+    ] {
+        let (kernel, stride, dilation) = ([k; 2], [step; 2], [1; 2]);
+        let p = Conv2dParams { c_in, c_out, groups: 1, kernel, stride, dilation, pads: [pad; 4] };
+        few_channels(p, [1, 12, 224], true, 3, 2);
+        few_channels(p, [2, 17, 101], false, 11, 3);
+    }
 }
 
 proptest! {
@@ -122,6 +165,24 @@ proptest! {
                 prop_assert!(close(y, want), "{isa} {} at {i}: {y}, {want:?}", conv.algorithm());
             }
         }
+    }
+
+    #[test]
+    fn few_channels_match_double_precision(
+        channels in [1usize..5, 1usize..70],
+        kernel in [1usize..8, 1usize..8],
+        stride in [1usize..6, 1usize..6],
+        rows_apart in 1usize..4,
+        pads in [0usize..4, 0..4, 0..4, 0..4],
+        size in [1usize..4, 1usize..14, 1usize..130],
+        bias in any::<bool>(),
+        kind in 0u8..12,
+        threads in 1usize..4,
+    ) {
+        let [c_in, c_out] = channels;
+        let dilation = [rows_apart, 1];
+        let p = Conv2dParams { c_in, c_out, groups: 1, kernel, stride, dilation, pads };
+        few_channels(p, size, bias, kind, threads);
     }
 
     #[test]

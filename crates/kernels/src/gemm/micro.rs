@@ -62,15 +62,22 @@ impl Finish {
         s: S,
         tile: &mut [[S::V; NV]; R],
     ) {
-        let vectors = tile.iter_mut().flatten();
         match self.quick {
             Quick::None => {}
             Quick::Clamp(low, high) => {
                 let (low, high) = (s.splat(low), s.splat(high));
-                vectors.for_each(|x| *x = s.min(high, s.max(low, *x)));
+                for r in 0..R {
+                    for v in 0..NV {
+                        tile[r][v] = s.min(high, s.max(low, tile[r][v]));
+                    }
+                }
             }
             Quick::HardSwish => {
-                vectors.for_each(|x| *x = vmath::activate(s, Activation::HardSwish, *x));
+                for r in 0..R {
+                    for v in 0..NV {
+                        tile[r][v] = vmath::activate(s, Activation::HardSwish, tile[r][v]);
+                    }
+                }
             }
         }
     }
