@@ -18,6 +18,8 @@ use crate::simd::{Kernel, Simd};
 
 /// Rows of the tallest kernel.
 const MAX_ROWS: usize = 16;
+/// Lines between its first row and its last: all of them are kept.
+const MAX_SPAN: usize = 64;
 /// Pixels of the tiles that are compiled, as far as the registers allow.
 const TILES: [usize; 6] = [24, 16, 12, 8, 6, 4];
 /// The most that a tile reaches beyond an output row.
@@ -32,6 +34,7 @@ pub(crate) fn fits(p: &Conv2dParams) -> bool {
     p.groups == 1
         && p.dilation[1] == 1
         && p.kernel[0] <= MAX_ROWS
+        && (p.kernel[0] - 1).saturating_mul(p.dilation[0]) <= MAX_SPAN
         && 4 * p.taps() * p.c_in * p.c_out <= MAX_WEIGHT_BYTES
 }
 
