@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sparoa::{Session, Tensor, ValueInfo, random_tensor};
+use sparoa::{Session, Tensor, TensorType, ValueInfo, random_tensor};
 
 use crate::{
     args::InputArgs,
@@ -36,13 +36,10 @@ pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, T
     let mut source = Source::Files;
     let mut values = Vec::new();
     for (index, info) in session.inputs().iter().enumerate() {
-        let Some(ty) = &info.ty else {
-            return Err(CliError::input(format!("input '{}' has no known type", info.name)));
-        };
         let value = match files.iter().find(|(n, _)| *n == info.name) {
             None => {
                 source = Source::Random;
-                random_tensor(ty, args.seed.wrapping_add(index as u64))
+                random_tensor(ty(info)?, args.seed.wrapping_add(index as u64))
             }
             Some((_, path)) => from_file(path, info, args.normalize)?,
         };
@@ -56,9 +53,7 @@ pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, T
 /// # Errors
 /// When the file does not hold what the input wants.
 pub fn from_file(path: &Path, info: &ValueInfo, normalize: Normalize) -> CliResult<Tensor> {
-    let Some(ty) = &info.ty else {
-        return Err(CliError::input(format!("input '{}' has no known type", info.name)));
-    };
+    let ty = ty(info)?;
     if images::is_image(path) {
         return images::load(path, &info.name, ty, normalize);
     }
@@ -75,6 +70,19 @@ pub fn from_file(path: &Path, info: &ValueInfo, normalize: Normalize) -> CliResu
         )));
     }
     Ok(tensor)
+}
+
+fn ty(info: &ValueInfo) -> CliResult<&TensorType> {
+    let unknown = || CliError::input(format!("input '{}' has no known type", info.name));
+    info.ty.as_ref().ok_or_else(unknown)
+}
+
+/// The kinds of files that [`from_file`] reads.
+pub const KNOWN: &str = ".jpg, .png, .npy or .npz";
+
+/// Whether a file is of a kind that [`from_file`] reads.
+pub fn is_known(path: &Path) -> bool {
+    images::is_image(path) || path.extension().is_some_and(|e| e == "npy" || e == "npz")
 }
 
 fn array(path: &Path, name: &str) -> CliResult<Tensor> {

@@ -288,8 +288,7 @@ impl Conv2d {
     ) {
         let p = &self.params;
         let [oh, ow] = self.output_size(h, w);
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, p.c_in], [oh, ow, p.c_out], x.len(), y.len());
         assert!(
             scratch.len() >= self.scratch_len(n, h, w, pool.threads()),
             "scratch has scratch_len elements"
@@ -411,6 +410,18 @@ fn offset<'a>(epi: &Epilogue<'a>, start: usize) -> Epilogue<'a> {
         Residual::AfterActivation(r) => Residual::AfterActivation(&r[start..]),
     };
     Epilogue { activation: epi.activation, residual }
+}
+
+/// Checks the lengths of a run's input and output, of `n` images of height, width and channels.
+pub(crate) fn check_images(
+    n: usize,
+    [h, w, c_in]: [usize; 3],
+    [oh, ow, c_out]: [usize; 3],
+    x_len: usize,
+    y_len: usize,
+) {
+    assert!(x_len == n * h * w * c_in, "x has n * h * w * c_in elements");
+    assert!(y_len == n * oh * ow * c_out, "y has n * oh * ow * c_out elements");
 }
 
 /// Filters (c_out, c, tap) as a matrix of rows (tap, c) and columns c_out.

@@ -30,7 +30,7 @@ pub use sparoa_core::{
     ops::Variant,
     plan::{Place, Placement, Plan, PlanFile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
-    profile::{Link, Profile, default_cache_dir},
+    profile::{CostCache, Link, Profile, default_cache_dir},
     schedule::{Objective, Pin, Policy, Timeline},
     session::{
         Attained, Crossover, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder,

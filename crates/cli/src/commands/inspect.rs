@@ -2,12 +2,12 @@
 
 mod page;
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use serde::Serialize;
 use sparoa::{
-    ActivationZeros, Analysis, Crossover, FixedThresholds, Quadrant, Session, TRIED, Tensor,
-    ThresholdModel, Thresholds, WeightZeros, crossover, record_activation_sparsity,
+    ActivationZeros, Analysis, CostCache, Crossover, FixedThresholds, Quadrant, Session, TRIED,
+    Tensor, ThresholdModel, Thresholds, WeightZeros, crossover, record_activation_sparsity,
 };
 
 use crate::{
@@ -51,6 +51,9 @@ struct Row {
     weight_zeros: Option<WeightZeros>,
     activation_sparsity: Option<f64>,
     activation_zeros: Option<ActivationZeros>,
+    /// What a sparse kernel would exploit.
+    #[serde(skip)]
+    sparsity: f64,
     /// Measured times of the dense and the sparse kernel, and where they cross.
     crossover: Option<Crossover>,
     quadrant: Quadrant,
@@ -108,26 +111,11 @@ fn samples(session: &Session, args: &InspectArgs) -> CliResult<(Vec<Vec<Tensor>>
         let count = session.inputs().len();
         return Err(CliError::usage(format!("--calibrate: the model has {count} inputs, not 1")));
     };
-    let samples = files(folder)?
+    let samples = images::in_folder(folder, inputs::is_known, inputs::KNOWN)?
         .iter()
         .map(|path| Ok(vec![inputs::from_file(path, input, args.inputs.normalize)?]))
         .collect::<CliResult<Vec<_>>>()?;
     Ok((samples, Source::Files))
-}
-
-/// The samples in a folder, sorted by name.
-fn files(folder: &Path) -> CliResult<Vec<std::path::PathBuf>> {
-    let fail = |why: String| CliError::input(format!("--calibrate {}: {why}", folder.display()));
-    let known = |path: &Path| {
-        images::is_image(path) || path.extension().is_some_and(|e| e == "npy" || e == "npz")
-    };
-    let entries = std::fs::read_dir(folder).map_err(|e| fail(e.to_string()))?;
-    let mut paths: Vec<_> = entries.flatten().map(|e| e.path()).filter(|p| known(p)).collect();
-    paths.sort();
-    if paths.is_empty() {
-        return Err(fail("holds no .jpg, .png, .npy or .npz file".to_owned()));
-    }
-    Ok(paths)
 }
 
 /// Times of every layer's kernels; layers that are alike are timed once.
@@ -137,14 +125,7 @@ fn measured(session: &Session, bars: &Bars) -> CliResult<Vec<Option<Crossover>>>
     let mut known: HashMap<String, Option<Crossover>> = HashMap::new();
     let mut all = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
-        let types: Vec<String> = node
-            .inputs
-            .iter()
-            .flatten()
-            .chain(node.outputs.iter().flatten())
-            .map(|&v| graph.value(v).ty.to_string())
-            .collect();
-        let key = format!("{:?} {types:?}", node.op);
+        let key = CostCache::signature(graph, node);
         if !known.contains_key(&key) {
             let times = crossover(graph, node, session.pool())
                 .map_err(|e| CliError::new(Kind::Device, format!("{}: {e}", node.name)))?;
@@ -158,11 +139,6 @@ fn measured(session: &Session, bars: &Bars) -> CliResult<Vec<Option<Crossover>>>
 }
 
 impl Row {
-    /// The sparsity that a sparse kernel would exploit.
-    fn sparsity(&self) -> f64 {
-        self.weight_sparsity.unwrap_or(0.0).max(self.activation_sparsity.unwrap_or(0.0))
-    }
-
     /// Whether the sparse kernel is faster at the weights' own sparsity.
     fn pays(&self) -> bool {
         let from = self.crossover.as_ref().and_then(|c| c.from);
@@ -262,6 +238,7 @@ fn describe(
                 weight_zeros: n.weight_zeros,
                 activation_sparsity: n.activation_sparsity,
                 activation_zeros: n.activation_zeros,
+                sparsity: n.sparsity(),
                 crossover: None,
                 quadrant: thresholds[id.index()].quadrant(n),
                 devices: if gpu.is_ok() { vec!["cpu", "gpu"] } else { vec!["cpu"] },

@@ -89,18 +89,20 @@ pub fn run(args: &PlanArgs, out: &Output) -> CliResult {
         files.push(path.display().to_string());
     }
     let mut document = describe(&session, file, files);
-    document.predicted.dense_makespan_ms = dense_makespan_ms(&session, &machine, &request, &bars)?;
+    document.predicted.dense_makespan_ms =
+        dense_makespan_ms(&session, &document.plan, &machine, &request, &bars)?;
     out.print(&document, || text(&document))
 }
 
 /// What the plan would take with dense kernels only, where it has sparse ones.
 fn dense_makespan_ms(
     session: &Session,
+    plan: &PlanFile,
     machine: &Machine,
     request: &BuildRequest,
     bars: &Bars,
 ) -> CliResult<Option<f64>> {
-    if !session.plan_file().nodes.iter().any(|n| n.kernel == Some(Variant::Sparse)) {
+    if !plan.nodes.iter().any(|n| n.kernel == Some(Variant::Sparse)) {
         return Ok(None);
     }
     let mut request = request.clone();

@@ -6,7 +6,7 @@ use sparoa_kernels::pool::Pool;
 use super::{Analysis, WalkError, walk};
 use crate::{
     ir::Graph,
-    tensor::{DType, Tensor, TensorRef},
+    tensor::{DType, Tensor, TensorRef, count_zeros},
 };
 
 /// Exact zeros of a weight.
@@ -43,14 +43,7 @@ pub fn zero_fraction(tensor: TensorRef<'_>) -> Option<f64> {
         return None;
     }
     let data = tensor.slice::<f32>();
-    Some(zeros(data) as f64 / data.len() as f64)
-}
-
-/// Counts of 32 bits per part, so that the compiler counts in vectors.
-fn zeros(data: &[f32]) -> usize {
-    data.chunks(1 << 16)
-        .map(|part| part.iter().map(|v| u32::from(*v == 0.0)).sum::<u32>() as usize)
-        .sum()
+    Some(count_zeros(data) as f64 / data.len() as f64)
 }
 
 /// The zeros of a weight; `None` as in [`zero_fraction`]. The products sum along dimension 1 of a

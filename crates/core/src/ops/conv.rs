@@ -104,6 +104,21 @@ pub struct ConvShape {
     pub geometry: Geometry,
 }
 
+impl ConvShape {
+    /// What the kernels for two dimensions take.
+    pub(crate) fn params(&self, flat: &Flat) -> Conv2dParams {
+        Conv2dParams {
+            c_in: self.c_in,
+            c_out: self.c_out,
+            groups: self.groups,
+            kernel: flat.kernel,
+            stride: flat.strides,
+            dilation: flat.dilations,
+            pads: flat.pads,
+        }
+    }
+}
+
 impl Conv {
     fn parse(attributes: &Attributes) -> Result<Conv, OpError> {
         Ok(Conv {
@@ -253,15 +268,7 @@ impl Op for Conv {
         let Some(flat) = shape.geometry.two_dimensional() else {
             return Ok(volume::kernel(self.clone(), shape));
         };
-        let params = Conv2dParams {
-            c_in: shape.c_in,
-            c_out: shape.c_out,
-            groups: shape.groups,
-            kernel: flat.kernel,
-            stride: flat.strides,
-            dilation: flat.dilations,
-            pads: flat.pads,
-        };
+        let params = shape.params(&flat);
         let bias = x.constant(2);
         let [h, w] = flat.input;
         let images = [shape.batch, h, w];

@@ -148,15 +148,7 @@ impl Op for InvertedResidual {
         };
         let flat = shape.geometry.two_dimensional();
         let flat = flat.ok_or_else(|| OpError::unsupported("three spatial dimensions"))?;
-        let params = Conv2dParams {
-            c_in: shape.c_in,
-            c_out: shape.c_out,
-            groups: shape.groups,
-            kernel: flat.kernel,
-            stride: flat.strides,
-            dilation: flat.dilations,
-            pads: flat.pads,
-        };
+        let params = shape.params(&flat);
         if !Kernel::fits(&params) {
             return Err(OpError::unsupported(
                 "this depthwise convolution (supported: kernels 3 and 5 wide, steps 1 and 2)",

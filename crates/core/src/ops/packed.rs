@@ -37,20 +37,40 @@ impl PackedConv {
         weight: &[f32],
         bias: Option<&[f32]>,
     ) -> Result<PackedConv, OpError> {
-        if variant == Variant::Sparse && arithmetic != Arithmetic::Reference {
-            let sparse = match depthwise(&params) {
-                false => SparseConv2d::new(params, images, weight, bias),
-                true => None,
-            };
-            return sparse.map(PackedConv::Sparse).ok_or_else(no_sparse_kernel);
-        }
-        let dense = PackedConv::dense(arithmetic, params, images, weight, bias);
-        let PackedConv::F32(conv) = &dense else { return Ok(dense) };
-        let sparse = match (variant, arithmetic) {
-            (Variant::Dense, _) | (_, Arithmetic::Reference) => None,
-            _ => faster_sparse(conv, images, weight, bias),
+        let sparse = || match depthwise(&params) {
+            false => SparseConv2d::new(params, images, weight, bias).map(PackedConv::Sparse),
+            true => None,
         };
-        Ok(sparse.map_or(dense, PackedConv::Sparse))
+        let dense = || PackedConv::dense(arithmetic, params, images, weight, bias);
+        match (variant, arithmetic) {
+            (Variant::Dense, _) | (_, Arithmetic::Reference) => Ok(dense()),
+            (Variant::Sparse, _) => sparse().ok_or_else(no_sparse_kernel),
+            (Variant::Fastest, Arithmetic::Bf16) => Ok(dense()),
+            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Exact) => {
+                let [n, h, w] = images;
+                let [oh, ow] = params.output_size(h, w);
+                let macs =
+                    n.checked_mul(oh).and_then(|m| m.checked_mul(ow)?.checked_mul(weight.len()));
+                let Some(step) = variant::sparsity(weight).filter(|_| variant::matters(macs))
+                else {
+                    return Ok(dense());
+                };
+                let question = format!(
+                    "{} {arithmetic:?} {params:?} {n}x{h}x{w} sparsity {step}",
+                    isa::best()
+                );
+                let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+                let (pool, epilogue) = (Pool::single(), Epilogue::activation(Activation::Relu));
+                Ok(variant::faster(question, dense, sparse, |conv| {
+                    if x.is_empty() {
+                        x = variant::inputs(n * h * w * params.c_in);
+                        y = vec![0.0; n * oh * ow * params.c_out];
+                    }
+                    scratch.resize(conv.scratch_len(n, [h, w], 1).max(scratch.len()), 0.0);
+                    conv.run(n, [h, w], &x, &epilogue, &mut y, &mut scratch, &pool);
+                }))
+            }
+        }
     }
 
     /// The name of the method.
@@ -122,47 +142,9 @@ fn depthwise(params: &Conv2dParams) -> bool {
 
 fn no_sparse_kernel() -> OpError {
     OpError::unsupported(
-        "the sparse kernel (it is for convolutions that are not depthwise, and \
-                          for matrices whose offsets fit 32 bits)",
+        "the sparse kernel (it is for matrices, and for convolutions that are not depthwise and \
+         whose images are narrow enough for offsets of 16 bits)",
     )
-}
-
-/// The sparse form of a convolution, if it is faster.
-fn faster_sparse(
-    dense: &Conv2d,
-    [n, h, w]: [usize; 3],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-) -> Option<SparseConv2d> {
-    let params = *dense.params();
-    if depthwise(&params) {
-        return None;
-    }
-    let [oh, ow] = dense.output_size(h, w);
-    let (x_len, y_len) = (n * h * w * params.c_in, n * oh * ow * params.c_out);
-    let pixels = n.checked_mul(oh)?.checked_mul(ow)?;
-    if !variant::matters(pixels.checked_mul(weight.len())) {
-        return None;
-    }
-    let step = variant::sparsity(weight)?;
-    let sparse = SparseConv2d::new(params, [n, h, w], weight, bias)?;
-    let question =
-        format!("{} {params:?} {n}x{h}x{w} {} sparsity {step}", isa::best(), dense.algorithm());
-    let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-    let pool = Pool::single();
-    let epilogue = Epilogue::activation(Activation::Relu);
-    let choice = variant::fastest(question, 2, &mut |candidate| {
-        if x.is_empty() {
-            (x, y) = (variant::inputs(x_len), vec![0.0; y_len]);
-            let most = dense.scratch_len(n, h, w, 1).max(sparse.scratch_len(n, 1));
-            scratch = vec![0.0; most];
-        }
-        match candidate {
-            0 => dense.run(n, h, w, &x, &epilogue, &mut y, &mut scratch, &pool),
-            _ => sparse.run(n, &x, &epilogue, &mut y, &mut scratch, &pool),
-        }
-    });
-    (choice == 1).then_some(sparse)
 }
 
 /// The right-hand side of a product, packed.
@@ -207,19 +189,34 @@ impl PackedMatrix {
             scaled = b.iter().map(|v| v * alpha).collect();
             &scaled
         };
-        if variant == Variant::Sparse && arithmetic != Arithmetic::Reference {
-            let sparse = SparseMatrix::new(m, [k, n], b, transposed);
-            return sparse.map(PackedMatrix::from).ok_or_else(no_sparse_kernel);
-        }
-        if arithmetic == Arithmetic::Bf16 {
-            return Ok(PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)));
-        }
-        let dense = PackedB::new(k, n, b, transposed);
-        let sparse = match (variant, arithmetic) {
-            (Variant::Dense, _) | (_, Arithmetic::Reference) => None,
-            _ => faster_sparse_matrix(&dense, m, b, transposed),
+        let sparse = || SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
+        let dense = || match arithmetic {
+            Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
+            Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => {
+                PackedMatrix::F32(PackedB::new(k, n, b, transposed))
+            }
         };
-        Ok(sparse.map_or(PackedMatrix::F32(dense), PackedMatrix::from))
+        match (variant, arithmetic) {
+            (Variant::Dense, _) | (_, Arithmetic::Reference) => Ok(dense()),
+            (Variant::Sparse, _) => sparse().ok_or_else(no_sparse_kernel),
+            (Variant::Fastest, Arithmetic::Bf16) => Ok(dense()),
+            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Exact) => {
+                let macs = m.checked_mul(b.len());
+                let Some(step) = variant::sparsity(b).filter(|_| variant::matters(macs)) else {
+                    return Ok(dense());
+                };
+                let question = format!("{} matrix {m}x{k}x{n} sparsity {step}", isa::best());
+                let (mut a, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+                let pool = Pool::single();
+                Ok(variant::faster(question, dense, sparse, |b| {
+                    if a.is_empty() {
+                        (a, y) = (variant::inputs(m * k), vec![0.0; m * n]);
+                    }
+                    scratch.resize(b.scratch_len(m, 1).max(scratch.len()), 0.0);
+                    b.run_on([m, k], &a, None, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+                }))
+            }
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -258,41 +255,26 @@ impl PackedMatrix {
             return;
         }
         let own = scratch.take::<f32>(self.scratch_len(m, pool.threads()));
+        self.run_on([m, k], a, bias, epilogue, y, own, pool);
+    }
+
+    /// [`PackedMatrix::run`] with elements of scratch of its own.
+    fn run_on(
+        &self,
+        [m, k]: [usize; 2],
+        a: &[f32],
+        bias: Option<&[f32]>,
+        epilogue: &Epilogue<'_>,
+        y: &mut [f32],
+        own: &mut [f32],
+        pool: &Pool,
+    ) {
         match self {
             PackedMatrix::F32(b) => gemm(m, a, k, b, bias, epilogue, y, pool),
             PackedMatrix::Sparse(b) => b.run(m, a, k, bias, epilogue, y, own, pool),
             PackedMatrix::Bf16(b) => gemm_bf16(m, a, k, b, bias, epilogue, y, own, pool),
         }
     }
-}
-
-/// The sparse form of a matrix, if products of `m` rows are faster with it.
-fn faster_sparse_matrix(
-    dense: &PackedB,
-    m: usize,
-    b: &[f32],
-    transposed: bool,
-) -> Option<SparseMatrix> {
-    let (k, n) = (dense.k(), dense.n());
-    if !variant::matters(m.checked_mul(b.len())) {
-        return None;
-    }
-    let step = variant::sparsity(b)?;
-    let sparse = SparseMatrix::new(m, [k, n], b, transposed)?;
-    let question = format!("{} matrix {m}x{k}x{n} sparsity {step}", isa::best());
-    let (mut a, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-    let pool = Pool::single();
-    let choice = variant::fastest(question, 2, &mut |candidate| {
-        if a.is_empty() {
-            (a, y) = (variant::inputs(m * k), vec![0.0; m * n]);
-            scratch = vec![0.0; sparse.scratch_len(m, 1)];
-        }
-        match candidate {
-            0 => gemm(m, &a, k, dense, None, &Epilogue::NONE, &mut y, &pool),
-            _ => sparse.run(m, &a, k, None, &Epilogue::NONE, &mut y, &mut scratch, &pool),
-        }
-    });
-    (choice == 1).then_some(sparse)
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::tensor::count_zeros;
+
 /// The name of the sparse kernels' method.
 pub const SPARSE: &str = "sparse";
 /// Share of zeros from which a sparse kernel may win; below it nothing is measured.
@@ -69,14 +71,36 @@ pub fn learn(choices: &Choices) {
 
 /// The sparsity of weights in steps, from [`FLOOR`] on.
 pub fn sparsity(weights: &[f32]) -> Option<usize> {
-    let zeros = weights.iter().filter(|&&w| w == 0.0).count();
-    let share = zeros as f64 / weights.len().max(1) as f64;
+    let share = count_zeros(weights) as f64 / weights.len().max(1) as f64;
     (share >= FLOOR).then(|| (share * STEPS as f64).round() as usize)
 }
 
 /// Whether a layer of so many multiply-adds is worth asking about.
 pub(super) fn matters(macs: Option<usize>) -> bool {
     macs.is_some_and(|macs| macs >= MIN_MACS)
+}
+
+/// The faster of a dense and a sparse kernel, if there is a sparse one; `time` runs either. Where
+/// it is known which, the other is not made.
+pub(super) fn faster<T>(
+    question: String,
+    dense: impl FnOnce() -> T,
+    sparse: impl FnOnce() -> Option<T>,
+    mut time: impl FnMut(&T),
+) -> T {
+    let choice = known().get(&question).copied();
+    if choice == Some(0) {
+        return dense();
+    }
+    let Some(sparse) = sparse() else { return dense() };
+    if choice == Some(1) {
+        return sparse;
+    }
+    let (dense, sparse) = (dense(), sparse);
+    match fastest(question, 2, &mut |i| time(if i == 0 { &dense } else { &sparse })) {
+        0 => dense,
+        _ => sparse,
+    }
 }
 
 /// The fastest of `count` ways to do the same, by `question`'s text if that has been measured

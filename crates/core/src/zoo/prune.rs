@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::weights::zero_smallest;
 use crate::{
     ir::{Model, ModelValueId},
-    tensor::Tensor,
+    tensor::{Tensor, count_zeros},
 };
 
 /// Among which weights the smallest are sought.
@@ -85,7 +85,7 @@ pub fn prune(model: &mut Model, fraction: f64, scope: PruneScope) -> Vec<PrunedW
                     data.iter_mut().filter(|v| v.abs() <= limit).for_each(|v| *v = 0.0);
                 }
             }
-            let zeros = data.iter().filter(|v| **v == 0.0).count();
+            let zeros = count_zeros(data);
             let name = model.values[id.index()].clone();
             PrunedWeight { name, tensor: tensor.clone(), zeros }
         })

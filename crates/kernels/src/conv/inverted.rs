@@ -6,9 +6,9 @@ mod weights;
 
 use crate::activation::{Activation, Epilogue, Residual};
 use crate::aligned::{SharedMut, align_scratch};
-use crate::conv::Conv2dParams;
 use crate::conv::depthwise::{Depthwise, Store, sliding};
 use crate::conv::indirect::Geometry;
+use crate::conv::{Conv2dParams, check_images};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
@@ -197,8 +197,7 @@ impl InvertedResidual {
         let c_in = self.expand.as_ref().map_or(p.c_in, |e| e.b.k());
         let c_out = self.project.as_ref().map_or(p.c_in, |e| e.b.n());
         let threads = pool.threads();
-        assert!(x.len() == n * h * w * c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, c_in], [oh, ow, c_out], x.len(), y.len());
         assert!(
             scratch.len() >= self.scratch_len(n, h, w, threads),
             "scratch has scratch_len elements"

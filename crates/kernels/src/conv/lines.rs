@@ -14,7 +14,7 @@ use crate::conv::indirect::Geometry;
 use crate::gemm::PackedB;
 use crate::gemm::micro::{Finish, SecondPass};
 use crate::pool::Pool;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{self, Kernel, Simd};
 
 /// Rows of the tallest kernel.
 const MAX_ROWS: usize = 16;
@@ -82,7 +82,9 @@ pub(crate) fn run(
         // SAFETY: each worker has its own part, and runs one task at a time.
         let scratch = unsafe { scratch.slice(worker * per_worker, per_worker) };
         let finish = &finish;
-        b.dispatch(Band { b, geometry, ring, x, bias, residual, finish, y, rows, scratch });
+        let band = Band { b, geometry, ring, x, bias, residual, finish, y, rows, scratch };
+        // Not `PackedB::dispatch`: that would compile it for words of bf16 too, which it never has.
+        simd::dispatch(b.isa(), band);
     });
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::activation::Epilogue;
 use crate::aligned::{AlignedBuffer, SharedMut, align_scratch};
-use crate::conv::Conv2dParams;
+use crate::conv::{Conv2dParams, check_images};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
@@ -41,8 +41,17 @@ struct Cut {
     shared: bool,
     /// Parts of the output channels; 1 unless shared.
     parts: usize,
+    /// Slabs that exist at once.
+    slabs: usize,
     slab_len: usize,
     sums_len: usize,
+}
+
+impl Cut {
+    /// Elements of scratch for all slabs and the threads' sums.
+    fn scratch_len(&self, threads: usize) -> usize {
+        16 + self.slabs * self.slab_len + threads * self.sums_len
+    }
 }
 
 impl SparseConv2d {
@@ -122,15 +131,16 @@ impl SparseConv2d {
 
     /// How many elements of scratch [`SparseConv2d::run`] needs on a pool of `threads`.
     pub fn scratch_len(&self, n: usize, threads: usize) -> usize {
-        let cut = self.cut(self.images(n), threads);
-        let slabs = if cut.shared { cut.strips * self.groups.len() } else { threads };
-        16 + slabs * cut.slab_len + threads * cut.sums_len
+        self.cut(self.images(n), threads).scratch_len(threads)
+    }
+
+    fn nonzeros(&self) -> usize {
+        self.groups.iter().map(Compressed::nonzeros).sum()
     }
 
     /// Whether an output so large is worth fetching before it is written.
     fn is_far(&self, len: usize) -> bool {
-        let nonzeros: usize = self.groups.iter().map(Compressed::nonzeros).sum();
-        len >= FAR_LEN && nonzeros >= FAR_WEIGHTS * self.params.c_out
+        len >= FAR_LEN && self.nonzeros() >= FAR_WEIGHTS * self.params.c_out
     }
 
     /// The number of images on the grid.
@@ -143,10 +153,9 @@ impl SparseConv2d {
         let (ci, co, groups) = (p.c_in / p.groups, p.c_out / p.groups, p.groups);
         let positions = self.grid.positions(images);
         let tiles = positions.div_ceil(self.grid.tile);
-        let nonzeros: usize = self.groups.iter().map(Compressed::nonzeros).sum();
         let wanted = match threads {
             1 => 1,
-            _ => (4 * threads).min(nonzeros.saturating_mul(positions) / TASK_MACS).max(1),
+            _ => (4 * threads).min(self.nonzeros().saturating_mul(positions) / TASK_MACS).max(1),
         };
         let mut strips = tiles.div_ceil(self.grid.strip).max(1);
         let shared = strips * groups < wanted.min(2 * threads);
@@ -162,6 +171,7 @@ impl SparseConv2d {
             strips,
             shared,
             parts,
+            slabs: if shared { strips * groups } else { threads },
             slab_len: (ci * self.grid.planes.len() * self.grid.slab).next_multiple_of(16),
             sums_len: sums_len(&self.grid, &self.groups[0], rows.min(co)).next_multiple_of(16),
         }
@@ -180,8 +190,7 @@ impl SparseConv2d {
         let p = &self.params;
         let [h, w] = self.size;
         let [oh, ow] = self.output_size();
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, p.c_in], [oh, ow, p.c_out], x.len(), y.len());
         let bias = self.bias.as_deref();
         self.run_strided(self.images(n), x, p.c_in, bias, epi, y, scratch, pool);
     }
@@ -208,10 +217,8 @@ impl SparseConv2d {
             return;
         }
         let cut = self.cut(images, threads);
-        let slabs = if cut.shared { cut.strips * self.groups.len() } else { threads };
-        let needed = 16 + slabs * cut.slab_len + threads * cut.sums_len;
-        assert!(scratch.len() >= needed, "scratch has scratch_len elements");
-        let (slabs, sums) = align_scratch(scratch).split_at_mut(slabs * cut.slab_len);
+        assert!(scratch.len() >= cut.scratch_len(threads), "scratch has scratch_len elements");
+        let (slabs, sums) = align_scratch(scratch).split_at_mut(cut.slabs * cut.slab_len);
         let (slabs, sums) = (SharedMut::new(slabs), SharedMut::new(sums));
         let far = self.is_far(y.len());
         let y = SharedMut::new(y);
@@ -246,9 +253,7 @@ impl SparseConv2d {
             run.tile(strip, group, tile, part, slab, sums);
         });
     }
-}
 
-impl SparseConv2d {
     /// [`SparseConv2d::run_strided`] on the calling thread.
     pub(crate) fn run_alone(
         &self,
@@ -261,10 +266,7 @@ impl SparseConv2d {
         scratch: &mut [f32],
     ) {
         let cut = self.cut(images, 1);
-        assert!(
-            scratch.len() >= 16 + cut.slab_len + cut.sums_len,
-            "scratch has scratch_len elements"
-        );
+        assert!(scratch.len() >= cut.scratch_len(1), "scratch has scratch_len elements");
         let (slab, sums) = align_scratch(scratch).split_at_mut(cut.slab_len);
         let slab = SharedMut::new(slab);
         let far = self.is_far(y.len());

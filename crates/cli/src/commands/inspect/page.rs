@@ -137,13 +137,13 @@ fn plot(d: &Document) -> String {
             "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius:.1}\"><title>{} ({}): {}, \
              {:.1} FLOP/byte, {} zeros</title></circle>",
             class(n),
-            x(n.sparsity()),
+            x(n.sparsity),
             y(n.intensity),
             escape(&n.name),
             n.op_type,
             scaled(n.flops as f64, "FLOP"),
             n.intensity,
-            percent(Some(n.sparsity())),
+            percent(Some(n.sparsity)),
         );
     }
     svg.push_str("</svg>\n");

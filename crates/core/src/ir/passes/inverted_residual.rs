@@ -44,15 +44,7 @@ fn params(e: &Editor, id: NodeId) -> Option<(Conv2dParams, usize)> {
     let conv = conv(e, id)?;
     let shape = conv.shape(&e.operands(&e.node(id).inputs)).ok()?;
     let flat = shape.geometry.two_dimensional()?;
-    let params = Conv2dParams {
-        c_in: shape.c_in,
-        c_out: shape.c_out,
-        groups: shape.groups,
-        kernel: flat.kernel,
-        stride: flat.strides,
-        dilation: flat.dilations,
-        pads: flat.pads,
-    };
+    let params = shape.params(&flat);
     (e.shape(e.input(id, 0)?).len() == 4).then_some((params, shape.batch))
 }
 
