@@ -57,7 +57,7 @@ pub fn measure(
     args: &VerifyArgs,
     bars: &Bars,
 ) -> CliResult<Agreement> {
-    let paths = images::in_folder(folder)?;
+    let paths = images::in_folder(folder, images::is_image, ".jpg or .png")?;
     let views = SAMPLES.div_ceil(paths.len());
     let (name, ty) = match session.inputs() {
         [input] => (input.name.clone(), input.ty.clone()),

@@ -50,6 +50,8 @@ pub enum Command {
     /// The built-in models.
     #[command(subcommand)]
     Zoo(ZooCommand),
+    /// Set the smallest weights of a model to zero, to see what pruning would be worth.
+    Prune(PruneArgs),
 }
 
 /// Which processors may be used.
@@ -141,9 +143,16 @@ pub struct InspectArgs {
     /// Leave the graph as imported (no fusion, no layout change).
     #[arg(long)]
     pub no_optimize: bool,
-    /// Skip the activation sparsity (it needs one run of the model).
+    /// Run nothing: no activation sparsity, no times of sparse kernels.
     #[arg(long)]
     pub static_only: bool,
+    /// Record activation sparsity on every .jpg, .png, .npy and .npz file in this folder (of a
+    /// model with one input).
+    #[arg(long, value_name = "FOLDER", conflicts_with = "input")]
+    pub calibrate: Option<PathBuf>,
+    /// Write the table and the plot of the four quadrants as a page.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `profile`.
@@ -289,6 +298,25 @@ pub struct VerifyArgs {
     /// pictures (.jpg, .png) in this folder, with crops and flips if they are fewer than 50.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
+}
+
+/// `prune`.
+#[derive(Args, Debug)]
+pub struct PruneArgs {
+    /// ONNX file or zoo:NAME.
+    pub model: String,
+    /// Share of the weights that becomes zero, 0 to 1.
+    #[arg(long, value_name = "SHARE")]
+    pub sparsity: f64,
+    /// Seek the smallest among each layer's weights: all layers become equally sparse (default).
+    #[arg(long, conflicts_with = "global")]
+    pub per_layer: bool,
+    /// Seek the smallest among all weights: layers of small weights become sparser than others.
+    #[arg(long)]
+    pub global: bool,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// `zoo`.

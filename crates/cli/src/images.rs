@@ -63,17 +63,17 @@ impl View {
     }
 }
 
-/// The pictures in a folder, sorted by name.
+/// The files in a folder that are `wanted`, sorted by name.
 ///
 /// # Errors
-/// When it cannot be read or has none.
-pub fn in_folder(folder: &Path) -> CliResult<Vec<PathBuf>> {
+/// When it cannot be read or has none; `kinds` says of what.
+pub fn in_folder(folder: &Path, wanted: fn(&Path) -> bool, kinds: &str) -> CliResult<Vec<PathBuf>> {
     let fail = |why: String| CliError::input(format!("{}: {why}", folder.display()));
     let entries = std::fs::read_dir(folder).map_err(|e| fail(e.to_string()))?;
     let mut paths: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|p| is_image(p)).collect();
+        entries.flatten().map(|e| e.path()).filter(|p| wanted(p)).collect();
     paths.sort();
-    if paths.is_empty() { Err(fail("no .jpg or .png in it".to_owned())) } else { Ok(paths) }
+    if paths.is_empty() { Err(fail(format!("no {kinds} in it"))) } else { Ok(paths) }
 }
 
 /// Reads a photo as the tensor that an input of type `ty` wants: `[N,C,H,W]` or `[N,H,W,C]` with
@@ -215,7 +215,10 @@ mod tests {
     fn views_differ_and_mirror() {
         let dir = tempfile::tempdir().unwrap();
         let path = picture(dir.path());
-        assert_eq!(in_folder(dir.path()).unwrap(), std::slice::from_ref(&path));
+        assert_eq!(
+            in_folder(dir.path(), is_image, ".jpg or .png").unwrap(),
+            std::slice::from_ref(&path)
+        );
         let ty = TensorType::f32([1, 3, 8, 8]);
         let red = |view| {
             let tensor = load_view(&path, "x", &ty, Normalize::Unit, view).unwrap();

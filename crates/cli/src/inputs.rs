@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use sparoa::{Session, Tensor, random_tensor};
+use sparoa::{Session, Tensor, TensorType, ValueInfo, random_tensor};
 
 use crate::{
     args::InputArgs,
     arrays,
     error::{CliError, CliResult},
-    images,
+    images::{self, Normalize},
 };
 
 /// Where the inputs' values came from, for reports.
@@ -36,41 +36,53 @@ pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, T
     let mut source = Source::Files;
     let mut values = Vec::new();
     for (index, info) in session.inputs().iter().enumerate() {
-        let Some(ty) = &info.ty else {
-            return Err(CliError::input(format!("input '{}' has no known type", info.name)));
-        };
         let value = match files.iter().find(|(n, _)| *n == info.name) {
             None => {
                 source = Source::Random;
-                random_tensor(ty, args.seed.wrapping_add(index as u64))
+                random_tensor(ty(info)?, args.seed.wrapping_add(index as u64))
             }
-            Some((_, path)) if images::is_image(path) => {
-                images::load(path, &info.name, ty, args.normalize)?
-            }
-            Some((_, path)) => {
-                let tensor = array(path, &info.name)?;
-                if tensor.ty() != ty {
-                    return Err(CliError::input(format!(
-                        "{}: input '{}' must be {ty}, the file holds {}; convert the file or pass \
-                         --shape {}:{}",
-                        path.display(),
-                        info.name,
-                        tensor.ty(),
-                        info.name,
-                        tensor
-                            .shape()
-                            .iter()
-                            .map(ToString::to_string)
-                            .collect::<Vec<_>>()
-                            .join("x"),
-                    )));
-                }
-                tensor
-            }
+            Some((_, path)) => from_file(path, info, args.normalize)?,
         };
         values.push((info.name.clone(), value));
     }
     Ok((values, source))
+}
+
+/// An input's value from a file.
+///
+/// # Errors
+/// When the file does not hold what the input wants.
+pub fn from_file(path: &Path, info: &ValueInfo, normalize: Normalize) -> CliResult<Tensor> {
+    let ty = ty(info)?;
+    if images::is_image(path) {
+        return images::load(path, &info.name, ty, normalize);
+    }
+    let tensor = array(path, &info.name)?;
+    if tensor.ty() != ty {
+        let dims: Vec<String> = tensor.shape().iter().map(ToString::to_string).collect();
+        return Err(CliError::input(format!(
+            "{}: input '{}' must be {ty}, the file holds {}; convert the file or pass --shape {}:{}",
+            path.display(),
+            info.name,
+            tensor.ty(),
+            info.name,
+            dims.join("x"),
+        )));
+    }
+    Ok(tensor)
+}
+
+fn ty(info: &ValueInfo) -> CliResult<&TensorType> {
+    let unknown = || CliError::input(format!("input '{}' has no known type", info.name));
+    info.ty.as_ref().ok_or_else(unknown)
+}
+
+/// The kinds of files that [`from_file`] reads.
+pub const KNOWN: &str = ".jpg, .png, .npy or .npz";
+
+/// Whether a file is of a kind that [`from_file`] reads.
+pub fn is_known(path: &Path) -> bool {
+    images::is_image(path) || path.extension().is_some_and(|e| e == "npy" || e == "npz")
 }
 
 fn array(path: &Path, name: &str) -> CliResult<Tensor> {

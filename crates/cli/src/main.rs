@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         Command::Bench(a) => commands::bench::run(a, &out),
         Command::Verify(a) => commands::verify::run(a, &out),
         Command::Zoo(a) => commands::zoo::run(a, &out),
+        Command::Prune(a) => commands::prune::run(a, &out),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

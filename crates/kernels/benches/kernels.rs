@@ -5,10 +5,13 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use sparoa_kernels::conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams};
+use sparoa_kernels::conv::{
+    Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams, InvertedResidual, Pointwise,
+};
 use sparoa_kernels::gemm::{PackedB, PackedBf16, gemm, gemm_bf16};
 use sparoa_kernels::isa;
 use sparoa_kernels::permute::permute_f32;
+use sparoa_kernels::sparse::SparseConv2d;
 use sparoa_kernels::{Activation, Epilogue, Pool};
 
 /// The shortest of the times of `f`, over at least 0.3 s.
@@ -51,6 +54,18 @@ fn thread_seconds() -> f64 {
 
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect()
+}
+
+/// Reproducible values in 0 .. 1 without a pattern.
+fn dice(len: usize) -> Vec<f64> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..len).map(|_| next()).collect()
 }
 
 struct Bench {
@@ -116,6 +131,94 @@ impl Bench {
         self.report(&name, 0.0, 8.0 * x.len() as f64, || {
             permute_f32(black_box(&x), &[channels, pixels], &[1, 0], &mut y, &self.pool);
         });
+    }
+
+    /// The dense kernel and the sparse one at several sparsities, GFLOP/s counting zeros too.
+    fn sparse(&self, name: &str, n: usize, size: usize, [ci, co]: [usize; 2], [k, s]: [usize; 2]) {
+        let title = format!("sparse {name} x{n} {ci}->{co} {size} k{k} s{s}");
+        if !title.contains(&self.filter) {
+            return;
+        }
+        let params = Conv2dParams {
+            c_in: ci,
+            c_out: co,
+            groups: 1,
+            kernel: [k, k],
+            stride: [s, s],
+            dilation: [1, 1],
+            pads: [k / 2; 4],
+        };
+        let (bias, weight, dice) = (values(co), values(co * ci * k * k), dice(co * ci * k * k));
+        let threads = self.pool.threads();
+        let options = Conv2dOptions { images: Some([n, size, size]), exact: false };
+        let conv = Conv2d::for_images(params, &weight, Some(&bias), options);
+        let [oh, ow] = conv.output_size(size, size);
+        let x = values(n * size * size * ci);
+        let mut y = vec![0.0; n * oh * ow * co];
+        let mut scratch = vec![0.0; conv.scratch_len(n, size, size, threads)];
+        let epi = Epilogue::activation(Activation::Relu);
+        let flops = 2.0 * (y.len() * ci * k * k) as f64;
+        let dense = best_seconds(threads, || {
+            conv.run(n, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
+        });
+        print!(
+            "{title:42} {} {:6.1} us {:4.0};",
+            conv.algorithm(),
+            dense * 1e6,
+            flops / dense * 1e-9
+        );
+        for sparsity in [0.5, 0.6, 0.7, 0.8, 0.9, 0.95] {
+            let pruned = weight.iter().zip(&dice);
+            let pruned: Vec<f32> =
+                pruned.map(|(&w, &d)| if d < sparsity { 0.0 } else { w + 2.0 }).collect();
+            let conv = SparseConv2d::new(params, [n, size, size], &pruned, Some(&bias));
+            let conv = conv.expect("the image is narrow");
+            scratch.resize(conv.scratch_len(n, threads), 0.0);
+            let seconds = best_seconds(threads, || {
+                conv.run(n, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
+            });
+            let gflops = flops / seconds * 1e-9;
+            print!(" {sparsity:.2} {:5.1} us {gflops:4.0} ({:.2})", seconds * 1e6, seconds / dense);
+        }
+        println!();
+    }
+
+    /// An inverted residual with dense and with sparse stages, 90 % zeros.
+    fn inverted(&self, size: usize, [ci, mid, co]: [usize; 3], s: usize) {
+        let title = format!("inverted {ci}->{mid}->{co} {size} s{s}");
+        let params = Conv2dParams {
+            c_in: mid,
+            c_out: mid,
+            groups: mid,
+            kernel: [3, 3],
+            stride: [s, s],
+            dilation: [1, 1],
+            pads: [1; 4],
+        };
+        let pruned = |len: usize| -> Vec<f32> {
+            values(len).iter().zip(dice(len)).map(|(v, d)| if d < 0.9 { 0.0 } else { *v }).collect()
+        };
+        let (first, last, own) = (pruned(ci * mid), pruned(mid * co), values(9 * mid));
+        let (wide, narrow) = (values(mid), values(co));
+        let relu = Activation::Clip { min: 0.0, max: 6.0 };
+        let [oh, ow] = params.output_size(size, size);
+        let x = values(size * size * ci);
+        let mut y = vec![0.0; oh * ow * co];
+        let pixels = (size * size * mid * ci + oh * ow * mid * (9 + co)) as f64;
+        for sparse in [[false; 2], [true, false], [false, true], [true; 2]] {
+            let stage = |weight, bias, sparse| {
+                Some(Pointwise { weight, bias: Some(bias), activation: relu, sparse })
+            };
+            let expand = stage(&first, &wide[..], sparse[0]);
+            let project = stage(&last, &narrow[..], sparse[1]);
+            let kernel = InvertedResidual::new(expand, params, &own, Some(&wide), relu, project);
+            let mut scratch = vec![0.0; kernel.scratch_len(1, size, size, self.pool.threads())];
+            let title = format!("{title} {sparse:?}");
+            self.report(&title, 2.0 * pixels, 4.0 * (x.len() + y.len()) as f64, || {
+                let x = black_box(&x);
+                kernel.run(1, size, size, x, &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
+            });
+        }
     }
 
     /// A square image and kernel, same padding; channels `ci` to `co`.
@@ -223,4 +326,31 @@ fn main() {
     b.conv("lenet", 28, [1, 8], [5, 1], 1);
     b.conv("vgg", 224, [3, 64], [3, 1], 1);
     b.conv("grouped", 28, [128, 128], [3, 1], 32);
+    b.inverted(112, [16, 96, 24], 2);
+    b.inverted(56, [24, 144, 24], 1);
+    b.inverted(28, [32, 192, 32], 1);
+    b.inverted(14, [64, 384, 64], 1);
+    b.inverted(14, [96, 576, 96], 1);
+    for n in [1, 8] {
+        b.sparse("resnet", n, 224, [3, 64], [7, 2]);
+        b.sparse("resnet", n, 56, [64, 64], [3, 1]);
+        b.sparse("resnet", n, 56, [64, 128], [3, 2]);
+        b.sparse("resnet", n, 56, [64, 128], [1, 2]);
+        b.sparse("resnet", n, 28, [128, 128], [3, 1]);
+        b.sparse("resnet", n, 14, [256, 256], [3, 1]);
+        b.sparse("resnet", n, 7, [512, 512], [3, 1]);
+        b.sparse("resnet fc", n, 1, [512, 1000], [1, 1]);
+        b.sparse("mobilenet", n, 224, [3, 32], [3, 2]);
+        b.sparse("mobilenet", n, 112, [32, 16], [1, 1]);
+        b.sparse("mobilenet", n, 112, [16, 96], [1, 1]);
+        b.sparse("mobilenet", n, 56, [24, 144], [1, 1]);
+        b.sparse("mobilenet", n, 56, [144, 24], [1, 1]);
+        b.sparse("mobilenet", n, 28, [192, 32], [1, 1]);
+        b.sparse("mobilenet", n, 14, [64, 384], [1, 1]);
+        b.sparse("mobilenet", n, 14, [384, 64], [1, 1]);
+        b.sparse("mobilenet", n, 14, [96, 576], [1, 1]);
+        b.sparse("mobilenet", n, 7, [160, 960], [1, 1]);
+        b.sparse("mobilenet", n, 7, [960, 160], [1, 1]);
+        b.sparse("mobilenet", n, 7, [320, 1280], [1, 1]);
+    }
 }

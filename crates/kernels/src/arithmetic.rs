@@ -9,6 +9,9 @@ pub enum Arithmetic {
     Fast,
     /// f32, as plain sums of products only.
     Exact,
+    /// As [`Arithmetic::Exact`], and products with zero weights are computed like all others: what
+    /// everything else is checked against.
+    Reference,
     /// Operands rounded to bf16 (8 significant bits), sums in f32. Only where
     /// [`crate::isa::bf16`] says so.
     Bf16,

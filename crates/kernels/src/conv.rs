@@ -67,7 +67,7 @@ impl Conv2dParams {
     }
 
     /// Output height and width for an input of h x w.
-    pub(crate) fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
+    pub fn output_size(&self, h: usize, w: usize) -> [usize; 2] {
         let one = |i: usize, size: usize, pad: usize| {
             let span = self.dilation[i] * (self.kernel[i] - 1) + 1;
             if size + pad < span { 0 } else { (size + pad - span) / self.stride[i] + 1 }
@@ -288,8 +288,7 @@ impl Conv2d {
     ) {
         let p = &self.params;
         let [oh, ow] = self.output_size(h, w);
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, p.c_in], [oh, ow, p.c_out], x.len(), y.len());
         assert!(
             scratch.len() >= self.scratch_len(n, h, w, pool.threads()),
             "scratch has scratch_len elements"
@@ -413,6 +412,18 @@ fn offset<'a>(epi: &Epilogue<'a>, start: usize) -> Epilogue<'a> {
     Epilogue { activation: epi.activation, residual }
 }
 
+/// Checks the lengths of a run's input and output, of `n` images of height, width and channels.
+pub(crate) fn check_images(
+    n: usize,
+    [h, w, c_in]: [usize; 3],
+    [oh, ow, c_out]: [usize; 3],
+    x_len: usize,
+    y_len: usize,
+) {
+    assert!(x_len == n * h * w * c_in, "x has n * h * w * c_in elements");
+    assert!(y_len == n * oh * ow * c_out, "y has n * oh * ow * c_out elements");
+}
+
 /// Filters (c_out, c, tap) as a matrix of rows (tap, c) and columns c_out.
 fn pack_filters(isa: Isa, c_out: usize, ci: usize, taps: usize, weight: &[f32]) -> PackedB {
     let k = ci * taps;
@@ -432,4 +443,4 @@ fn pack_filters(isa: Isa, c_out: usize, ci: usize, taps: usize, weight: &[f32]) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

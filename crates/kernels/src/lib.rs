@@ -31,6 +31,7 @@ pub mod permute;
 pub mod reduce;
 pub mod int8;
 pub mod quantized;
+pub mod sparse;
 
 #[cfg(test)]
 mod testing;

@@ -101,6 +101,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// m ? a : b
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
 
+    /// Transposes the square of the first `LANES` vectors.
+    fn transpose(self, square: &mut [Self::V; MAX_LANES]);
+
     fn reduce_add(self, a: Self::V) -> f32;
     fn reduce_max(self, a: Self::V) -> f32;
 

@@ -22,19 +22,20 @@
 
 pub use half::f16;
 pub use sparoa_core::{
-    analyze::{Analysis, NodeAnalysis, record_activation_sparsity},
+    analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
     ir::{Dim, Graph, Model},
     onnx,
+    ops::Variant,
     plan::{Place, Placement, Plan, PlanFile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
-    profile::{Link, Profile, default_cache_dir},
+    profile::{CostCache, Link, Profile, default_cache_dir},
     schedule::{Objective, Pin, Policy, Timeline},
     session::{
-        Attained, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder, SessionError,
-        Tolerance, ValueInfo, Verification, measure_roofline, product_depth, random_placement,
-        random_tensor, reference,
+        Attained, Crossover, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder,
+        SessionError, TRIED, Tolerance, ValueInfo, Verification, crossover, measure_roofline,
+        product_depth, random_placement, random_tensor, reference,
     },
     tensor::{DType, Element, Tensor, TensorType},
     zoo,

@@ -5,6 +5,7 @@ pub mod devices;
 pub mod inspect;
 pub mod plan;
 pub mod profile;
+pub mod prune;
 pub mod run;
 pub mod verify;
 pub mod zoo;

@@ -1,9 +1,11 @@
 //! `sparoa plan`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
-use sparoa::{GuardReport, Place, PlanFile, Session, TraceSource, chrome_trace, dot, onnx};
+use sparoa::{
+    GuardReport, Place, PlanFile, Policy, Session, TraceSource, Variant, chrome_trace, dot, onnx,
+};
 
 use crate::{
     args::PlanArgs,
@@ -31,6 +33,9 @@ struct Document {
 struct Predicted {
     simulated: bool,
     makespan_ms: Option<f64>,
+    /// The same if all kernels were dense; of models with pruned weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dense_makespan_ms: Option<f64>,
     cpu_only_ms: Option<f64>,
     gpu_only_ms: Option<f64>,
     copied_bytes_to_gpu: usize,
@@ -46,6 +51,8 @@ struct Row {
     gpu_ms: Option<f64>,
     intensity: f64,
     sparsity: f64,
+    /// The method of its kernel on the CPU, where there are several.
+    kernel: Option<&'static str>,
 }
 
 /// Plans, prints and writes what was asked for.
@@ -81,8 +88,29 @@ pub fn run(args: &PlanArgs, out: &Output) -> CliResult {
         write_file(path, annotated(&session, &request)?)?;
         files.push(path.display().to_string());
     }
-    let document = describe(&session, file, files);
+    let mut document = describe(&session, file, files);
+    document.predicted.dense_makespan_ms =
+        dense_makespan_ms(&session, &document.plan, &machine, &request, &bars)?;
     out.print(&document, || text(&document))
+}
+
+/// What the plan would take with dense kernels only, where it has sparse ones.
+fn dense_makespan_ms(
+    session: &Session,
+    plan: &PlanFile,
+    machine: &Machine,
+    request: &BuildRequest,
+    bars: &Bars,
+) -> CliResult<Option<f64>> {
+    if !plan.nodes.iter().any(|n| n.kernel == Some(Variant::Sparse)) {
+        return Ok(None);
+    }
+    let mut request = request.clone();
+    request.policy = Some(Policy::Cpu);
+    request.pins.push("*=dense".parse().expect("the pin is well formed"));
+    let dense = machine.build(&request, bars)?;
+    let makespan = dense.profile().map(|profile| session.timeline_with(profile).makespan_ns);
+    Ok(makespan.map(|ns| ns as f64 / 1e6))
 }
 
 /// The model with `sparoa.*` metadata on every node that the plan knows.
@@ -117,6 +145,7 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
     let cost =
         |id, device| profile.and_then(|p| p.cost(id, device)).map(|c| c.part_ns(1.0) as f64 / 1e6);
     let total = |device| profile.and_then(|p| p.total_ns(device)).map(|ns| ns as f64 / 1e6);
+    let methods: HashMap<_, _> = session.engine().cpu_methods().collect();
     let nodes = graph
         .node_ids()
         .map(|id| {
@@ -129,6 +158,7 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
                 gpu_ms: cost(id, sparoa::Device::Gpu),
                 intensity: n.intensity(),
                 sparsity: n.sparsity(),
+                kernel: methods.get(&id).copied(),
             }
         })
         .collect();
@@ -139,6 +169,7 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
         predicted: Predicted {
             simulated: true,
             makespan_ms: session.timeline().map(|t| t.makespan_ns as f64 / 1e6),
+            dense_makespan_ms: None,
             cpu_only_ms: total(sparoa::Device::Cpu),
             gpu_only_ms: total(sparoa::Device::Gpu),
             copied_bytes_to_gpu: to_gpu,
@@ -154,12 +185,14 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
 
 fn text(d: &Document) -> String {
     let time = |v: Option<f64>| v.map_or("-".to_owned(), ms);
-    let mut table = Table::new(&["node", "operator", "place", "cpu ms", "gpu ms", "I", "sparsity"]);
+    let mut table =
+        Table::new(&["node", "operator", "place", "kernel", "cpu ms", "gpu ms", "I", "sparsity"]);
     for n in &d.nodes {
         table.row([
             n.name.clone(),
             n.op_type.clone(),
             n.place.to_string(),
+            n.kernel.unwrap_or("").to_owned(),
             time(n.cpu_ms),
             time(n.gpu_ms),
             format!("{:.1}", n.intensity),
@@ -179,6 +212,13 @@ fn text(d: &Document) -> String {
         time(p.cpu_only_ms),
         time(p.gpu_only_ms),
     ));
+    if let (Some(sparse), Some(dense)) = (p.makespan_ms, p.dense_makespan_ms) {
+        text.push_str(&format!(
+            "with dense kernels only: {} ms (simulated likewise), {:.2} times as long\n",
+            ms(dense),
+            dense / sparse
+        ));
+    }
     if let Some(guard) = &d.guard {
         let mut table = Table::new(&["finalist", "predicted ms", "measured ms", ""]);
         for (i, e) in guard.entries.iter().enumerate() {

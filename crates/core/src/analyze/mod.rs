@@ -13,7 +13,9 @@ use crate::{
     ops::Operands,
 };
 
-pub use sparsity::{record_activation_sparsity, zero_fraction};
+pub use sparsity::{
+    ActivationZeros, WeightZeros, record_activation_sparsity, weight_zeros, zero_fraction,
+};
 pub use walk::{WalkError, walk};
 
 /// Costs and sparsity of a graph's operators, by node.
@@ -40,6 +42,12 @@ pub struct NodeAnalysis {
     pub weight_sparsity: Option<f64>,
     /// Exact zeros in the first run-time input, as a fraction; `None` until recorded.
     pub activation_sparsity: Option<f64>,
+    /// How the weight's zeros are arranged.
+    #[serde(default)]
+    pub weight_zeros: Option<WeightZeros>,
+    /// How the input's zeros vary.
+    #[serde(default)]
+    pub activation_zeros: Option<ActivationZeros>,
 }
 
 impl NodeAnalysis {
@@ -75,14 +83,17 @@ pub fn analyze(graph: &Graph) -> Analysis {
             let (flops, bytes) = graph.with_operands(node, |x| {
                 if node.op.is_view() { (0, 0) } else { (node.op.flops(x), x.bytes()) }
             });
+            let weight = graph.with_operands(node, zeros_of_weight);
             NodeAnalysis {
                 name: node.name.clone(),
                 op_type: node.op.op_type().to_owned(),
                 outputs: graph.output_types(node).iter().map(ToString::to_string).collect(),
                 flops,
                 bytes,
-                weight_sparsity: graph.with_operands(node, weight_sparsity),
+                weight_sparsity: weight.map(|z| z.share),
                 activation_sparsity: None,
+                weight_zeros: weight,
+                activation_zeros: None,
             }
         })
         .collect();
@@ -90,15 +101,15 @@ pub fn analyze(graph: &Graph) -> Analysis {
 }
 
 /// Zeros of the largest constant float input of rank 2 or more: the weight.
-fn weight_sparsity(x: &Operands<'_>) -> Option<f64> {
+fn zeros_of_weight(x: &Operands<'_>) -> Option<WeightZeros> {
     (0..x.inputs.len())
         .filter_map(|i| x.constant(i))
         .filter(|c| c.ty().rank() >= 2 && c.ty().len() > 1)
         .max_by_key(|c| c.ty().len())
         .and_then(|c| {
-            let fraction = zero_fraction(c.view());
+            let zeros = weight_zeros(c.view());
             c.release();
-            fraction
+            zeros
         })
 }
 
@@ -152,7 +163,8 @@ mod tests {
         assert_eq!(product.weight_sparsity, Some(4.0 / 12.0));
         assert_eq!(analysis.nodes[1].bytes, 0);
         let x = Tensor::from_slice([2, 4], &[0f32, 1., 0., 1., 0., 1., 0., 0.]);
-        record_activation_sparsity(&mut analysis, &graph, &[x], &Pool::single()).unwrap();
+        let pool = Pool::single();
+        record_activation_sparsity(&mut analysis, &graph, &[vec![x]], true, &pool).unwrap();
         assert_eq!(analysis.nodes[0].activation_sparsity, Some(5.0 / 8.0));
     }
 }

@@ -133,6 +133,11 @@ impl Lanes {
         !self.threads.is_empty()
     }
 
+    /// Names of the CPU tasks' methods.
+    pub fn methods(&self) -> impl Iterator<Item = &'static str> {
+        self.shared.tasks.iter().map(|t| t.kernel.method())
+    }
+
     pub fn weight_bytes(&self) -> usize {
         self.shared.tasks.iter().map(|t| t.kernel.weight_bytes()).sum()
     }

@@ -16,7 +16,7 @@ use sparoa_kernels::pool::Pool;
 
 use crate::{
     backend::{Accelerator, BackendError, Program, ProgramSpec},
-    ir::Graph,
+    ir::{Graph, NodeId},
     ops::OpError,
     plan::{OutputBytes, Plan, PlanError},
     tensor::{Storage, Tensor, TensorType},
@@ -162,6 +162,13 @@ impl Engine {
     /// When the plan has no device program.
     pub fn program_spec(&self) -> Result<ProgramSpec, EngineError> {
         prepare::program(self.plan(), &self.graph, &KernelCache::new())
+    }
+
+    /// The nodes that the CPU computes, and the names of their kernels' methods where they have
+    /// any.
+    pub fn cpu_methods(&self) -> impl Iterator<Item = (NodeId, &'static str)> {
+        let nodes = self.plan().cpu.iter().map(|task| task.node);
+        nodes.zip(self.lanes.methods()).filter(|(_, method)| !method.is_empty())
     }
 
     /// Nanoseconds of every CPU task, run alone one after the other on whatever its memory holds;

@@ -303,7 +303,8 @@ impl AsRef<[u8]> for Contents {
     }
 }
 
-fn tensor_proto(name: &str, tensor: &Arc<Tensor>) -> TensorProto {
+/// A message that lends the tensor's bytes.
+pub(super) fn tensor_proto(name: &str, tensor: &Arc<Tensor>) -> TensorProto {
     TensorProto {
         name: Some(name.to_owned()),
         dims: tensor.shape().iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX)).collect(),

@@ -19,6 +19,7 @@ mod mmap;
 mod names;
 mod opset;
 pub mod proto;
+mod rewrite;
 mod save;
 mod sort;
 mod tensor;
@@ -40,6 +41,7 @@ use crate::{ir::Model, tensor::Tensor};
 pub use annotate::{NodeMetadata, annotate};
 pub use error::{LoadError, LoadErrorKind, MissingOperator};
 pub use opset::{NEWEST_ACCEPTED_OPSET, NEWEST_OPSET, OLDEST_OPSET};
+pub use rewrite::{RewriteError, rewrite};
 pub use save::{SaveError, SaveOptions, Saveable, save, to_bytes};
 
 /// Limits and choices for loading.

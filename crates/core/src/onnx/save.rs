@@ -107,7 +107,15 @@ pub fn save<'a>(
     path: &Path,
     options: &SaveOptions,
 ) -> Result<(), SaveError> {
-    let mut proto = model_proto(what.into(), options)?;
+    save_proto(model_proto(what.into(), options)?, path, options)
+}
+
+/// [`save`] of a message with all its data inside.
+pub(super) fn save_proto(
+    mut proto: ModelProto,
+    path: &Path,
+    options: &SaveOptions,
+) -> Result<(), SaveError> {
     let weights: usize = initializers(&mut proto).map(|t| raw_len(t)).sum();
     if weights > options.max_inline_bytes {
         let mut name = path.file_name().unwrap_or_default().to_owned();

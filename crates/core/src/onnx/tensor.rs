@@ -6,7 +6,7 @@ use bytes::Bytes;
 use half::f16;
 
 use super::{
-    LoadErrorKind,
+    LoadErrorKind, LoadOptions,
     external::ExternalData,
     mmap::Contents,
     proto::{DataLocation, DataType, SparseTensorProto, TensorProto},
@@ -144,16 +144,31 @@ impl TensorReader {
         data_type: i32,
         dims: &[i64],
     ) -> Result<TensorType, LoadErrorKind> {
-        let fail = |cause: String| LoadErrorKind::Tensor { tensor: name.to_owned(), cause };
-        let dtype = dtype(data_type).map_err(fail)?;
-        let shape = dims
-            .iter()
-            .map(|&d| usize::try_from(d).map_err(|_| fail(format!("dimension {d} is negative"))))
-            .collect::<Result<Vec<_>, _>>()?;
-        let ty = TensorType::new(dtype, shape);
-        check_size(name, &ty, self.max_bytes)?;
-        Ok(ty)
+        checked_type(name, data_type, dims, self.max_bytes)
     }
+}
+
+/// The type that a message declares.
+pub(super) fn declared_type(name: &str, proto: &TensorProto) -> Result<TensorType, LoadErrorKind> {
+    let most = LoadOptions::default().max_tensor_bytes;
+    checked_type(name, proto.data_type.unwrap_or(0), &proto.dims, most)
+}
+
+fn checked_type(
+    name: &str,
+    data_type: i32,
+    dims: &[i64],
+    max_bytes: usize,
+) -> Result<TensorType, LoadErrorKind> {
+    let fail = |cause: String| LoadErrorKind::Tensor { tensor: name.to_owned(), cause };
+    let dtype = dtype(data_type).map_err(fail)?;
+    let shape = dims
+        .iter()
+        .map(|&d| usize::try_from(d).map_err(|_| fail(format!("dimension {d} is negative"))))
+        .collect::<Result<Vec<_>, _>>()?;
+    let ty = TensorType::new(dtype, shape);
+    check_size(name, &ty, max_bytes)?;
+    Ok(ty)
 }
 
 /// Refuses types whose size overflows or exceeds `max_bytes`.

@@ -15,7 +15,7 @@ use sparoa_kernels::{
 
 use super::{
     AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelIo, Op,
-    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant,
     epilogue::{self, RESIDUAL_INPUT},
     floats, gpu,
     packed::PackedConv,
@@ -85,6 +85,8 @@ pub struct Conv {
     pub residual: ResidualKind,
     /// How products are computed; not an ONNX attribute.
     pub arithmetic: Arithmetic,
+    /// Which kernel computes it on the CPU.
+    pub variant: Variant,
 }
 
 /// The sizes of one convolution.
@@ -100,6 +102,21 @@ pub struct ConvShape {
     pub groups: usize,
     /// Spatial sizes.
     pub geometry: Geometry,
+}
+
+impl ConvShape {
+    /// What the kernels for two dimensions take.
+    pub(crate) fn params(&self, flat: &Flat) -> Conv2dParams {
+        Conv2dParams {
+            c_in: self.c_in,
+            c_out: self.c_out,
+            groups: self.groups,
+            kernel: flat.kernel,
+            stride: flat.strides,
+            dilation: flat.dilations,
+            pads: flat.pads,
+        }
+    }
 }
 
 impl Conv {
@@ -251,31 +268,25 @@ impl Op for Conv {
         let Some(flat) = shape.geometry.two_dimensional() else {
             return Ok(volume::kernel(self.clone(), shape));
         };
-        let params = Conv2dParams {
-            c_in: shape.c_in,
-            c_out: shape.c_out,
-            groups: shape.groups,
-            kernel: flat.kernel,
-            stride: flat.strides,
-            dilation: flat.dilations,
-            pads: flat.pads,
-        };
+        let params = shape.params(&flat);
         let bias = x.constant(2);
         let [h, w] = flat.input;
         let images = [shape.batch, h, w];
-        let pack = |weight: &[f32], bias: Option<&[f32]>| {
-            Arc::new(PackedConv::new(self.arithmetic, params, images, weight, bias))
-        };
         // A bias computed at run time is packed with the weights at run time: rare.
         let packed = match x.constant(1) {
             Some(w) if bias.is_some() || x.get(2).is_none() => {
                 let weight = w.as_slice().expect("the weight has the input's type, f32");
-                Some(pack(weight, bias.and_then(|b| b.as_slice())))
+                let bias = bias.and_then(|b| b.as_slice());
+                let how = (self.arithmetic, self.variant);
+                let packed = PackedConv::new(how, params, images, weight, bias)?;
+                Some(Arc::new(packed))
             }
             _ => None,
         };
-        let scratch_of =
-            packed.clone().unwrap_or_else(|| pack(&vec![0.0; x.input(1).ty.len()], None));
+        let scratch_of = packed.clone().unwrap_or_else(|| {
+            let zeros = vec![0.0; x.input(1).ty.len()];
+            Arc::new(PackedConv::dense(self.arithmetic, params, images, &zeros, None))
+        });
         Ok(Box::new(ConvKernel {
             params,
             packed,
@@ -340,6 +351,10 @@ impl Op for Conv {
         Some(Arc::new(Conv { arithmetic, ..self.clone() }))
     }
 
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Conv { variant, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
         let mut list = self.window.attributes();
         if self.group > 1 {
@@ -381,6 +396,10 @@ impl ConvKernel {
 }
 
 impl CpuKernel for ConvKernel {
+    fn method(&self) -> &'static str {
+        self.scratch_of.method()
+    }
+
     fn scratch_bytes(&self, threads: usize) -> usize {
         let own = Scratch::bytes::<f32>(self.kernel_scratch(threads));
         if self.op.layout == Layout::Nhwc {
@@ -404,7 +423,7 @@ impl CpuKernel for ConvKernel {
                 let weight = io.input(1).slice();
                 let [h, w] = self.flat.input;
                 let images = [self.batch, h, w];
-                made = PackedConv::new(self.op.arithmetic, self.params, images, weight, bias);
+                made = PackedConv::dense(self.op.arithmetic, self.params, images, weight, bias);
                 &made
             }
         };

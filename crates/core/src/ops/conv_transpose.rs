@@ -240,15 +240,7 @@ impl Op for ConvTranspose {
             (Some(flat), &[h, w]) => (flat, [h, w]),
             _ => return Ok(volume::kernel(self, shape)),
         };
-        let params = Conv2dParams {
-            c_in: shape.c_in,
-            c_out: shape.c_out,
-            groups: shape.groups,
-            kernel: flat.kernel,
-            stride: flat.strides,
-            dilation: flat.dilations,
-            pads: flat.pads,
-        };
+        let params = shape.params(&flat);
         let bias = x.constant(2);
         let packed = match x.constant(1) {
             Some(w) if bias.is_some() || x.get(2).is_none() => {

@@ -22,6 +22,11 @@ pub trait CpuKernel: Send + Sync {
         0
     }
 
+    /// The name of the method that was chosen, where there are several; else empty.
+    fn method(&self) -> &'static str {
+        ""
+    }
+
     /// Computes the outputs. Must not allocate on the hot paths (convolution, GEMM, elementwise,
     /// normalisation, attention, layout).
     ///
@@ -121,6 +126,35 @@ where
     R: Fn(&mut KernelIo<'_, '_>, &Pool) -> Result<(), OpError> + Send + Sync + 'static,
 {
     Box::new(Prepared { weight_bytes, scratch_bytes, run })
+}
+
+/// A kernel whose method has a name.
+struct Named {
+    method: &'static str,
+    kernel: Box<dyn CpuKernel>,
+}
+
+impl CpuKernel for Named {
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        self.kernel.scratch_bytes(threads)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.kernel.weight_bytes()
+    }
+
+    fn method(&self) -> &'static str {
+        self.method
+    }
+
+    fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
+        self.kernel.run(io, pool)
+    }
+}
+
+/// The kernel with a name for its method.
+pub fn with_method(method: &'static str, kernel: Box<dyn CpuKernel>) -> Box<dyn CpuKernel> {
+    Box::new(Named { method, kernel })
 }
 
 /// More bytes than a tensor can have: sizes may come from a hostile file.

@@ -10,10 +10,11 @@ use sparoa_kernels::{
 
 use super::{
     AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
-    OpSpec, Operand, Operands, Part, PartInput, Scratch, axes,
+    OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant, axes,
     conv::{ResidualKind, check_bias, check_residual, same_dtype, swap},
     epilogue, floats, gpu, kernel_with,
     packed::PackedMatrix,
+    with_method,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -61,12 +62,21 @@ pub struct Gemm {
     pub trans_b: bool,
     /// How products are computed; not an ONNX attribute.
     pub arithmetic: Arithmetic,
+    /// Which kernel computes it on the CPU.
+    pub variant: Variant,
 }
 
 impl Default for Gemm {
     fn default() -> Gemm {
         let arithmetic = Arithmetic::default();
-        Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false, arithmetic }
+        Gemm {
+            alpha: 1.0,
+            beta: 1.0,
+            trans_a: false,
+            trans_b: false,
+            arithmetic,
+            variant: Variant::Fastest,
+        }
     }
 }
 
@@ -139,11 +149,12 @@ impl Op for Gemm {
             DType::F64 => return Ok(self.double(m, k, n, x)),
             other => return Err(OpError::dtype(other, &[DType::F32, DType::F64])),
         }
-        let Gemm { alpha, beta, trans_a, trans_b, arithmetic } = *self;
+        let Gemm { alpha, beta, trans_a, trans_b, arithmetic, variant } = *self;
         let packed = x.constant(1).map(|b| {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
-            PackedMatrix::new(arithmetic, [k, n], b, trans_b, alpha)
+            PackedMatrix::new((arithmetic, variant), [m, k, n], b, trans_b, alpha)
         });
+        let packed = packed.transpose()?;
         let batched = BatchedGemm {
             batch: [1, 1],
             m,
@@ -228,6 +239,10 @@ impl Op for Gemm {
         Some(Arc::new(Gemm { arithmetic, ..self.clone() }))
     }
 
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Gemm { variant, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
         vec![
             ("alpha", self.alpha.into()),
@@ -279,6 +294,8 @@ pub struct Linear {
     pub residual: ResidualKind,
     /// How products are computed; not an ONNX attribute.
     pub arithmetic: Arithmetic,
+    /// Which kernel computes it on the CPU.
+    pub variant: Variant,
 }
 
 impl Linear {
@@ -337,12 +354,14 @@ impl Op for Linear {
             return Err(OpError::dtype(dtype, &[DType::F32]));
         }
         let [m, k, n] = self.sizes(x.inputs)?;
-        let Linear { trans_b, activation, residual, arithmetic } = *self;
+        let Linear { trans_b, activation, residual, arithmetic, variant } = *self;
         if let Some(w) = x.constant(1) {
             let w = w.as_slice::<f32>().expect("w has x's type, f32");
-            let packed = Arc::new(PackedMatrix::new(arithmetic, [k, n], w, trans_b, 1.0));
+            let packed = PackedMatrix::new((arithmetic, variant), [m, k, n], w, trans_b, 1.0)?;
+            let packed = Arc::new(packed);
             let of_product = packed.clone();
-            return Ok(kernel_with(
+            let method = packed.method();
+            let kernel = kernel_with(
                 packed.bytes(),
                 move |threads| of_product.scratch_bytes(m, threads),
                 move |io, pool| {
@@ -353,7 +372,8 @@ impl Op for Linear {
                     packed.run([m, k], x, bias, &epilogue, y, &mut scratch, pool);
                     Ok(())
                 },
-            ));
+            );
+            return Ok(with_method(method, kernel));
         }
         let batched = BatchedGemm {
             batch: [1, 1],
@@ -408,6 +428,10 @@ impl Op for Linear {
 
     fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
         Some(Arc::new(Linear { arithmetic, ..self.clone() }))
+    }
+
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Linear { variant, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

@@ -14,7 +14,9 @@ use super::{
     OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{Conv, Layout, ResidualKind},
     epilogue, floats, kernel_with,
+    variant::{self, SPARSE, Variant},
     window::Window,
+    with_method,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -40,6 +42,8 @@ pub struct InvertedResidual {
     pub project: Option<Activation>,
     /// Whether the last input is added to the last stage's result, and where.
     pub residual: ResidualKind,
+    /// Which kernels compute the pointwise stages on the CPU.
+    pub variant: Variant,
 }
 
 impl InvertedResidual {
@@ -68,6 +72,7 @@ impl InvertedResidual {
             },
             project: stage(2, project)?,
             residual,
+            variant: Variant::Fastest,
         })
     }
 
@@ -134,7 +139,7 @@ impl Op for InvertedResidual {
             return Err(OpError::dtype(dtype, &[DType::F32]));
         }
         let stages = self.typed(x.inputs)?;
-        let at = usize::from(self.expand.is_some());
+        let (at, count) = (usize::from(self.expand.is_some()), stages.len());
         let (depthwise, own, _) = &stages[at];
         let shape = depthwise.shape(own)?;
         let constant = |i: usize| x.constant(i).and_then(|t| t.as_slice::<f32>());
@@ -143,15 +148,7 @@ impl Op for InvertedResidual {
         };
         let flat = shape.geometry.two_dimensional();
         let flat = flat.ok_or_else(|| OpError::unsupported("three spatial dimensions"))?;
-        let params = Conv2dParams {
-            c_in: shape.c_in,
-            c_out: shape.c_out,
-            groups: shape.groups,
-            kernel: flat.kernel,
-            stride: flat.strides,
-            dilation: flat.dilations,
-            pads: flat.pads,
-        };
+        let params = shape.params(&flat);
         if !Kernel::fits(&params) {
             return Err(OpError::unsupported(
                 "this depthwise convolution (supported: kernels 3 and 5 wide, steps 1 and 2)",
@@ -161,33 +158,40 @@ impl Op for InvertedResidual {
             activation
                 .map(|activation| {
                     let (weight, bias) = (weight_of(stage)?, constant(2 * stage + 2));
-                    Ok::<_, OpError>(Pointwise { weight, bias, activation })
+                    Ok::<_, OpError>(Pointwise { weight, bias, activation, sparse: false })
                 })
                 .transpose()
         };
-        let kernel = Kernel::new(
-            pointwise(0, self.expand)?,
+        let stages = Stages {
+            expand: pointwise(0, self.expand)?,
             params,
-            weight_of(at)?,
-            constant(2 * at + 2),
-            depthwise.activation,
-            pointwise(at + 1, self.project)?,
-        );
+            weight: weight_of(at)?,
+            bias: constant(2 * at + 2),
+            activation: depthwise.activation,
+            project: pointwise(at + 1, self.project)?,
+        };
         let activation = self.project.unwrap_or(self.depthwise.activation);
         let (n, [h, w]) = (shape.batch, flat.input);
-        let (residual, index) = (self.residual, 2 * stages.len() + 1);
+        let kernel = match self.variant {
+            Variant::Fastest => stages.fastest([n, h, w]),
+            Variant::Dense => stages.kernel([false; 2]),
+            Variant::Sparse => stages.kernel([true; 2]),
+        };
+        let (residual, index) = (self.residual, 2 * count + 1);
         let bytes = kernel.bytes();
         let kernel = Arc::new(kernel);
         let shape_of = kernel.clone();
         let scratch = move |threads| Scratch::bytes::<f32>(shape_of.scratch_len(n, h, w, threads));
-        Ok(kernel_with(bytes, scratch, move |io, pool| {
+        let method = if kernel.is_sparse() { SPARSE } else { "strips" };
+        let run = kernel_with(bytes, scratch, move |io, pool| {
             let epilogue = epilogue::epilogue_with(activation, residual, io.get(index));
             let own = kernel.scratch_len(n, h, w, pool.threads());
             let x = io.input(0).slice();
             let scratch = Scratch::new(io.scratch).take::<f32>(own);
             kernel.run(n, h, w, x, &epilogue, io.outputs[0].slice_mut(), scratch, pool);
             Ok(())
-        }))
+        });
+        Ok(with_method(method, run))
     }
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
@@ -259,6 +263,10 @@ impl Op for InvertedResidual {
         Some(Part { op: Arc::new(op), inputs })
     }
 
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(InvertedResidual { variant, ..self.clone() }))
+    }
+
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {
         let stages = [self.expand, Some(self.depthwise.activation), self.project];
         let mut names = Vec::new();
@@ -283,6 +291,71 @@ impl Op for InvertedResidual {
     fn domain(&self) -> &'static str {
         "ai.sparoa"
     }
+}
+
+/// What the kernel is made of.
+struct Stages<'a> {
+    expand: Option<Pointwise<'a>>,
+    params: Conv2dParams,
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    project: Option<Pointwise<'a>>,
+}
+
+impl Stages<'_> {
+    /// The kernel with the given pointwise stages sparse.
+    fn kernel(&self, [expand, project]: [bool; 2]) -> Kernel {
+        let Stages { params, weight, bias, activation, .. } = *self;
+        let expand = self.expand.map(|p| Pointwise { sparse: expand, ..p });
+        let project = self.project.map(|p| Pointwise { sparse: project, ..p });
+        Kernel::new(expand, params, weight, bias, activation, project)
+    }
+
+    /// The fastest of the kernels with pruned stages dense or sparse.
+    fn fastest(&self, [n, h, w]: [usize; 3]) -> Kernel {
+        let steps = [self.expand, self.project]
+            .map(|stage| stage.and_then(|stage| variant::sparsity(stage.weight)));
+        let mut ways = vec![[false; 2]];
+        for (i, _) in steps.iter().enumerate().filter(|(_, step)| step.is_some()) {
+            let more: Vec<_> = ways.iter().map(|&way| with(way, i)).collect();
+            ways.extend(more);
+        }
+        let p = &self.params;
+        let len = |c: usize| n.checked_mul(h)?.checked_mul(w)?.checked_mul(c);
+        if ways.len() == 1 || !variant::matters(len(p.c_in)) {
+            return self.kernel([false; 2]);
+        }
+        let width = |stage: Option<Pointwise<'_>>| {
+            stage.map_or(p.c_in, |stage| stage.weight.len() / p.c_in)
+        };
+        let (c_in, c_out) = (width(self.expand), width(self.project));
+        let question = format!(
+            "{} {c_in}->[{p:?}]->{c_out} {n}x{h}x{w} sparsity {steps:?}",
+            sparoa_kernels::isa::best()
+        );
+        let mut kernels: Vec<Option<Kernel>> = ways.iter().map(|_| None).collect();
+        let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let pool = sparoa_kernels::Pool::single();
+        let epilogue = sparoa_kernels::Epilogue::NONE;
+        let choice = variant::fastest(question, ways.len(), &mut |way| {
+            if x.is_empty() {
+                let [oh, ow] = p.output_size(h, w);
+                (x, y) = (variant::inputs(n * h * w * c_in), vec![0.0; n * oh * ow * c_out]);
+            }
+            let kernel = kernels[way].get_or_insert_with(|| self.kernel(ways[way]));
+            let needed = kernel.scratch_len(n, h, w, 1);
+            scratch.resize(scratch.len().max(needed), 0.0);
+            kernel.run(n, h, w, &x, &epilogue, &mut y, &mut scratch, &pool);
+        });
+        kernels[choice].take().unwrap_or_else(|| self.kernel(ways[choice]))
+    }
+}
+
+/// A way with one more stage sparse.
+fn with(mut way: [bool; 2], stage: usize) -> [bool; 2] {
+    way[stage] = true;
+    way
 }
 
 fn examples() -> Vec<Example> {

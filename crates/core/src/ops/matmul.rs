@@ -7,12 +7,12 @@ use sparoa_kernels::{Arithmetic, activation::Epilogue, gemm::BatchedGemm, permut
 
 use super::{
     AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
-    Operand, Operands, Part, PartInput, Scratch, axes,
+    Operand, Operands, Part, PartInput, Scratch, Variant, axes,
     conv::same_dtype,
     floats, gpu, kernel, kernel_with,
     number::{Number, for_dtype},
     packed::PackedMatrix,
-    sample,
+    sample, with_method,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -61,12 +61,15 @@ pub struct MatMul {
     pub alpha: f32,
     /// How products are computed; not an ONNX attribute.
     pub arithmetic: Arithmetic,
+    /// Which kernel computes it on the CPU.
+    pub variant: Variant,
 }
 
 impl Default for MatMul {
     fn default() -> MatMul {
         let arithmetic = Arithmetic::default();
-        MatMul { trans_a: false, trans_b: false, alpha: 1.0, arithmetic }
+        let variant = Variant::default();
+        MatMul { trans_a: false, trans_b: false, alpha: 1.0, arithmetic, variant }
     }
 }
 
@@ -151,11 +154,14 @@ impl MatMul {
         {
             let b = b.as_slice::<f32>().expect("B has A's type, f32");
             let transposed = self.trans_b && x.input(1).shape().len() > 1;
-            let packed = PackedMatrix::new(self.arithmetic, [k, n], b, transposed, self.alpha);
+            let rows = axes::product(&s.batch)? * m;
+            let sizes = [rows, k, n];
+            let how = (self.arithmetic, self.variant);
+            let packed = PackedMatrix::new(how, sizes, b, transposed, self.alpha)?;
             let packed = Arc::new(packed);
             let of_product = packed.clone();
-            let rows = axes::product(&s.batch)? * m;
-            return Ok(kernel_with(
+            let method = packed.method();
+            let kernel = kernel_with(
                 packed.bytes(),
                 move |threads| of_product.scratch_bytes(rows, threads),
                 move |io, pool| {
@@ -165,7 +171,8 @@ impl MatMul {
                     packed.run([rows, k], a, None, &Epilogue::NONE, y, &mut scratch, pool);
                     Ok(())
                 },
-            ));
+            );
+            return Ok(with_method(method, kernel));
         }
         let trans_a = self.trans_a && x.input(0).shape().len() > 1;
         let trans_b = self.trans_b && x.input(1).shape().len() > 1;
@@ -354,6 +361,10 @@ impl Op for MatMul {
 
     fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
         Some(Arc::new(MatMul { arithmetic, ..self.clone() }))
+    }
+
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(MatMul { variant, ..self.clone() }))
     }
 
     fn attributes(&self) -> Vec<(&'static str, AttributeValue)> {

@@ -32,6 +32,7 @@ pub mod inverted_residual;
 pub mod matmul;
 pub mod norm;
 pub mod packed;
+pub mod variant;
 mod pad;
 pub mod pooling;
 pub mod quantize;
@@ -55,11 +56,12 @@ use sparoa_kernels::Arithmetic;
 use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
-pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with};
+pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with, with_method};
 pub use gpu::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};
 pub use spec::{Example, ExampleInput, NEWEST_OPSET, OpSpec, floats, integers, sample};
+pub use variant::Variant;
 
 /// An operator with its attributes parsed: one node's worth of meaning, without the node.
 ///
@@ -125,6 +127,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// the `Debug` text, not in [`Op::attributes`].
     fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
         let _ = arithmetic;
+        None
+    }
+
+    /// The same operator computed by this kind of kernel on the CPU, for operators that have
+    /// weights which may be pruned. Shows as [`Op::with_arithmetic`] does.
+    fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
+        let _ = variant;
         None
     }
 

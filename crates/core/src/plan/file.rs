@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::{Place, Placement, Support};
 use crate::{
     backend::DeviceInfo,
-    ir::Graph,
+    ir::{Graph, Node, NodeId},
+    ops::Variant,
     profile::{CostCache, Profile, hash_text, write_atomically},
 };
 
@@ -59,6 +60,9 @@ pub struct PlanNode {
     pub op_type: String,
     /// `cpu`, `gpu` or `split:SHARE`, the GPU's share between 0 and 1.
     pub place: Place,
+    /// Which kernel computes it on the CPU, of a layer with pruned weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Variant>,
     /// Predicted time on the CPU, in microseconds; for the reader only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<f64>,
@@ -169,12 +173,18 @@ pub enum PlanFileError {
 }
 
 /// A text that changes when the graph's structure, types or weight sizes do (not when the weights'
-/// values do).
+/// values, or the kernels chosen for them, do).
 pub fn fingerprint(graph: &Graph) -> String {
     let mut text = String::new();
     for node in &graph.nodes {
         text.push_str(&node.name);
-        text.push_str(&CostCache::signature(graph, node));
+        match node.op.with_variant(Variant::Fastest) {
+            Some(op) => {
+                let node = Node { op, ..node.clone() };
+                text.push_str(&CostCache::signature(graph, &node));
+            }
+            None => text.push_str(&CostCache::signature(graph, node)),
+        }
         text.push('\n');
     }
     let weights: usize =
@@ -205,6 +215,7 @@ impl PlanFile {
                     name: node.name.clone(),
                     op_type: node.op.op_type().to_owned(),
                     place,
+                    kernel: None,
                     cpu_us: costs.and_then(|c| us(c.cpu)),
                     gpu_us: costs.and_then(|c| us(c.gpu)),
                 }
@@ -227,6 +238,18 @@ impl PlanFile {
             simulated: profile.is_some_and(|p| p.simulated),
             nodes,
         }
+    }
+
+    /// The kernels that it says, of nodes that the graph has.
+    pub fn kernels(&self, graph: &Graph) -> Vec<(NodeId, Variant)> {
+        let said: HashMap<&str, Variant> =
+            self.nodes.iter().filter_map(|n| Some((n.name.as_str(), n.kernel?))).collect();
+        let of = |id: NodeId| {
+            let node = graph.node(id);
+            let &variant = said.get(node.name.as_str())?;
+            node.op.with_variant(variant).map(|_| (id, variant))
+        };
+        graph.node_ids().filter_map(of).collect()
     }
 
     /// The file's text: a node a line.

@@ -106,6 +106,8 @@ mod tests {
             bytes: 10,
             weight_sparsity: Some(sparsity),
             activation_sparsity: None,
+            weight_zeros: None,
+            activation_zeros: None,
         };
         let FixedThresholds(t) = FixedThresholds::default();
         assert_eq!(t.quadrant(&node(1000, 0.0)), Quadrant::DenseIntense);

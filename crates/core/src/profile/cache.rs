@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{Contention, Cost, Link};
 use crate::{
     backend::Device,
-    ir::{Graph, Node},
+    ir::{Graph, Node, Value},
+    ops::variant::{self, Choices},
 };
 
 /// Raised when the meaning of the file or of the kernels' timings changes.
@@ -39,6 +40,9 @@ pub struct CostCache {
     pub links: Option<Links>,
     /// Results of the guard, by plan set; see the session's guard.
     pub verdicts: BTreeMap<String, serde_json::Value>,
+    /// Kernels chosen for layers with pruned weights.
+    #[serde(default)]
+    pub variants: Choices,
 }
 
 /// What is measured once per machine instead of per operator.
@@ -90,6 +94,7 @@ impl CostCache {
         let mut merged = CostCache::load(dir, &self.machine);
         merged.costs.extend(self.costs.clone());
         merged.verdicts.extend(self.verdicts.clone());
+        merged.variants.extend(self.variants.clone());
         merged.links = self.links.or(merged.links);
         let text = serde_json::to_string(&merged).expect("a cost cache is plain data");
         write_atomically(&path, text.as_bytes()).map_err(|source| CacheError { path, source })
@@ -106,7 +111,7 @@ impl CostCache {
     }
 
     /// What makes two nodes cost the same: operator with attributes, and the types of its inputs
-    /// (constants told apart) and outputs.
+    /// (constants told apart, pruned ones by their sparsity) and outputs.
     pub fn signature(graph: &Graph, node: &Node) -> String {
         use std::fmt::Write;
         let mut text = format!("{:?}(", node.op);
@@ -116,6 +121,9 @@ impl CostCache {
                 Some(id) => {
                     let v = graph.value(*id);
                     let kind = if v.constant.is_some() { "const " } else { "" };
+                    if let Some(step) = sparsity(v) {
+                        write!(text, "sparse {step} ").expect("writing to a string");
+                    }
                     write!(text, "{kind}{}", v.ty).expect("writing to a string");
                 }
             }
@@ -127,6 +135,12 @@ impl CostCache {
         }
         text
     }
+}
+
+/// Of a constant matrix, by a glance at its first elements.
+fn sparsity(value: &Value) -> Option<usize> {
+    let weights = value.constant.as_ref().filter(|t| t.ty().rank() > 1)?.as_slice::<f32>()?;
+    variant::sparsity(&weights[..weights.len().min(4096)])
 }
 
 fn file(dir: &Path, machine: &str) -> PathBuf {
@@ -175,6 +189,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = CostCache::new("cpu x + gpu y");
         cache.insert(Device::Gpu, "Conv", Cost { latency_ns: 7, fixed_ns: 1 });
+        cache.variants.insert("a pruned layer".to_owned(), 1);
         cache.store(dir.path()).unwrap();
         let loaded = CostCache::load(dir.path(), "cpu x + gpu y");
         assert_eq!(loaded, cache);
@@ -187,6 +202,7 @@ mod tests {
         other.insert(Device::Cpu, "Conv", Cost { latency_ns: 9, fixed_ns: 0 });
         other.store(dir.path()).unwrap();
         let both = CostCache::load(dir.path(), "cpu x + gpu y");
+        assert_eq!(both.variants, cache.variants);
         assert_eq!(both.get(Device::Gpu, "Conv").unwrap().latency_ns, 7);
         assert_eq!(both.get(Device::Cpu, "Conv").unwrap().latency_ns, 9);
 

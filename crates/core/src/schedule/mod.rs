@@ -23,7 +23,7 @@ use crate::{
 pub use auto::{Candidate, candidates};
 pub use dp::Dp;
 pub use eft::{Greedy, Heft};
-pub use pins::{Pin, PinError, resolve_pins};
+pub use pins::{Pin, PinError, PinTo, resolve_pins, resolve_variants};
 pub use simulate::{Timeline, TimelineEvent, simulate};
 pub use single::{CpuOnly, GpuOnly};
 pub use split::{BestSplit, SplitAll, common_share};

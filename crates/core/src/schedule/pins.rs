@@ -5,22 +5,37 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ir::Graph,
+    ir::{Graph, NodeId},
+    ops::{Operands, Variant},
     plan::{Place, Support},
 };
 
-/// `PATTERN=PLACE`. The pattern is a glob over node names (`*` and `?`) or an op_type.
+/// `PATTERN=PLACE` or `PATTERN=KERNEL`. The pattern is a glob over node names (`*` and `?`) or an
+/// op_type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pin {
     /// Glob over node names, or an op_type.
     pub pattern: String,
-    /// Where the nodes go.
-    pub place: Place,
+    /// What is fixed.
+    pub to: PinTo,
+}
+
+/// What a pin fixes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinTo {
+    /// The processor.
+    Place(Place),
+    /// The kernel, where the node runs on the CPU.
+    Kernel(Variant),
 }
 
 impl fmt::Display for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.pattern, self.place)
+        match self.to {
+            PinTo::Place(place) => write!(f, "{}={place}", self.pattern),
+            PinTo::Kernel(variant) => write!(f, "{}={variant}", self.pattern),
+        }
     }
 }
 
@@ -28,12 +43,19 @@ impl FromStr for Pin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Pin, String> {
-        let (pattern, place) = text
-            .rsplit_once('=')
-            .filter(|(pattern, _)| !pattern.is_empty())
-            .ok_or_else(|| format!("pin '{text}': write GLOB=cpu, GLOB=gpu or GLOB=split:0.5"))?;
-        let place = place.parse().map_err(|e| format!("pin '{text}': {e}"))?;
-        Ok(Pin { pattern: pattern.to_owned(), place })
+        let (pattern, place) =
+            text.rsplit_once('=').filter(|(pattern, _)| !pattern.is_empty()).ok_or_else(|| {
+                format!(
+                    "pin '{text}': write GLOB=cpu, GLOB=gpu, GLOB=split:0.5, GLOB=dense or \
+                     GLOB=sparse"
+                )
+            })?;
+        let to = match place {
+            "dense" => PinTo::Kernel(Variant::Dense),
+            "sparse" => PinTo::Kernel(Variant::Sparse),
+            place => PinTo::Place(place.parse().map_err(|e| format!("pin '{text}': {e}"))?),
+        };
+        Ok(Pin { pattern: pattern.to_owned(), to })
     }
 }
 
@@ -63,6 +85,55 @@ pub enum PinError {
     },
 }
 
+/// The nodes that a pin means.
+fn matching(graph: &Graph, pin: &Pin) -> Result<Vec<NodeId>, PinError> {
+    let matching: Vec<NodeId> = graph
+        .node_ids()
+        .filter(|&id| {
+            let n = graph.node(id);
+            n.op.op_type() == pin.pattern
+                || glob(&pin.pattern, &n.name)
+                || n.origin.iter().any(|o| glob(&pin.pattern, o))
+        })
+        .collect();
+    if matching.is_empty() {
+        let example = graph.nodes.first().map_or_else(String::new, |n| n.name.clone());
+        return Err(PinError::NoMatch { pin: pin.clone(), example });
+    }
+    Ok(matching)
+}
+
+/// The kernels that pins fix, later pins over earlier ones. Nodes that have no dense and sparse
+/// kernels are skipped if at least one of those matched has.
+///
+/// # Errors
+/// When a pin matches nothing, or nothing that has such kernels.
+pub fn resolve_variants(graph: &Graph, pins: &[Pin]) -> Result<Vec<(NodeId, Variant)>, PinError> {
+    let mut variants = Vec::new();
+    for pin in pins {
+        let PinTo::Kernel(variant) = pin.to else { continue };
+        let matching = matching(graph, pin)?;
+        let able = |id: &NodeId| {
+            let node = graph.node(*id);
+            let pruned = |x: &Operands<'_>| x.constant(1).is_some_and(|w| w.ty().rank() >= 2);
+            node.op.with_variant(variant).is_some()
+                && (variant == Variant::Dense || graph.with_operands(node, pruned))
+        };
+        let before = variants.len();
+        variants.extend(matching.iter().copied().filter(able).map(|id| (id, variant)));
+        if variants.len() == before {
+            let node = graph.node(matching[0]);
+            return Err(PinError::Unsupported {
+                pin: pin.clone(),
+                node: node.name.clone(),
+                op_type: node.op.op_type(),
+                reason: format!("it has no {variant} kernel"),
+            });
+        }
+    }
+    Ok(variants)
+}
+
 /// The fixed place of every node, later pins over earlier ones. An operator-type or wildcard pin
 /// to the GPU skips nodes that the GPU cannot run if it can run at least one of them.
 ///
@@ -75,25 +146,12 @@ pub fn resolve_pins(
 ) -> Result<Vec<Option<Place>>, PinError> {
     let mut places = vec![None; graph.nodes.len()];
     for pin in pins {
-        let matching: Vec<usize> = graph
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, n)| {
-                n.op.op_type() == pin.pattern
-                    || glob(&pin.pattern, &n.name)
-                    || n.origin.iter().any(|o| glob(&pin.pattern, o))
-            })
-            .map(|(i, _)| i)
-            .collect();
-        if matching.is_empty() {
-            let example = graph.nodes.first().map_or_else(String::new, |n| n.name.clone());
-            return Err(PinError::NoMatch { pin: pin.clone(), example });
-        }
+        let PinTo::Place(place) = pin.to else { continue };
         let mut refused = None;
         let mut pinned = false;
-        for i in matching {
-            let reason = match pin.place {
+        for id in matching(graph, pin)? {
+            let i = id.index();
+            let reason = match place {
                 _ if support.view[i] => None,
                 Place::Cpu => None,
                 Place::Gpu => support.gpu[i].clone().err(),
@@ -105,7 +163,7 @@ pub fn resolve_pins(
             };
             match reason {
                 None => {
-                    places[i] = Some(pin.place);
+                    places[i] = Some(place);
                     pinned |= !support.view[i];
                 }
                 Some(reason) => {

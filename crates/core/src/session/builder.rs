@@ -20,7 +20,7 @@ use crate::{
     onnx::{self, LoadOptions},
     plan::{Hardware, Placement, PlanFile, Support},
     profile::{Profile, default_cache_dir},
-    schedule::{Objective, Pin, Policy, Problem, resolve_pins},
+    schedule::{Objective, Pin, Policy, Problem, resolve_pins, resolve_variants},
 };
 
 /// How far [`SessionBuilder::build`] has come. Stages that may take long count their steps.
@@ -64,7 +64,7 @@ pub struct SessionBuilder {
     pool: Option<Arc<Pool>>,
     pub(super) policy: Policy,
     pub(super) objective: Objective,
-    pins: Vec<Pin>,
+    pub(super) pins: Vec<Pin>,
     plan: Option<PlanFile>,
     placement: Option<Placement>,
     profile: Option<Profile>,
@@ -316,6 +316,10 @@ impl SessionBuilder {
                 passes::set_arithmetic(passes::as_integers(specialized.graph), self.arithmetic)
             }
         };
+        let mut variants = self.plan.as_ref().map_or(Vec::new(), |plan| plan.kernels(&graph));
+        variants.extend(resolve_variants(&graph, &self.pins)?);
+        let graph = passes::set_variants(graph, &variants)
+            .expect("only operators with such kernels were resolved");
         let graph = Arc::new(graph);
         self.tell(Progress::Analyzing);
         let analysis = analyze(&graph);
@@ -356,6 +360,7 @@ impl SessionBuilder {
             fresh: self.fresh,
         };
 
+        work.recall_variants();
         let mut choice = Choice::default();
         if let Some(plan) = &self.plan {
             choice.placement = plan.placement(&graph, &support, &hardware)?;
@@ -413,6 +418,7 @@ impl SessionBuilder {
                 engine
             }
         };
+        work.keep_variants();
         kernels.forget_unused();
         let decision = Decision {
             policy: self.policy,

@@ -17,6 +17,7 @@ use crate::{
     backend::Accelerator,
     engine::{Engine, KernelCache},
     ir::Graph,
+    ops::variant,
     plan::{Place, Placement, Support, compile, fingerprint},
     profile::{CostCache, Profile, hash_text},
     schedule::{Candidate, Problem, candidates},
@@ -72,6 +73,20 @@ impl Work<'_> {
         }
     }
 
+    /// Tells the operators which kernels were chosen for pruned weights before.
+    pub fn recall_variants(&mut self) {
+        variant::learn(&self.cache().variants);
+    }
+
+    /// Keeps what was chosen since.
+    pub fn keep_variants(&mut self) {
+        let choices = variant::choices();
+        if self.cache().variants != choices {
+            self.cache().variants = choices;
+            self.store();
+        }
+    }
+
     pub fn engine(
         &self,
         placement: &Placement,
@@ -117,8 +132,9 @@ impl Work<'_> {
     /// Everything that `auto`'s choice depends on, besides the machine.
     fn question(&self, builder: &SessionBuilder) -> String {
         let text = format!(
-            "{} {} {} {:?} {:?}",
+            "{} {:?} {} {} {:?} {:?}",
             fingerprint(self.graph),
+            builder.pins,
             builder.policy,
             builder.objective,
             self.pins,

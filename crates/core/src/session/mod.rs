@@ -2,6 +2,7 @@
 //! model to engine, [`Session`] runs it.
 
 mod builder;
+mod crossover;
 mod decide;
 mod error;
 mod guard;
@@ -23,6 +24,10 @@ use crate::{
     backend::{Accelerator, DeviceInfo},
     engine::{Engine, KernelCache, Trace},
     ir::{Graph, Model, OutputSource, Shapes, Tail, interpret},
+    ops::{
+        Variant,
+        variant::{self, SPARSE},
+    },
     plan::{Hardware, Placement, Plan, PlanFile, Support, compile},
     profile::Profile,
     schedule::{Objective, Pin, Policy, Problem, Timeline, resolve_pins, simulate},
@@ -30,6 +35,7 @@ use crate::{
 };
 
 pub use builder::{Progress, SessionBuilder};
+pub use crossover::{Crossover, TRIED, crossover};
 pub use error::SessionError;
 pub use guard::{GuardEntry, GuardOptions, GuardReport, choose};
 pub use inputs::random_tensor;
@@ -184,11 +190,26 @@ impl Session {
         self.profile.as_ref().map(|profile| simulate(self.plan(), profile))
     }
 
+    /// The run that other costs of the same graph predict for this plan.
+    pub fn timeline_with(&self, profile: &Profile) -> Timeline {
+        simulate(self.plan(), profile)
+    }
+
     /// The plan as a file.
     pub fn plan_file(&self) -> PlanFile {
         let gpu = self.accelerator.as_ref().map(|a| a.info());
         let hardware = Hardware::of(&self.cpu, gpu);
         let mut file = PlanFile::new(&self.graph, &self.placement, hardware, self.profile());
+        for (id, method) in self.engine.cpu_methods() {
+            let node = self.graph.node(id);
+            let zeros = self.analysis.node(id).weight_sparsity;
+            let chosen = node.op.with_variant(Variant::Dense).is_some()
+                && zeros.is_some_and(|share| share >= variant::FLOOR);
+            file.nodes[id.index()].kernel = match method {
+                SPARSE => Some(Variant::Sparse),
+                _ => chosen.then_some(Variant::Dense),
+            };
+        }
         file.policy = self.decision.policy.to_string();
         file.objective = self.decision.objective.to_string();
         file.pins = self.decision.pins.iter().map(ToString::to_string).collect();

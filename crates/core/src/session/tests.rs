@@ -258,3 +258,53 @@ fn bf16_is_within_its_tolerance_and_not_exact() {
         assert!(build(arithmetic).unwrap().verify(&given, fp32).unwrap().passed());
     }
 }
+
+#[test]
+fn kernels_are_pinned_recorded_and_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = "features.10.block.0.0";
+    let session = |pin: &str, plan: Option<PlanFile>| {
+        let model = crate::zoo::build("mobilenet_v3_small@p90").unwrap();
+        let builder =
+            SessionBuilder::new(model).threads(1).policy(Policy::Cpu).cache_dir(dir.path());
+        let builder = match plan {
+            Some(plan) => builder.plan(plan),
+            None => builder.pins([pin.parse().unwrap()]),
+        };
+        builder.build()
+    };
+    let kernel = |session: &Session| {
+        let file = session.plan_file();
+        let node = file.nodes.iter().find(|n| n.name == layer).unwrap();
+        (node.kernel, file)
+    };
+    let x = Tensor::from_slice([1, 3, 224, 224], &vec![0.5f32; 3 * 224 * 224]);
+    let mut outputs = Vec::new();
+    let mut files = Vec::new();
+    let pins =
+        [(format!("{layer}=sparse"), Variant::Sparse), ("Conv=dense".into(), Variant::Dense)];
+    for (pin, expected) in pins {
+        let mut session = session(&pin, None).unwrap();
+        let (found, file) = kernel(&session);
+        assert_eq!(found, Some(expected), "{pin}");
+        outputs.push(session.run(&[("input", x.clone())]).unwrap().remove(0).1);
+        files.push(file);
+    }
+    let pairs = outputs[0].as_slice::<f32>().unwrap().iter().zip(outputs[1].as_slice().unwrap());
+    assert!(pairs.clone().all(|(a, b): (&f32, &f32)| (a - b).abs() < 1e-4));
+    assert_eq!(files[0].fingerprint, files[1].fingerprint);
+    // A plan file brings its kernels along, whatever would be measured.
+    let text = files[0].to_json();
+    let again = session("", Some(PlanFile::parse(&text).unwrap())).unwrap();
+    assert_eq!(kernel(&again).0, Some(Variant::Sparse));
+    let sparse = again.engine().cpu_methods().filter(|(_, method)| *method == SPARSE).count();
+    assert!(sparse > 0);
+
+    let error = session("avgpool=sparse", None).unwrap_err().to_string();
+    assert!(error.contains("'avgpool'") && error.contains("no sparse kernel"), "{error}");
+    let error = session("nothing=dense", None).unwrap_err().to_string();
+    assert!(error.contains("'nothing=dense' matches no node"), "{error}");
+    // Nothing to skip: one weight per channel and tap.
+    let error = session("features.10.block.1.0=sparse", None).unwrap_err().to_string();
+    assert!(error.contains("features.10.block.1.0") && error.contains("sparse kernel"), "{error}");
+}

@@ -138,7 +138,7 @@ pub fn reference(
     given: &[(&str, Tensor)],
     pool: &Pool,
 ) -> Result<Vec<(String, Tensor)>, SessionError> {
-    let mut specialized = specialize(&model.with_arithmetic(Arithmetic::Exact), shapes)?;
+    let mut specialized = specialize(&model.with_arithmetic(Arithmetic::Reference), shapes)?;
     specialized.graph = passes::as_integers(specialized.graph);
     let infos = super::builder::input_infos(&specialized.graph);
     let ordered: Vec<Tensor> = inputs::by_name(&infos, given)?.into_iter().cloned().collect();
@@ -244,7 +244,7 @@ impl Session {
         given: &[(&str, Tensor)],
         tolerance: Tolerance,
     ) -> Result<Option<Divergence>, SessionError> {
-        let exact = self.model.with_arithmetic(Arithmetic::Exact);
+        let exact = self.model.with_arithmetic(Arithmetic::Reference);
         let plain = passes::as_integers(specialize(&exact, &self.shapes)?.graph);
         let wanted: HashMap<&str, NodeId> = self
             .graph

@@ -6,4 +6,4 @@ mod value;
 
 pub use dtype::{DType, Element};
 pub use storage::{Source, Storage};
-pub use value::{Tensor, TensorMut, TensorRef, TensorType};
+pub use value::{Tensor, TensorMut, TensorRef, TensorType, count_zeros};

@@ -13,7 +13,7 @@ use std::fmt;
 
 use crate::ir::Model;
 
-pub use prune::{PruneReport, prune};
+pub use prune::{PruneScope, PrunedWeight, prune};
 
 /// A built-in model.
 #[derive(Clone, Copy)]

@@ -1,6 +1,6 @@
 //! What is written can be read back: the same model, the same weights, the same results.
 
-use std::fs;
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 use sparoa_core::{
     ir::{Model, Shapes, specialize},
@@ -74,6 +74,34 @@ fn large_weights_go_to_a_data_file() {
     let nowhere = folder.path().join("none/m.onnx");
     let error = onnx::save(&model, &nowhere, &options).unwrap_err().to_string();
     assert!(error.contains("none/m.onnx"), "{error}");
+}
+
+#[test]
+fn constants_of_a_file_get_other_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("m.onnx"), folder.path().join("other/m.onnx"));
+    fs::create_dir(other.parent().unwrap()).unwrap();
+    let external = SaveOptions { max_inline_bytes: 1000, ..SaveOptions::default() };
+    let model = small();
+    onnx::save(&model, &path, &external).unwrap();
+    let tensor = Arc::new(Tensor::from_slice([1024], &[7f32; 1024]));
+    let given = |name: &str| BTreeMap::from([(name.to_owned(), tensor.clone())]);
+
+    // Nothing to change: the data comes along, into the file.
+    onnx::rewrite(&path, &other, &BTreeMap::new(), &SaveOptions::default()).unwrap();
+    let same = onnx::load(&other, &LoadOptions::default()).unwrap();
+    assert_eq!(results(&same), results(&model));
+    assert_eq!(fs::read_dir(other.parent().unwrap()).unwrap().count(), 1);
+
+    // In place, over the file that it is mapped from.
+    onnx::rewrite(&path, &path, &given("w"), &external).unwrap();
+    let changed = onnx::load(&path, &LoadOptions::default()).unwrap();
+    assert_eq!(changed.constants[0].1, tensor);
+    assert_eq!(results(&changed)[0], Tensor::from_slice([1, 1024], &[2f32; 1024]));
+    assert_eq!(changed.nodes[1].name, model.nodes[1].name);
+
+    let error = onnx::rewrite(&path, &other, &given("v"), &external).unwrap_err().to_string();
+    assert!(error.contains("no constants named v"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! is the f32 convolution on words.
 
 use super::indirect::Geometry;
-use super::{Algorithm, Conv2d, Conv2dParams, block_diagonal, merge_groups, offset};
+use super::{Algorithm, Conv2d, Conv2dParams, block_diagonal, check_images, merge_groups, offset};
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
 use crate::gemm::bf16::{Round, pack_words};
@@ -144,8 +144,7 @@ impl Conv2dBf16 {
     ) {
         let p = &self.params;
         let [oh, ow] = self.output_size(h, w);
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, p.c_in], [oh, ow, p.c_out], x.len(), y.len());
         assert!(
             scratch.len() >= self.scratch_len(n, h, w, pool.threads()),
             "scratch has scratch_len elements"

@@ -1,17 +1,18 @@
 //! Inverted residuals (Sandler et al. 2018, arXiv:1801.04381): pointwise expansion, depthwise
 //! convolution and pointwise projection, strip by strip of output rows, so that the expanded
-//! tensor never leaves the second-level cache.
+//! tensor never leaves the second-level cache. The pointwise stages may be sparse.
 
-use crate::activation::{Activation, Epilogue};
+mod weights;
+
+use crate::activation::{Activation, Epilogue, Residual};
 use crate::aligned::{SharedMut, align_scratch};
-use crate::conv::Conv2dParams;
 use crate::conv::depthwise::{Depthwise, Store, sliding};
 use crate::conv::indirect::Geometry;
-use crate::gemm::driver::{Block, Product, Rows};
-use crate::gemm::{PackedB, gemm};
+use crate::conv::{Conv2dParams, check_images};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
+use weights::Weights;
 
 /// Floats of a strip's expanded and filtered rows: they stay in the second-level cache.
 const STRIP_LEN: usize = 96 * 1024;
@@ -27,11 +28,13 @@ pub struct Pointwise<'a> {
     pub bias: Option<&'a [f32]>,
     /// Applied to the result; of a projection, the epilogue's counts instead.
     pub activation: Activation,
+    /// Whether to compress the weights and skip zeros.
+    pub sparse: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Packed {
-    b: PackedB,
+    b: Weights,
     bias: Option<Vec<f32>>,
     activation: Activation,
 }
@@ -58,9 +61,10 @@ struct Strips {
     rows: usize,
     /// Tasks per image.
     parts: usize,
-    /// Floats of the expanded rows, and of the filtered ones.
+    /// Floats of the expanded rows, of the filtered ones, and that sparse stages need.
     expanded: usize,
     filtered: usize,
+    own: usize,
 }
 
 impl InvertedResidual {
@@ -101,7 +105,7 @@ impl InvertedResidual {
         let pack = |p: Pointwise<'_>, k: usize, n: usize| {
             assert!(p.bias.is_none_or(|b| b.len() == n), "bias has an element per channel");
             Packed {
-                b: PackedB::new_with_isa(isa, k, n, p.weight, true),
+                b: Weights::new(isa, [k, n], p.weight, p.sparse),
                 bias: p.bias.map(<[f32]>::to_vec),
                 activation: p.activation,
             }
@@ -115,6 +119,11 @@ impl InvertedResidual {
             activation,
             project: project.map(|p| pack(p, channels, p.weight.len() / channels)),
         }
+    }
+
+    /// Whether a stage skips zero weights.
+    pub fn is_sparse(&self) -> bool {
+        [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_sparse())
     }
 
     /// Size of the packed weights in memory.
@@ -132,6 +141,10 @@ impl InvertedResidual {
         while rows < oh && span(rows + 1) * wide + (rows + 1) * narrow <= STRIP_LEN {
             rows += 1;
         }
+        let pointwise = || [&self.expand, &self.project].into_iter().flatten();
+        let own = |m: usize, threads: usize| {
+            pointwise().map(|p| p.b.scratch_len(m, threads)).max().unwrap_or(0)
+        };
         let parts = match threads {
             1 => 1,
             _ => (4 * threads).div_ceil(n.max(1)).min(oh / TASK_ROWS).max(1),
@@ -143,6 +156,7 @@ impl InvertedResidual {
                 parts: 1,
                 expanded: if self.expand.is_some() { n * h * wide } else { 0 },
                 filtered: if self.project.is_some() { n * oh * narrow } else { 0 },
+                own: own(n * h * w, threads).max(own(n * oh * ow, threads)),
             };
         }
         let rows = rows.min(oh.div_ceil(parts)).max(1);
@@ -154,6 +168,7 @@ impl InvertedResidual {
             parts,
             expanded: if self.expand.is_some() { span(rows) * wide } else { 0 },
             filtered: if self.project.is_some() { rows * narrow } else { 0 },
+            own: own(1, 1),
         }
     }
 
@@ -161,7 +176,7 @@ impl InvertedResidual {
     pub fn scratch_len(&self, n: usize, h: usize, w: usize, threads: usize) -> usize {
         let s = self.strips(n, h, w, threads);
         let parts = if s.staged { 1 } else { threads };
-        16 + parts * (s.expanded + s.filtered).next_multiple_of(16)
+        16 + parts * (s.expanded + s.filtered + s.own).next_multiple_of(16)
     }
 
     /// y = epilogue(project(act(depthwise(act(expand(x)))))), x and y channels last; the epilogue
@@ -182,8 +197,7 @@ impl InvertedResidual {
         let c_in = self.expand.as_ref().map_or(p.c_in, |e| e.b.k());
         let c_out = self.project.as_ref().map_or(p.c_in, |e| e.b.n());
         let threads = pool.threads();
-        assert!(x.len() == n * h * w * c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, c_in], [oh, ow, c_out], x.len(), y.len());
         assert!(
             scratch.len() >= self.scratch_len(n, h, w, threads),
             "scratch has scratch_len elements"
@@ -193,11 +207,12 @@ impl InvertedResidual {
             return;
         }
         let strips = self.strips(n, h, w, threads);
-        let per_worker = (strips.expanded + strips.filtered).next_multiple_of(16);
+        let per_worker = (strips.expanded + strips.filtered + strips.own).next_multiple_of(16);
         let geometry = Geometry { params: *p, h, w, oh, ow };
         if strips.staged {
-            let (expanded, filtered) = align_scratch(scratch).split_at_mut(strips.expanded);
-            self.by_stages(n, &geometry, x, epi, y, expanded, filtered, pool);
+            let (expanded, rest) = align_scratch(scratch).split_at_mut(strips.expanded);
+            let (filtered, own) = rest.split_at_mut(strips.filtered);
+            self.by_stages(n, &geometry, x, epi, y, expanded, filtered, own, pool);
             return;
         }
         let scratch = SharedMut::new(align_scratch(scratch));
@@ -206,19 +221,21 @@ impl InvertedResidual {
             let (image, part) = (task / strips.parts, task % strips.parts);
             // SAFETY: each worker has its own part, and runs one task at a time.
             let scratch = unsafe { scratch.slice(worker * per_worker, per_worker) };
-            let (expanded, filtered) = scratch.split_at_mut(strips.expanded);
+            let (expanded, rest) = scratch.split_at_mut(strips.expanded);
+            let (filtered, own) = rest.split_at_mut(strips.filtered);
             let mut next = part * oh / strips.parts;
             let end = (part + 1) * oh / strips.parts;
             let mut held = 0..0;
             while next < end {
                 let rows = next..end.min(next + strips.rows);
                 next = rows.end;
-                held = run.strip(image, rows, held, expanded, filtered);
+                held = run.strip(image, rows, held, expanded, filtered, own);
             }
         });
     }
 
-    /// Every stage over all threads; `expanded` and `filtered` hold what lies between them.
+    /// Every stage over all threads; `expanded` and `filtered` hold what lies between them, sparse
+    /// stages use `scratch`.
     fn by_stages(
         &self,
         n: usize,
@@ -228,6 +245,7 @@ impl InvertedResidual {
         y: &mut [f32],
         expanded: &mut [f32],
         filtered: &mut [f32],
+        scratch: &mut [f32],
         pool: &Pool,
     ) {
         let input = match &self.expand {
@@ -236,7 +254,7 @@ impl InvertedResidual {
                 let m = n * g.h * g.w;
                 let own = Epilogue::activation(e.activation);
                 let out = &mut expanded[..m * e.b.n()];
-                gemm(m, x, e.b.k(), &e.b, e.bias.as_deref(), &own, out, pool);
+                e.b.run(m, x, e.bias.as_deref(), &own, out, scratch, pool);
                 &*out
             }
         };
@@ -250,7 +268,7 @@ impl InvertedResidual {
         let between = &mut filtered[..m * project.b.k()];
         self.depthwise.run(self.isa, n, g, input, bias, &own, between, pool);
         let bias = project.bias.as_deref();
-        gemm(m, between, project.b.k(), &project.b, bias, epi, y, pool);
+        project.b.run(m, between, bias, epi, y, scratch, pool);
     }
 }
 
@@ -273,6 +291,7 @@ impl Run<'_> {
         held: std::ops::Range<usize>,
         expanded: &mut [f32],
         filtered: &mut [f32],
+        scratch: &mut [f32],
     ) -> std::ops::Range<usize> {
         let (s, g, p) = (self.stages, self.geometry, &self.geometry.params);
         let first = (rows.start * p.stride[0]).saturating_sub(p.pads[0]);
@@ -292,21 +311,12 @@ impl Run<'_> {
                     expanded.copy_within(at..at + kept * wide, 0);
                 }
                 let epi = Epilogue::activation(expand.activation);
-                let out = SharedMut::new(expanded);
                 let bias = expand.bias.as_deref();
-                let product = Product::new(&expand.b, 1, bias, &epi, out, p.c_in);
                 let new = wanted.start + kept..wanted.end;
                 let a = &self.x[(image * g.h + new.start) * g.w * self.c_in..];
                 let a = &a[..new.len() * g.w * self.c_in];
-                let block = Block {
-                    product: &product,
-                    rows: Rows::Dense { a: a.as_ptr(), lda: self.c_in },
-                    m: new.len() * g.w,
-                    first_row: kept * g.w,
-                    panels: 0..expand.b.panels(),
-                };
-                assert!(expanded.len() >= wanted.len() * wide);
-                simd::dispatch(s.isa, block);
+                let out = &mut expanded[kept * wide..wanted.len() * wide];
+                expand.b.run_alone(new.len() * g.w, a, bias, &epi, out, scratch);
                 (&*expanded, image * g.h + wanted.start)
             }
         };
@@ -324,16 +334,17 @@ impl Run<'_> {
         }
         if let Some(project) = &s.project {
             let bias = project.bias.as_deref();
-            let product = Product::new(&project.b, 1, bias, self.epi, self.y, project.b.n());
-            assert!(filtered.len() >= rows.len() * g.ow * p.c_in);
-            let block = Block {
-                product: &product,
-                rows: Rows::Dense { a: filtered.as_ptr(), lda: p.c_in },
-                m: rows.len() * g.ow,
-                first_row: (image * g.oh + rows.start) * g.ow,
-                panels: 0..project.b.panels(),
+            let (m, n) = (rows.len() * g.ow, project.b.n());
+            let (at, len) = ((image * g.oh + rows.start) * g.ow * n, m * n);
+            let residual = match self.epi.residual {
+                Residual::None => Residual::None,
+                Residual::BeforeActivation(r) => Residual::BeforeActivation(&r[at..][..len]),
+                Residual::AfterActivation(r) => Residual::AfterActivation(&r[at..][..len]),
             };
-            simd::dispatch(s.isa, block);
+            let epi = Epilogue { residual, ..*self.epi };
+            // SAFETY: y has these rows of this image, and no other task writes them.
+            let y = unsafe { self.y.slice(at, len) };
+            project.b.run_alone(m, &filtered[..m * p.c_in], bias, &epi, y, scratch);
         }
         wanted
     }
@@ -358,6 +369,7 @@ mod tests {
             stride in 1usize..3,
             pads in [0usize..3, 0usize..3, 0usize..3, 0usize..3],
             stages in 0u8..3,
+            sparse in any::<[bool; 2]>(),
             threads in 1usize..8,
         ) {
             let ([c_in, mid, c_out], [n, h, w]) = (channels, size);
@@ -378,7 +390,13 @@ mod tests {
             let dw = params(mid, mid, mid, kernel, stride, pads);
             let [oh, ow] = dw.output_size(h, w);
             prop_assume!(oh > 0 && ow > 0);
-            let weights = [random(mid * c_in, 1), random(mid * kernel * kernel, 2), random(c_out * mid, 3)];
+            let mut weights =
+                [random(mid * c_in, 1), random(mid * kernel * kernel, 2), random(c_out * mid, 3)];
+            for i in [0, 2] {
+                if sparse[i / 2] {
+                    weights[i].iter_mut().filter(|w| w.abs() < 0.7).for_each(|w| *w = 0.0);
+                }
+            }
             let biases = [random(mid, 4), random(mid, 5), random(c_out, 6)];
             let x = random(n * h * w * c_in, 7);
             let pool = Pool::new(threads);
@@ -407,6 +425,7 @@ mod tests {
                     weight: &weights[i],
                     bias: Some(&biases[i]),
                     activation: Activation::Relu,
+                    sparse: sparse[i / 2],
                 };
                 let fused = InvertedResidual::new_with_isa(
                     isa,

@@ -8,7 +8,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::testing::{close, epilogue_reference, random};
 
-pub(super) fn params() -> impl Strategy<Value = Conv2dParams> {
+pub(crate) fn params() -> impl Strategy<Value = Conv2dParams> {
     let groups_and_channels = prop_oneof![
         // Dense, depthwise with multipliers, grouped.
         (1usize..40, 1usize..40).prop_map(|(ci, co)| (1, ci, co)),
@@ -29,7 +29,7 @@ pub(super) fn params() -> impl Strategy<Value = Conv2dParams> {
     )
 }
 
-pub(super) fn epilogue(kind: u8, residual: &[f32]) -> Epilogue<'_> {
+pub(crate) fn epilogue(kind: u8, residual: &[f32]) -> Epilogue<'_> {
     let residual = match kind % 3 {
         0 => Residual::None,
         1 => Residual::BeforeActivation(residual),
@@ -46,7 +46,7 @@ pub(super) fn epilogue(kind: u8, residual: &[f32]) -> Epilogue<'_> {
 }
 
 /// Sums and bounds of the convolution (forward), or of its transpose.
-pub(super) fn reference(
+pub(crate) fn reference(
     p: &Conv2dParams,
     transpose: bool,
     [n, h, w]: [usize; 3],

@@ -2,7 +2,7 @@
 
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
-use crate::conv::{Conv2dParams, offset};
+use crate::conv::{Conv2dParams, check_images, offset};
 use crate::gemm::PackedB;
 use crate::gemm::driver::{Block, Product, Rows, tiles};
 use crate::isa::{self, Isa};
@@ -118,8 +118,7 @@ impl ConvTranspose2d {
     ) {
         let p = &self.params;
         let [oh, ow] = self.output_size(h, w);
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == n * oh * ow * p.c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, p.c_in], [oh, ow, p.c_out], x.len(), y.len());
         assert!(
             scratch.len() >= self.scratch_len(n, h, w, pool.threads()),
             "scratch has scratch_len elements"

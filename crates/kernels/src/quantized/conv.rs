@@ -5,7 +5,7 @@ use super::gemm::{Split, run_dense};
 use super::pack::Product;
 use super::tile::{Block, Rows};
 use super::{Activations, Requantize, Shared, align};
-use crate::conv::{Conv2dParams, indirect::Geometry};
+use crate::conv::{Conv2dParams, check_images, indirect::Geometry};
 use crate::int8::Bytes;
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
@@ -188,8 +188,7 @@ impl QuantizedConv2d {
         let p = &self.params;
         let [oh, ow] = self.output_size(h, w);
         let m = n * oh * ow;
-        assert!(x.len() == n * h * w * p.c_in, "x has n * h * w * c_in elements");
-        assert!(y.len() == m * p.c_out, "y has n * oh * ow * c_out elements");
+        check_images(n, [h, w, p.c_in], [oh, ow, p.c_out], x.len(), y.len());
         if y.is_empty() {
             return;
         }

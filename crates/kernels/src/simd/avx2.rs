@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{ByteGrid, Kernel, Simd};
+use super::{ByteGrid, Kernel, MAX_LANES, Simd};
 use crate::isa::Isa;
 
 /// Proof that the machine has avx2,fma.
@@ -167,6 +167,29 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         proven!(_mm256_blendv_ps(b, a, m))
+    }
+    #[inline(always)]
+    fn transpose(self, r: &mut [Self::V; MAX_LANES]) {
+        proven!({
+            let mut t = *r;
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            // Half h of quads[j] is column 4 h + j of the upper (then lower) four rows.
+            let mut quads = *r;
+            for i in 0..2 {
+                let t = &t[4 * i..];
+                quads[4 * i] = _mm256_shuffle_ps::<0x44>(t[0], t[2]);
+                quads[4 * i + 1] = _mm256_shuffle_ps::<0xee>(t[0], t[2]);
+                quads[4 * i + 2] = _mm256_shuffle_ps::<0x44>(t[1], t[3]);
+                quads[4 * i + 3] = _mm256_shuffle_ps::<0xee>(t[1], t[3]);
+            }
+            for j in 0..4 {
+                r[j] = _mm256_permute2f128_ps::<0x20>(quads[j], quads[4 + j]);
+                r[4 + j] = _mm256_permute2f128_ps::<0x31>(quads[j], quads[4 + j]);
+            }
+        })
     }
     #[inline(always)]
     fn reduce_add(self, a: Self::V) -> f32 {

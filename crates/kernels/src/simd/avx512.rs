@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{ByteGrid, Kernel, Simd};
+use super::{ByteGrid, Kernel, MAX_LANES, Simd};
 use crate::isa::{self, Isa};
 
 /// No extension.
@@ -207,6 +207,37 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
     #[inline(always)]
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         proven!(_mm512_mask_blend_ps(m, b, a))
+    }
+    #[inline(always)]
+    fn transpose(self, r: &mut [Self::V; MAX_LANES]) {
+        proven!({
+            let mut t = *r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            // Quarter q of quads[4 i + j] is column 4 q + j of rows 4 i .. 4 i + 4.
+            let mut quads = *r;
+            for i in 0..4 {
+                for half in 0..2 {
+                    let a = _mm512_castps_pd(t[4 * i + half]);
+                    let b = _mm512_castps_pd(t[4 * i + 2 + half]);
+                    quads[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    quads[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [quads[j], quads[4 + j], quads[8 + j], quads[12 + j]];
+                let (even_ab, odd_ab) =
+                    (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even_cd, odd_cd) =
+                    (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                r[j] = _mm512_shuffle_f32x4::<0x88>(even_ab, even_cd);
+                r[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd);
+                r[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even_ab, even_cd);
+                r[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd_ab, odd_cd);
+            }
+        })
     }
     #[inline(always)]
     fn reduce_add(self, a: Self::V) -> f32 {

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 use crate::isa::Isa;
 
 /// Proof that the machine has neon.
@@ -162,6 +162,19 @@ impl Simd for Neon {
     #[inline(always)]
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         proven!(vbslq_f32(m, a, b))
+    }
+    #[inline(always)]
+    fn transpose(self, r: &mut [Self::V; MAX_LANES]) {
+        proven!({
+            let pairs = |v| vreinterpretq_f64_f32(v);
+            let (ab, cd) = (vtrnq_f32(r[0], r[1]), vtrnq_f32(r[2], r[3]));
+            let low = |a, b| vreinterpretq_f32_f64(vzip1q_f64(pairs(a), pairs(b)));
+            let high = |a, b| vreinterpretq_f32_f64(vzip2q_f64(pairs(a), pairs(b)));
+            r[0] = low(ab.0, cd.0);
+            r[1] = low(ab.1, cd.1);
+            r[2] = high(ab.0, cd.0);
+            r[3] = high(ab.1, cd.1);
+        })
     }
     #[inline(always)]
     fn reduce_add(self, a: Self::V) -> f32 {

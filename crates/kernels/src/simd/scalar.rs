@@ -1,6 +1,6 @@
 //! One lane: plain Rust.
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
@@ -119,6 +119,8 @@ impl Simd for Scalar {
     fn select(self, m: bool, a: f32, b: f32) -> f32 {
         if m { a } else { b }
     }
+    #[inline(always)]
+    fn transpose(self, _: &mut [f32; MAX_LANES]) {}
     #[inline(always)]
     fn reduce_add(self, a: f32) -> f32 {
         a

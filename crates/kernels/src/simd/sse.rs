@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, MAX_LANES, Simd};
 use crate::isa::Isa;
 
 /// Proof that the machine has sse4.1.
@@ -164,6 +164,17 @@ impl Simd for Sse {
     #[inline(always)]
     fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V {
         proven!(_mm_blendv_ps(b, a, m))
+    }
+    #[inline(always)]
+    fn transpose(self, r: &mut [Self::V; MAX_LANES]) {
+        proven!({
+            let (ab, cd) = (_mm_unpacklo_ps(r[0], r[1]), _mm_unpacklo_ps(r[2], r[3]));
+            let (ef, gh) = (_mm_unpackhi_ps(r[0], r[1]), _mm_unpackhi_ps(r[2], r[3]));
+            r[0] = _mm_movelh_ps(ab, cd);
+            r[1] = _mm_movehl_ps(cd, ab);
+            r[2] = _mm_movelh_ps(ef, gh);
+            r[3] = _mm_movehl_ps(gh, ef);
+        })
     }
     #[inline(always)]
     fn reduce_add(self, a: Self::V) -> f32 {

@@ -2,7 +2,10 @@
 
 use sparoa_kernels::Arithmetic;
 
-use crate::ir::Graph;
+use crate::{
+    ir::{Graph, NodeId},
+    ops::Variant,
+};
 
 /// Sets the arithmetic of every operator made of products. After the other passes: those make new
 /// operators, which have the default.
@@ -14,6 +17,18 @@ pub fn set_arithmetic(mut graph: Graph, arithmetic: Arithmetic) -> Graph {
         }
     }
     graph
+}
+
+/// Sets which kernel computes these nodes on the CPU.
+///
+/// # Errors
+/// The first node whose operator has no such choice.
+pub fn set_variants(mut graph: Graph, wanted: &[(NodeId, Variant)]) -> Result<Graph, NodeId> {
+    for &(id, variant) in wanted {
+        let node = &mut graph.nodes[id.index()];
+        node.op = node.op.with_variant(variant).ok_or(id)?;
+    }
+    Ok(graph)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::editor::Editor;
 use crate::{
     ir::{NodeId, ValueId},
     ops::{
+        Variant,
         conv::{Conv, Layout, ResidualKind},
         inverted_residual::InvertedResidual,
     },
@@ -43,15 +44,7 @@ fn params(e: &Editor, id: NodeId) -> Option<(Conv2dParams, usize)> {
     let conv = conv(e, id)?;
     let shape = conv.shape(&e.operands(&e.node(id).inputs)).ok()?;
     let flat = shape.geometry.two_dimensional()?;
-    let params = Conv2dParams {
-        c_in: shape.c_in,
-        c_out: shape.c_out,
-        groups: shape.groups,
-        kernel: flat.kernel,
-        stride: flat.strides,
-        dilation: flat.dilations,
-        pads: flat.pads,
-    };
+    let params = shape.params(&flat);
     (e.shape(e.input(id, 0)?).len() == 4).then_some((params, shape.batch))
 }
 
@@ -88,6 +81,7 @@ fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
     let last = after.unwrap_or(id);
     let residual = conv(e, last)?.residual;
     let op = InvertedResidual {
+        variant: Variant::Fastest,
         expand: before.and_then(|b| conv(e, b)).map(|c| c.activation),
         depthwise: Conv { residual: ResidualKind::None, ..depthwise },
         project: after.and_then(|a| conv(e, a)).map(|c| c.activation),

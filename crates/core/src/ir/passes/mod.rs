@@ -25,7 +25,7 @@ mod strided;
 mod views;
 mod widen;
 
-pub use arithmetic::set_arithmetic;
+pub use arithmetic::{set_arithmetic, set_variants};
 
 use sparoa_kernels::Arithmetic;
 

@@ -1,0 +1,324 @@
+//! One tile: rows of weights times the slab, and the way back to pixels.
+
+use std::ops::Range;
+
+use crate::activation::{Epilogue, Residual};
+use crate::aligned::SharedMut;
+use crate::gemm::micro::{Finish, SecondPass};
+use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::sparse::compressed::Compressed;
+use crate::sparse::grid::{Grid, TILE_VECTORS};
+
+/// Output channels that are transposed back together.
+pub(crate) const GROUP: usize = MAX_LANES;
+/// The most positions of a tile.
+const MAX_TILE: usize = TILE_VECTORS * MAX_LANES;
+/// No pixel.
+const NONE: u32 = u32::MAX;
+
+/// Where the results of a group's channels go.
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    bias: Option<&'a [f32]>,
+    residual: Option<&'a [f32]>,
+    finish: Finish,
+    y: SharedMut,
+    /// Whether y comes from memory, and sums take longer than it does.
+    far: bool,
+    /// Elements from pixel to pixel, and the first of the group's channels.
+    stride: usize,
+    channel: usize,
+}
+
+impl<'a> Output<'a> {
+    /// `bias` and `y` (as the epilogue's residual) begin with the first channel of all.
+    pub(crate) fn new(
+        bias: Option<&'a [f32]>,
+        epi: &Epilogue<'a>,
+        y: SharedMut,
+        far: bool,
+        stride: usize,
+        channel: usize,
+    ) -> Output<'a> {
+        let residual = match epi.residual {
+            Residual::None => None,
+            Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
+        };
+        let finish = Finish::new(1.0, bias.is_some(), epi);
+        Output { bias, residual, finish, y, far, stride, channel }
+    }
+}
+
+/// Some rows of weights times one tile.
+pub(crate) struct Tile<'a> {
+    pub(crate) grid: &'a Grid,
+    pub(crate) n: usize,
+    pub(crate) weights: &'a Compressed,
+    /// From a multiple of [`GROUP`] on.
+    pub(crate) rows: Range<usize>,
+    /// The tile's first position, and its place in the slab.
+    pub(crate) first: usize,
+    pub(crate) x: *const f32,
+    /// Space for the sums of a group of rows, or with several blocks of all rows.
+    pub(crate) sums: &'a mut [f32],
+    pub(crate) output: &'a Output<'a>,
+}
+
+/// Floats that [`Tile::sums`] needs.
+pub(crate) fn sums_len(grid: &Grid, weights: &Compressed, rows: usize) -> usize {
+    let rows = if weights.blocks().len() > 1 { rows.next_multiple_of(GROUP) } else { GROUP };
+    rows * grid.tile
+}
+
+impl Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let left = self.grid.positions(self.n) - self.first;
+        match self.grid.tile.min(left).div_ceil(S::LANES) {
+            1 => s.call(Vectors::<1, 4>(self)),
+            2 => s.call(Vectors::<2, 2>(self)),
+            3 => s.call(Vectors::<3, 2>(self)),
+            4 => s.call(Vectors::<4, 1>(self)),
+            5 => s.call(Vectors::<5, 1>(self)),
+            6 => s.call(Vectors::<6, 1>(self)),
+            7 => s.call(Vectors::<7, 1>(self)),
+            8 => s.call(Vectors::<8, 1>(self)),
+            _ => unreachable!("a tile has 1 to TILE_VECTORS vectors"),
+        }
+    }
+}
+
+/// A tile of NV vectors; the sums along a row are U times NV independent ones.
+struct Vectors<'a, const NV: usize, const U: usize>(Tile<'a>);
+
+impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let t = self.0;
+        let pixels = pixels(t.grid, t.n, t.first, NV * S::LANES);
+        let width = NV * S::LANES;
+        let blocks = t.weights.blocks().len();
+        assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
+        assert!(width <= t.grid.tile && NV <= TILE_VECTORS);
+        let finish = t.output.finish;
+        let channel_len = t.grid.planes.len() * t.grid.slab;
+        for (block, channels) in t.weights.blocks().iter().enumerate() {
+            let x = t.x.wrapping_add(channels.start * channel_len);
+            for row in t.rows.clone().step_by(GROUP) {
+                let rows = row..t.rows.end.min(row + GROUP);
+                let at = if blocks > 1 { (row - t.rows.start) * width } else { 0 };
+                let sums = t.sums[at..][..GROUP * width].as_mut_ptr();
+                let last = block + 1 == blocks;
+                if last && t.output.far {
+                    // The lines to write are there when the sums are.
+                    for &pixel in pixels[..width].iter().filter(|&&p| p != NONE) {
+                        let at = pixel as usize * t.output.stride + t.output.channel + row;
+                        s.prefetch(t.output.y.ptr().wrapping_add(at));
+                    }
+                }
+                for (r, row) in rows.clone().enumerate() {
+                    let bias = t.output.bias.map_or(0.0, |b| b[t.output.channel + row]);
+                    // SAFETY: the slab has the block's channels from x on, the tile's positions
+                    // and each tap's shift beyond; sums has GROUP rows of `width`.
+                    unsafe {
+                        let sums = sums.add(r * width);
+                        let start = if block > 0 { Start::Sums } else { Start::Bias(bias) };
+                        let weights = t.weights.row(block, row);
+                        let mut acc = one_row::<S, NV, U>(s, weights, x, sums, start);
+                        // A residual before the activation is added at the pixel.
+                        if last && !finish.before {
+                            for acc in &mut acc {
+                                *acc = finish.activate(s, *acc);
+                            }
+                        }
+                        for (v, &acc) in acc.iter().enumerate() {
+                            s.store(sums.add(v * S::LANES), acc);
+                        }
+                    }
+                }
+                if last {
+                    // SAFETY: as above; the pixels are this task's.
+                    unsafe { store_group(s, t.output, &pixels[..width], rows, sums) };
+                }
+            }
+        }
+    }
+}
+
+/// What a row's sums begin with.
+#[derive(Clone, Copy)]
+enum Start {
+    Bias(f32),
+    /// Those of earlier blocks.
+    Sums,
+}
+
+/// A row of weights times the tile.
+#[inline(always)]
+unsafe fn one_row<S: Simd, const NV: usize, const U: usize>(
+    s: S,
+    (offsets, values): (&[u16], &[f32]),
+    x: *const f32,
+    sums: *const f32,
+    start: Start,
+) -> [S::V; NV] {
+    let mut acc = [[s.splat(0.0); NV]; U];
+    // SAFETY: the caller's contract: `sums` has NV vectors, and so has x from each offset on.
+    unsafe {
+        match start {
+            Start::Bias(bias) => acc[0] = [s.splat(bias); NV],
+            Start::Sums => {
+                for (v, acc) in acc[0].iter_mut().enumerate() {
+                    *acc = s.load(sums.add(v * S::LANES));
+                }
+            }
+        }
+        let (mut i, len) = (0, offsets.len().min(values.len()));
+        while U > 1 && i + U <= len {
+            for (u, acc) in acc.iter_mut().enumerate() {
+                let (offset, value) = (*offsets.get_unchecked(i + u), *values.get_unchecked(i + u));
+                step(s, x.add(usize::from(offset)), value, acc);
+            }
+            i += U;
+        }
+        while i < len {
+            let (offset, value) = (*offsets.get_unchecked(i), *values.get_unchecked(i));
+            step(s, x.add(usize::from(offset)), value, &mut acc[0]);
+            i += 1;
+        }
+    }
+    let mut sums = acc[0];
+    for acc in &acc[1..] {
+        for (sum, &acc) in sums.iter_mut().zip(acc) {
+            *sum = s.add(*sum, acc);
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+unsafe fn step<S: Simd, const NV: usize>(s: S, x: *const f32, weight: f32, acc: &mut [S::V; NV]) {
+    let weight = s.splat(weight);
+    for (v, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: the caller's contract.
+        let x = unsafe { s.load(x.add(v * S::LANES)) };
+        *acc = s.mul_add(x, weight, *acc);
+    }
+}
+
+/// The output pixels of `count` positions.
+#[inline(always)]
+fn pixels(grid: &Grid, n: usize, first: usize, count: usize) -> [u32; MAX_TILE] {
+    let mut pixels = [NONE; MAX_TILE];
+    let pixel = |index: usize| u32::try_from(index).expect("fewer than 2^32 pixels");
+    if grid.is_flat() {
+        for (i, slot) in pixels.iter_mut().enumerate().take(count.min(n - first)) {
+            *slot = pixel(first + i);
+        }
+        return pixels;
+    }
+    let mut place = grid.place(first);
+    for slot in &mut pixels[..count] {
+        *slot = grid.output(n, &place).map_or(NONE, pixel);
+        grid.advance(&mut place);
+    }
+    pixels
+}
+
+/// Stores the sums of a group of rows as channels of pixels.
+#[inline(always)]
+unsafe fn store_group<S: Simd>(
+    s: S,
+    out: &Output<'_>,
+    pixels: &[u32],
+    rows: Range<usize>,
+    sums: *const f32,
+) {
+    let width = pixels.len();
+    let mut r = 0;
+    while r < rows.len() {
+        let lanes = S::LANES.min(rows.len() - r);
+        let channel = out.channel + rows.start + r;
+        for (v, pixels) in pixels.chunks_exact(S::LANES).enumerate() {
+            let mut square = [s.splat(0.0); MAX_LANES];
+            for i in 0..S::LANES {
+                // SAFETY: sums has GROUP rows, a multiple of LANES.
+                square[i] = unsafe { s.load(sums.add((r + i) * width + v * S::LANES)) };
+            }
+            s.transpose(&mut square);
+            let (first, last) = (pixels[0], pixels[S::LANES - 1]);
+            // Pixels come in order; those that are not there have the largest number.
+            let whole = last != NONE && last.wrapping_sub(first) as usize == S::LANES - 1;
+            // SAFETY: the caller's contract.
+            unsafe {
+                if whole && lanes == S::LANES && out.residual.is_none() {
+                    let at = first as usize * out.stride + channel;
+                    for i in 0..S::LANES {
+                        s.store(out.y.ptr().add(at + i * out.stride), square[i]);
+                    }
+                } else {
+                    store_square(s, out, pixels, channel, lanes, &square);
+                }
+            }
+        }
+        r += lanes;
+    }
+    if let Some(act) = out.finish.slow {
+        let channel = out.channel + rows.start;
+        for &pixel in pixels.iter().filter(|&&p| p != NONE) {
+            let at = pixel as usize * out.stride + channel;
+            let residual = out.residual.filter(|_| out.finish.after);
+            s.call(SecondPass {
+                act,
+                c: out.y.ptr().wrapping_add(at),
+                residual: residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+                ldc: out.stride,
+                rows: 1,
+                columns: rows.len(),
+            });
+        }
+    }
+}
+
+/// Stores `lanes` channels from `channel` on of some pixels, a vector for each.
+#[inline(always)]
+unsafe fn store_square<S: Simd>(
+    s: S,
+    out: &Output<'_>,
+    pixels: &[u32],
+    channel: usize,
+    lanes: usize,
+    square: &[S::V; MAX_LANES],
+) {
+    let finish = out.finish;
+    let (residual, y) = (out.residual.map_or(std::ptr::null(), <[f32]>::as_ptr), out.y.ptr());
+    let adds = finish.before || (finish.after && finish.slow.is_none());
+    for (i, &pixel) in pixels.iter().enumerate().take(S::LANES) {
+        if pixel == NONE {
+            continue;
+        }
+        let at = pixel as usize * out.stride + channel;
+        let mut sum = square[i];
+        // SAFETY: residual and y have `lanes` channels from `channel` on of each pixel.
+        unsafe {
+            if adds {
+                let p = residual.add(at);
+                let r = if lanes == S::LANES { s.load(p) } else { s.load_partial(p, lanes) };
+                sum = s.add(sum, r);
+                if finish.before {
+                    sum = finish.activate(s, sum);
+                }
+            }
+            let y = y.add(at);
+            if lanes == S::LANES {
+                s.store(y, sum);
+            } else {
+                s.store_partial(y, lanes, sum);
+            }
+        }
+    }
+}
