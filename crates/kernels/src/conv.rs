@@ -100,7 +100,7 @@ pub struct Conv2dOptions {
     /// Images, and the height and width of the inputs to come, where the choice may depend on
     /// them. Others still work.
     pub images: Option<[usize; 3]>,
-    /// Only methods that add up the products as they are: no Winograd.
+    /// Only methods that add up all products as they are: no Winograd, no zeros skipped.
     pub exact: bool,
 }
 
@@ -155,7 +155,21 @@ impl Conv2d {
                 return Conv2d { params, given: params, isa, algorithm, bias };
             }
         }
-        Conv2d::new_with_isa(isa, params, weight, bias)
+        let conv = Conv2d::new_with_isa(isa, params, weight, bias);
+        if options.exact { conv } else { conv.skipping_zeros() }
+    }
+
+    /// Has products skip zeros of the input where they can and it pays.
+    fn skipping_zeros(mut self) -> Conv2d {
+        self.algorithm = match self.algorithm {
+            Algorithm::Pointwise(b) => Algorithm::Pointwise(b.skipping_zeros()),
+            Algorithm::Indirect { groups, zeros } if self.params.taps() == 1 => {
+                let groups = groups.into_iter().map(PackedB::skipping_zeros).collect();
+                Algorithm::Indirect { groups, zeros }
+            }
+            other => other,
+        };
+        self
     }
 
     /// [`Conv2d::new`] for a given instruction set, which must be available.

@@ -4,6 +4,7 @@ pub(crate) mod micro;
 pub(crate) mod driver;
 mod batched;
 mod pack;
+mod skip;
 pub(crate) mod bf16;
 
 pub use batched::BatchedGemm;
@@ -32,6 +33,8 @@ pub struct PackedB {
     nr: usize,
     /// Whether elements are pairs of bf16 (see [`bf16`]).
     pairs: bool,
+    /// Whether products may skip zeros of the left-hand matrix.
+    skips: bool,
     data: AlignedBuffer,
 }
 
@@ -96,7 +99,16 @@ impl PackedB {
         assert!(isa.is_available(), "the instruction set is available");
         let (lanes, mr, vectors) = simd::tile_of(isa);
         let data = AlignedBuffer::zeroed(0);
-        PackedB { isa, k, n, mr, nr: lanes * vectors, pairs: false, data }
+        PackedB { isa, k, n, mr, nr: lanes * vectors, pairs: false, skips: false, data }
+    }
+
+    /// Has products skip the zeros of the left-hand matrix where samples of it say that it pays
+    /// (see docs/activation-sparsity.md). Sums then have their terms in another order at most.
+    ///
+    /// Nothing changes where a weight is infinite or no number: times zero it is no number.
+    pub fn skipping_zeros(self) -> PackedB {
+        let skips = !self.pairs && self.packed().iter().all(|w| w.is_finite());
+        PackedB { skips, ..self }
     }
 
     /// Rows.

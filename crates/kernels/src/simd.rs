@@ -104,6 +104,26 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Transposes the square of the first `LANES` vectors.
     fn transpose(self, square: &mut [Self::V; MAX_LANES]);
 
+    /// Writes `first` plus its number for each lane that is not zero (NaN is not) to `out`, one after
+    /// the other; the count of them.
+    /// # Safety
+    /// `LANES` elements at `out` are writable.
+    #[inline(always)]
+    unsafe fn list_nonzero(self, v: Self::V, first: u32, out: *mut u32) -> usize {
+        let mut lanes = [0.0f32; MAX_LANES];
+        let mut count = 0;
+        // SAFETY: the array has room for LANES elements, and so has `out`, of which at most one
+        // more is written for each lane.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), v);
+            for i in 0..Self::LANES {
+                out.add(count).write(first + i as u32);
+                count += usize::from(lanes[i] != 0.0);
+            }
+        }
+        count
+    }
+
     fn reduce_add(self, a: Self::V) -> f32;
     fn reduce_max(self, a: Self::V) -> f32;
 

@@ -192,7 +192,10 @@ impl PackedMatrix {
         let sparse = || SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
         let dense = || match arithmetic {
             Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
-            Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => {
+            Arithmetic::Fast => {
+                PackedMatrix::F32(PackedB::new(k, n, b, transposed).skipping_zeros())
+            }
+            Arithmetic::Exact | Arithmetic::Reference => {
                 PackedMatrix::F32(PackedB::new(k, n, b, transposed))
             }
         };

@@ -6,11 +6,14 @@ use crate::activation::{Epilogue, Residual};
 use crate::aligned::SharedMut;
 use crate::gemm::PackedB;
 use crate::gemm::micro::{Finish, Micro, Tile};
+use crate::gemm::skip::{self, Skipping};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd};
 
 /// Bytes of a block of rows of A that should stay in the second-level cache.
 const A_BLOCK_BYTES: usize = 384 * 1024;
+/// Bytes of B that each thread may well keep in its own second-level cache.
+const SHARED_B_BYTES: usize = 256 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
 
@@ -97,6 +100,10 @@ impl Split {
         let mut panel_blocks = 1;
         let macs = m * b.n() * b.k();
         let wanted = if threads == 1 { 1 } else { (4 * threads).min(macs / TASK_MACS) };
+        if row_blocks < wanted && b.skips && b.bytes() <= SHARED_B_BYTES {
+            // Rows first: rows that skip zeros should meet many columns.
+            row_blocks = row_blocks.max(wanted.min(m / (2 * mr)));
+        }
         if row_blocks < wanted {
             // Columns first: it keeps each thread on its own part of B. Then rows.
             panel_blocks = wanted.div_ceil(row_blocks).min(panels).max(1);
@@ -155,6 +162,9 @@ impl Kernel for Block<'_> {
         let depth = kc(p.b.isa());
         if self.m == 0 {
             return;
+        }
+        if p.b.skips && skip::pays(s, &self) {
+            return s.call(Skipping(&self));
         }
         if p.run > depth {
             let parts = p.run.div_ceil(depth);

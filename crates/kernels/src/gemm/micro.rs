@@ -185,8 +185,12 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
+/// Finishes and stores the sums of a tile.
+///
+/// # Safety
+/// Output, bias and residual have the tile's columns.
 #[inline(always)]
-unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
+pub(crate) unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     t: &Tile<'_>,
     mut acc: [[S::V; NV]; MR],

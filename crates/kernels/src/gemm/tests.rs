@@ -20,6 +20,19 @@ pub(super) struct Case {
     pub(super) threads: usize,
 }
 
+impl Case {
+    pub(super) fn epilogue<'a>(&self, residual: &'a [f32]) -> Epilogue<'a> {
+        Epilogue {
+            activation: self.activation,
+            residual: match self.residual {
+                0 => Residual::None,
+                1 => Residual::BeforeActivation(residual),
+                _ => Residual::AfterActivation(residual),
+            },
+        }
+    }
+}
+
 pub(super) fn case() -> impl Strategy<Value = Case> {
     let activation = prop_oneof![
         Just(Activation::None),
@@ -72,14 +85,7 @@ proptest! {
         let b = random(c.k * c.n, 2);
         let bias = c.bias.then(|| random(c.n, 3));
         let residual = random(c.m * c.n, 4);
-        let epi = Epilogue {
-            activation: c.activation,
-            residual: match c.residual {
-                0 => Residual::None,
-                1 => Residual::BeforeActivation(&residual),
-                _ => Residual::AfterActivation(&residual),
-            },
-        };
+        let epi = c.epilogue(&residual);
         let sums = reference(&c, 1.0, &a, lda, &b);
         let pool = Pool::new(c.threads);
         for isa in Isa::available() {

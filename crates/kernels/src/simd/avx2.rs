@@ -39,6 +39,24 @@ macro_rules! proven {
     };
 }
 
+/// The numbers of the bits that are set, one after the other.
+static LANES_OF: [[u8; 8]; 256] = {
+    let mut table = [[0; 8]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut lane, mut count) = (0, 0);
+        while lane < 8 {
+            if mask >> lane & 1 == 1 {
+                table[mask][count] = lane as u8;
+                count += 1;
+            }
+            lane += 1;
+        }
+        mask += 1;
+    }
+    table
+};
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE: (usize, usize) = (6, 2);
@@ -159,6 +177,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn lt(self, a: Self::V, b: Self::V) -> Self::M {
         proven!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    unsafe fn list_nonzero(self, v: Self::V, first: u32, out: *mut u32) -> usize {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let nonzero = _mm256_cmp_ps::<_CMP_NEQ_UQ>(v, _mm256_setzero_ps());
+            let mask = _mm256_movemask_ps(nonzero) as usize & 0xff;
+            let numbers = _mm_loadl_epi64(LANES_OF[mask].as_ptr().cast());
+            let first = _mm256_set1_epi32(first as i32);
+            let numbers = _mm256_add_epi32(first, _mm256_cvtepu8_epi32(numbers));
+            _mm256_storeu_si256(out.cast(), numbers);
+            mask.count_ones() as usize
+        }
     }
     #[inline(always)]
     fn is_nan(self, a: Self::V) -> Self::M {

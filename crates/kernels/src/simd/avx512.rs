@@ -201,6 +201,18 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
         proven!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
     }
     #[inline(always)]
+    unsafe fn list_nonzero(self, v: Self::V, first: u32, out: *mut u32) -> usize {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let numbers = _mm512_add_epi32(numbers, _mm512_set1_epi32(first as i32));
+            let mask = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(v, _mm512_setzero_ps());
+            // Compressed in a register: straight to memory is slow on some processors.
+            _mm512_storeu_si512(out.cast(), _mm512_maskz_compress_epi32(mask, numbers));
+            mask.count_ones() as usize
+        }
+    }
+    #[inline(always)]
     fn is_nan(self, a: Self::V) -> Self::M {
         proven!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a))
     }
