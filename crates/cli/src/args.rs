@@ -179,7 +179,7 @@ pub struct PlanArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// cpu, gpu, greedy, heft, dp, split or auto.
+    /// cpu, gpu, threshold, greedy, heft, dp, ios, codl, split, sac, optimal or auto.
     #[arg(long, default_value = "auto")]
     pub policy: String,
     /// Write the plan: edit it, then pass it to `run --plan`.
@@ -207,7 +207,8 @@ pub struct RunArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// cpu, gpu, greedy, heft, dp, split or auto [default: cpu, without measuring anything].
+    /// cpu, gpu, threshold, greedy, heft, dp, ios, codl, split, sac, optimal or auto [default: cpu,
+    /// without measuring anything].
     #[arg(long, conflicts_with = "plan")]
     pub policy: Option<String>,
     /// Run this plan file.

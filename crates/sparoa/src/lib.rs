@@ -25,13 +25,19 @@ pub use sparoa_core::{
     analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
-    ir::{Dim, Graph, Model},
+    ir::{Dim, Graph, Model, Shapes, passes, specialize},
     onnx,
     ops::Variant,
     plan::{Place, Placement, Plan, PlanFile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
-    profile::{CostCache, Link, Profile, default_cache_dir},
-    schedule::{Objective, Pin, Policy, Timeline},
+    profile::{
+        Conditions, CostCache, DeviceProfile, HardwareState, Link, MachineModel, Precision,
+        Profile, PublishedLatency, default_cache_dir,
+    },
+    schedule::{
+        Contest, Decides, Objective, Outcome, Pin, Policy, Problem, Scheduler, Subject, Timeline,
+        simulate,
+    },
     session::{
         Attained, Crossover, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder,
         SessionError, TRIED, Tolerance, ValueInfo, Verification, crossover, measure_roofline,

@@ -2,7 +2,10 @@
 //! a roofline. Inert values; measuring is the session's work.
 
 mod cache;
+mod device;
 mod roofline;
+mod state;
+mod workload;
 
 use std::fmt;
 
@@ -11,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::{backend::Device, ir::NodeId};
 
 pub use cache::{CacheError, CostCache, Links, default_cache_dir, hash_text, write_atomically};
+pub use device::{DeviceProfile, Figure, PowerMode, Precision, ProfileError, PublishedLatency};
 pub use roofline::{DeviceModel, MachineModel};
+pub use state::{Conditions, HardwareState};
+pub use workload::{Workload, workloads};
 
 /// Costs of one graph on one machine. Nodes are those of the graph it was made for, by index.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 //! improved by local search. The session measures the finalists.
 
 use super::{
-    Dp, Greedy, Heft, Problem, ScheduleError, Scheduler, Timeline,
+    CoDl, Dp, Greedy, Heft, Ios, Problem, ScheduleError, Scheduler, Threshold, Timeline,
     single::{CpuOnly, GpuOnly},
     split::variants,
 };
@@ -47,8 +47,10 @@ impl Scheduler for Auto {
 /// When the objective needs figures that the profile lacks.
 pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError> {
     let mut pool = Pool { problem, found: Vec::new() };
-    let policies: [&dyn Scheduler; 5] = [&CpuOnly, &GpuOnly, &Greedy, &Heft, &Dp::default()];
-    for policy in policies {
+    let dp = Dp::default();
+    let classical: [&dyn Scheduler; 8] =
+        [&CpuOnly, &GpuOnly, &Threshold, &Greedy, &Heft, &dp, &Ios, &CoDl];
+    for policy in classical.into_iter().chain(problem.learned) {
         pool.add(policy.name().to_owned(), policy.place(problem)?)?;
     }
     if problem.support.split.iter().any(Option::is_some) {
