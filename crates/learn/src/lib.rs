@@ -2,8 +2,10 @@
 //!
 //! Running them needs nothing but the CPU kernels: [`predictor`] and [`actor`] read [`weights`] from
 //! a file or from embedded bytes. Training them is behind the cargo feature `train` (burn's tensors
-//! and automatic differentiation). The crate knows no graph: callers bring features as slices, and
-//! tasks as [`environment::Environment`].
+//! and automatic differentiation). The nets know no graph: [`features`] and [`rollout`] turn graphs
+//! and machines into numbers, [`policy`] turns numbers into what the core asks for, [`task`] is what
+//! the trainer plays, [`machines`] and [`sweep`] what it plays on and learns from, [`evaluate`] the
+//! figures on what neither net has seen.
 
 mod atomic_file;
 pub mod weights;
@@ -12,11 +14,19 @@ pub mod actor;
 pub mod predictor;
 pub mod environment;
 pub mod dataset;
+pub mod features;
+pub mod sweep;
+pub mod machines;
+pub mod rollout;
+pub mod policy;
+pub mod task;
+pub mod evaluate;
 #[cfg(feature = "train")]
 pub mod train;
 
 pub use actor::Actor;
 pub use dataset::{Dataset, Sequence};
 pub use environment::{Environment, Step};
+pub use policy::{LearnedThresholds, SacPolicy};
 pub use predictor::{Architecture, Predictor};
 pub use weights::{Weights, WeightsError};

@@ -10,11 +10,12 @@ mod mlp;
 pub mod predictor;
 pub mod sac;
 pub mod curve;
+pub mod recipe;
 
 use crate::dataset::DatasetError;
 use crate::weights::WeightsError;
 
-pub use predictor::{PredictorConfig, PredictorRun, train_predictor};
+pub use predictor::{Loss, PredictorConfig, PredictorRun, train_predictor};
 pub use sac::{Progress, SacConfig, SacTrainer, Transition};
 
 /// Why a training did not start, stopped or could not be kept.

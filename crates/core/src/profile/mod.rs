@@ -41,6 +41,10 @@ pub struct Profile {
     pub contention: Contention,
     /// Electrical power, where it is known.
     pub power: Option<Power>,
+    /// Rate per multiply-add with a non-zero weight of the CPU's sparse kernels, over its dense
+    /// kernels' rate; 0 where it is not known.
+    #[serde(default)]
+    pub sparse_efficiency: f64,
 }
 
 /// Costs of one node.

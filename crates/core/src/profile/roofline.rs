@@ -146,6 +146,7 @@ impl MachineModel {
         profile.handoff_ns = self.handoff_ns;
         profile.contention = self.contention;
         profile.power = self.power;
+        profile.sparse_efficiency = self.cpu.sparse_efficiency;
     }
 }
 

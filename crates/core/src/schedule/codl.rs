@@ -24,7 +24,7 @@ impl Scheduler for CoDl {
 
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
         let order: Vec<NodeId> = problem.topology.running().collect();
-        let mut walk = Walk::new(problem.topology, problem.profile);
+        let mut walk = Walk::new(problem.topology);
         let mut placement = Placement::uniform(problem.graph, Place::Cpu);
         let mut at = 0;
         while at < order.len() {
@@ -35,7 +35,7 @@ impl Scheduler for CoDl {
                 for place in places(problem, chain) {
                     let mark = walk.mark();
                     for &id in chain {
-                        walk.step(id, settled(problem, id, place));
+                        walk.step(problem.ground(), id, settled(problem, id, place));
                     }
                     let took = walk.makespan() - start;
                     walk.rewind(mark);
@@ -49,7 +49,7 @@ impl Scheduler for CoDl {
             let (_, length, place) = best.expect("a chain of one operator on the CPU is tried");
             for &id in &order[at..at + length] {
                 let place = settled(problem, id, place);
-                walk.step(id, place);
+                walk.step(problem.ground(), id, place);
                 placement.places[id.index()] = place;
             }
             at += length;

@@ -69,7 +69,7 @@ pub fn upward_ranks(problem: &Problem<'_>) -> Vec<f64> {
 }
 
 fn earliest_finish(problem: &Problem<'_>, order: impl Iterator<Item = NodeId>) -> Placement {
-    let mut walk = Walk::new(problem.topology, problem.profile);
+    let mut walk = Walk::new(problem.topology);
     let mut placement = Placement::uniform(problem.graph, Place::Cpu);
     let outputs: Vec<usize> = problem.topology.outputs.iter().map(|(store, _)| *store).collect();
     for id in order {
@@ -77,7 +77,7 @@ fn earliest_finish(problem: &Problem<'_>, order: impl Iterator<Item = NodeId>) -
             Some(pin) => pin,
             None => {
                 let end = |place: Place| {
-                    let end = walk.look(id, place).end();
+                    let end = walk.look(problem.ground(), id, place).end();
                     // An output of the graph must come home.
                     let home = problem.topology.nodes[id.index()]
                         .writes
@@ -93,7 +93,7 @@ fn earliest_finish(problem: &Problem<'_>, order: impl Iterator<Item = NodeId>) -
                 places.min_by(|a, b| end(*a).total_cmp(&end(*b))).unwrap_or(Place::Cpu)
             }
         };
-        walk.step(id, place);
+        walk.step(problem.ground(), id, place);
         placement.places[id.index()] = place;
     }
     problem.legalize(&mut placement);

@@ -23,8 +23,8 @@ const GROUPS: usize = 4;
 
 /// The best schedule of the operators before a position, of those that end on one processor.
 #[derive(Clone)]
-struct Prefix<'a> {
-    walk: Walk<'a>,
+struct Prefix {
+    walk: Walk,
     /// Index of its last stage in the history.
     last: usize,
 }
@@ -44,10 +44,10 @@ impl Scheduler for Ios {
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
         let order: Vec<NodeId> = problem.topology.running().collect();
         let longest = STAGE[usize::from(order.len() > LARGE)];
-        let start = Walk::new(problem.topology, problem.profile);
+        let start = Walk::new(problem.topology);
         let mut history = vec![Stage { previous: 0, range: 0..0, on_gpu: 0 }];
         // Prefixes that end at the last `longest` positions, oldest first.
-        let mut recent: VecDeque<(usize, Vec<Prefix<'_>>)> = VecDeque::new();
+        let mut recent: VecDeque<(usize, Vec<Prefix>)> = VecDeque::new();
         recent.push_back((0, vec![Prefix { walk: start, last: 0 }]));
         for end in 1..=order.len() {
             // By the processor of the stage's last operator: data are mostly there.
@@ -62,9 +62,9 @@ impl Scheduler for Ios {
                             continue;
                         }
                         let mark = prefix.walk.mark();
-                        run(&mut prefix.walk, stage, on_gpu);
+                        run(problem, &mut prefix.walk, stage, on_gpu);
                         let took = match end == order.len() {
-                            true => prefix.walk.finish(),
+                            true => prefix.walk.finish(problem.ground()),
                             false => prefix.walk.makespan(),
                         };
                         prefix.walk.rewind(mark);
@@ -79,7 +79,7 @@ impl Scheduler for Ios {
             for (_, slot, which, on_gpu) in best.into_iter().flatten() {
                 let (begin, from) = &recent[slot];
                 let mut prefix = from[which].clone();
-                run(&mut prefix.walk, &order[*begin..end], on_gpu);
+                run(problem, &mut prefix.walk, &order[*begin..end], on_gpu);
                 history.push(Stage { previous: prefix.last, range: *begin..end, on_gpu });
                 prefix.last = history.len() - 1;
                 prefixes.push(prefix);
@@ -91,7 +91,9 @@ impl Scheduler for Ios {
         }
         let mut placement = Placement::uniform(problem.graph, Place::Cpu);
         let finished = recent.back().map_or(&[][..], |(_, prefixes)| prefixes);
-        let best = finished.iter().min_by(|a, b| a.walk.finish().total_cmp(&b.walk.finish()));
+        let best = finished.iter().min_by(|a, b| {
+            a.walk.finish(problem.ground()).total_cmp(&b.walk.finish(problem.ground()))
+        });
         let mut at = best.map_or(0, |p| p.last);
         while at != 0 {
             let Stage { previous, range, on_gpu } = &history[at];
@@ -109,9 +111,9 @@ fn place(on_gpu: u32, bit: usize) -> Place {
     if on_gpu >> bit & 1 == 1 { Place::Gpu } else { Place::Cpu }
 }
 
-fn run(walk: &mut Walk<'_>, stage: &[NodeId], on_gpu: u32) {
+fn run(problem: &Problem<'_>, walk: &mut Walk, stage: &[NodeId], on_gpu: u32) {
     for (bit, id) in stage.iter().enumerate() {
-        walk.step(*id, place(on_gpu, bit));
+        walk.step(problem.ground(), *id, place(on_gpu, bit));
     }
     walk.barrier();
 }

@@ -46,7 +46,7 @@ pub use split::{BestSplit, SplitAll, common_share};
 pub use subject::Subject;
 pub use threshold::Threshold;
 pub use topology::{Operator, Read, Topology};
-pub use walk::{Mark, Outlook, Walk};
+pub use walk::{Ground, Mark, Outlook, Walk};
 
 /// What a policy knows.
 #[derive(Clone, Copy)]
@@ -73,7 +73,12 @@ pub struct Problem<'a> {
     pub learned: Option<&'a dyn Scheduler>,
 }
 
-impl Problem<'_> {
+impl<'a> Problem<'a> {
+    /// What a [`Walk`] goes over.
+    pub fn ground(&self) -> Ground<'a> {
+        Ground { topology: self.topology, profile: self.profile }
+    }
+
     /// The processors on which a node may run whole; one when it is pinned to one.
     pub fn devices(&self, node: NodeId) -> &'static [Device] {
         match self.pin(node) {
@@ -344,12 +349,26 @@ impl Objective {
     /// # Errors
     /// [`ScheduleError::NoPower`] when it needs power figures that the profile lacks.
     pub fn score(self, timeline: &Timeline, profile: &Profile) -> Result<f64, ScheduleError> {
-        let latency = timeline.makespan_ns as f64;
+        let busy = [timeline.busy_ns[0], timeline.busy_ns[1]];
+        self.score_of(timeline.makespan_ns, busy, profile)
+    }
+
+    /// [`Objective::score`] of a makespan and the times that the CPU and the GPU compute.
+    ///
+    /// # Errors
+    /// As [`Objective::score`].
+    pub fn score_of(
+        self,
+        makespan_ns: u64,
+        busy_ns: [u64; 2],
+        profile: &Profile,
+    ) -> Result<f64, ScheduleError> {
+        let latency = makespan_ns as f64;
         if self.is_time() {
             return Ok(latency);
         }
         let power = profile.power.ok_or(ScheduleError::NoPower { objective: self })?;
-        let energy = power.energy_j(timeline.makespan_ns, timeline.busy_ns[0], timeline.busy_ns[1]);
+        let energy = power.energy_j(makespan_ns, busy_ns[0], busy_ns[1]);
         Ok(if self == Objective::Energy { energy } else { energy * latency })
     }
 }

@@ -30,6 +30,7 @@ fn profile(graph: &Graph, cpu_ns: &[u64], gpu_ns: &[u64]) -> Profile {
         handoff_ns: 0,
         contention: Default::default(),
         power: None,
+        sparse_efficiency: 0.0,
     }
 }
 
@@ -244,12 +245,12 @@ fn a_walk_is_near_the_simulation() {
             for policy in [Policy::Cpu, Policy::Gpu, Policy::Heft, Policy::Codl, Policy::Split] {
                 let placement = policy.scheduler().place(problem).unwrap();
                 let simulated = problem.judge(&placement).unwrap().2;
-                let mut walk = Walk::new(problem.topology, problem.profile);
+                let mut walk = Walk::new(problem.topology);
                 for id in problem.topology.running() {
-                    let seen = walk.look(id, placement.places[id.index()]);
-                    assert_eq!(seen, walk.step(id, placement.places[id.index()]));
+                    let seen = walk.look(problem.ground(), id, placement.places[id.index()]);
+                    assert_eq!(seen, walk.step(problem.ground(), id, placement.places[id.index()]));
                 }
-                worst = worst.max((walk.finish() / simulated - 1.0).abs());
+                worst = worst.max((walk.finish(problem.ground()) / simulated - 1.0).abs());
             }
         });
     }
@@ -261,20 +262,20 @@ fn a_walk_is_near_the_simulation() {
 fn a_walk_goes_back() {
     let (graph, p) = random_graph(3);
     solve(&graph, &p, |problem| {
-        let mut walk = Walk::new(problem.topology, problem.profile);
+        let mut walk = Walk::new(problem.topology);
         let order: Vec<NodeId> = problem.topology.running().collect();
-        walk.step(order[0], Place::Gpu);
-        let (mark, before) = (walk.mark(), walk.finish());
+        walk.step(problem.ground(), order[0], Place::Gpu);
+        let (mark, before) = (walk.mark(), walk.finish(problem.ground()));
         for &id in &order[1..] {
-            walk.step(id, Place::Split(0.5));
+            walk.step(problem.ground(), id, Place::Split(0.5));
         }
-        let after = walk.finish();
+        let after = walk.finish(problem.ground());
         walk.rewind(mark);
-        assert_eq!(walk.finish(), before);
+        assert_eq!(walk.finish(problem.ground()), before);
         for &id in &order[1..] {
-            walk.step(id, Place::Split(0.5));
+            walk.step(problem.ground(), id, Place::Split(0.5));
         }
-        assert_eq!(walk.finish(), after);
+        assert_eq!(walk.finish(problem.ground()), after);
     });
 }
 

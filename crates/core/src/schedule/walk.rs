@@ -29,6 +29,8 @@ pub struct Outlook {
     pub ready: f64,
     /// When it ends on each processor; 0 where it does not run.
     pub ends: [f64; 2],
+    /// How long each processor computes.
+    pub work: [f64; 2],
     /// Bytes that must be copied first.
     pub copied: f64,
 }
@@ -40,15 +42,24 @@ impl Outlook {
     }
 }
 
-/// See the module.
+/// What a walk goes over.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    /// The operators.
+    pub topology: &'a Topology,
+    /// Their costs.
+    pub profile: &'a Profile,
+}
+
+/// See the module. Every call takes the ground that it was made for.
 #[derive(Clone, Debug)]
-pub struct Walk<'a> {
-    topology: &'a Topology,
-    profile: &'a Profile,
+pub struct Walk {
     /// When each processor is free.
     free: [f64; 2],
     /// When the way to each processor is free.
     link: [f64; 2],
+    /// How long each processor has computed.
+    busy: [f64; 2],
     seats: Vec<Seat>,
     /// What steps have changed, for going back.
     journal: Vec<(usize, Seat)>,
@@ -59,42 +70,40 @@ pub struct Walk<'a> {
 pub struct Mark {
     free: [f64; 2],
     link: [f64; 2],
+    busy: [f64; 2],
     journal: usize,
 }
 
-impl<'a> Walk<'a> {
+impl Walk {
     /// Before the first operator.
-    pub fn new(topology: &'a Topology, profile: &'a Profile) -> Walk<'a> {
+    pub fn new(topology: &Topology) -> Walk {
         let mut walk = Walk {
-            topology,
-            profile,
             free: [0.0; 2],
             link: [0.0; 2],
+            busy: [0.0; 2],
             seats: vec![NOWHERE; topology.stores],
             journal: Vec::with_capacity(64),
         };
-        walk.seat_inputs();
+        walk.reset(topology);
         walk
     }
 
-    fn seat_inputs(&mut self) {
-        for &store in &self.topology.inputs {
+    /// Back to the start.
+    pub fn reset(&mut self, topology: &Topology) {
+        self.free = [0.0; 2];
+        self.link = [0.0; 2];
+        self.busy = [0.0; 2];
+        self.seats.clear();
+        self.seats.resize(topology.stores, NOWHERE);
+        self.journal.clear();
+        for &store in &topology.inputs {
             self.seats[store].whole[CPU] = 0.0;
         }
     }
 
-    /// Back to the start.
-    pub fn reset(&mut self) {
-        self.free = [0.0; 2];
-        self.link = [0.0; 2];
-        self.seats.fill(NOWHERE);
-        self.journal.clear();
-        self.seat_inputs();
-    }
-
     /// A point to [`Walk::rewind`] to.
     pub fn mark(&self) -> Mark {
-        Mark { free: self.free, link: self.link, journal: self.journal.len() }
+        Mark { free: self.free, link: self.link, busy: self.busy, journal: self.journal.len() }
     }
 
     /// Undoes what was done since.
@@ -105,11 +114,17 @@ impl<'a> Walk<'a> {
         }
         self.free = mark.free;
         self.link = mark.link;
+        self.busy = mark.busy;
     }
 
     /// When each processor is free.
     pub fn free(&self) -> [f64; 2] {
         self.free
+    }
+
+    /// How long each processor has computed.
+    pub fn busy(&self) -> [f64; 2] {
+        self.busy
     }
 
     /// The end of everything so far.
@@ -118,12 +133,12 @@ impl<'a> Walk<'a> {
     }
 
     /// The end, with the outputs on the host.
-    pub fn finish(&self) -> f64 {
+    pub fn finish(&self, on: Ground<'_>) -> f64 {
         let mut link = self.link;
         let home = |end: f64, &(store, bytes): &(usize, usize)| {
-            end.max(self.bring(store, bytes, CPU, None, &mut link).0)
+            end.max(self.bring(on, store, bytes, CPU, None, &mut link).0)
         };
-        self.topology.outputs.iter().fold(self.makespan(), home)
+        on.topology.outputs.iter().fold(self.makespan(), home)
     }
 
     /// Where a store is: the share of it that is on the GPU and absent from the CPU, from 0 (all
@@ -139,24 +154,25 @@ impl<'a> Walk<'a> {
     }
 
     /// When this place would run the operator, if it came next.
-    pub fn look(&self, node: NodeId, place: Place) -> Outlook {
+    pub fn look(&self, on: Ground<'_>, node: NodeId, place: Place) -> Outlook {
         let mut link = self.link;
-        self.route(node, place, &mut link)
+        self.route(on, node, place, &mut link)
     }
 
     /// Gives an operator its place.
-    pub fn step(&mut self, node: NodeId, place: Place) -> Outlook {
-        let operator = &self.topology.nodes[node.index()];
+    pub fn step(&mut self, on: Ground<'_>, node: NodeId, place: Place) -> Outlook {
+        let operator = &on.topology.nodes[node.index()];
         if operator.idle {
             return Outlook::default();
         }
         let mut link = self.link;
-        let outlook = self.route(node, place, &mut link);
+        let outlook = self.route(on, node, place, &mut link);
         self.link = link;
         for device in [CPU, GPU] {
             if outlook.ends[device] > 0.0 {
                 self.free[device] = outlook.ends[device];
             }
+            self.busy[device] += outlook.work[device];
         }
         // What was brought whole stays for later readers.
         for read in &operator.reads {
@@ -173,7 +189,7 @@ impl<'a> Walk<'a> {
             }
         }
         let mut made = NOWHERE;
-        match self.effective(node, place) {
+        match effective(on, node, place) {
             Place::Cpu => made.whole[CPU] = outlook.ends[CPU],
             Place::Gpu => made.whole[GPU] = outlook.ends[GPU],
             Place::Split(share) => {
@@ -198,26 +214,15 @@ impl<'a> Walk<'a> {
         self.journal.push((store, self.seats[store]));
     }
 
-    /// A share that rounds to nothing or everything is no split.
-    fn effective(&self, node: NodeId, place: Place) -> Place {
-        let Place::Split(share) = place else { return place };
-        let Some(axis) = self.topology.nodes[node.index()].split else { return Place::Cpu };
-        match axis.gpu_extent(share) {
-            0 => Place::Cpu,
-            units if units == axis.extent => Place::Gpu,
-            units => Place::Split(units as f32 / axis.extent as f32),
-        }
-    }
-
-    fn route(&self, node: NodeId, place: Place, link: &mut [f64; 2]) -> Outlook {
-        let operator = &self.topology.nodes[node.index()];
+    fn route(&self, on: Ground<'_>, node: NodeId, place: Place, link: &mut [f64; 2]) -> Outlook {
+        let operator = &on.topology.nodes[node.index()];
         let mut outlook = Outlook::default();
         let mut starts = [0.0; 2];
         if operator.idle {
             return outlook;
         }
-        let profile = self.profile;
-        let place = self.effective(node, place);
+        let profile = on.profile;
+        let place = effective(on, node, place);
         let shares: [Option<f64>; 2] = match place {
             Place::Cpu => [Some(1.0), None],
             Place::Gpu => [None, Some(1.0)],
@@ -229,7 +234,7 @@ impl<'a> Walk<'a> {
             let (mut ready, mut brought) = (0.0f64, false);
             for read in &operator.reads {
                 let wanted = part.and_then(|share| Some((share, f64::from(read.halo?))));
-                let (at, bytes) = self.bring(read.store, read.bytes, device, wanted, link);
+                let (at, bytes) = self.bring(on, read.store, read.bytes, device, wanted, link);
                 ready = ready.max(at);
                 brought |= bytes > 0.0;
                 outlook.copied += bytes;
@@ -244,34 +249,20 @@ impl<'a> Walk<'a> {
             let which = if device == GPU { Device::Gpu } else { Device::Cpu };
             let time = profile.part_ns(node, which, share) as f64;
             starts[device] = start;
+            outlook.work[device] = time;
             outlook.ends[device] = start + time.max(1e-3);
         }
         if matches!(place, Place::Split(_)) {
-            self.contend(starts, &mut outlook.ends);
+            contend(on.profile, starts, &mut outlook.ends);
         }
         outlook
-    }
-
-    /// Two parts slow each other down for as long as both run.
-    fn contend(&self, starts: [f64; 2], ends: &mut [f64; 2]) {
-        let factors = [self.profile.contention.cpu.max(1.0), self.profile.contention.gpu.max(1.0)];
-        let begin = starts[CPU].max(starts[GPU]);
-        // What is left of each when both run, at full speed.
-        let left = [ends[CPU] - begin, ends[GPU] - begin];
-        if left[CPU] <= 0.0 || left[GPU] <= 0.0 {
-            return;
-        }
-        let slowed = [left[CPU] * factors[CPU], left[GPU] * factors[GPU]];
-        let first = if slowed[CPU] <= slowed[GPU] { CPU } else { GPU };
-        let second = 1 - first;
-        ends[first] = begin + slowed[first];
-        ends[second] = ends[first] + left[second] - slowed[first] / factors[second];
     }
 
     /// When a device has what it needs of a store, and the bytes that must be copied for it.
     /// `part` is the share of the work that it does and the halo beyond it; `None` needs all.
     fn bring(
         &self,
+        on: Ground<'_>,
         store: usize,
         bytes: usize,
         device: usize,
@@ -295,11 +286,38 @@ impl<'a> Walk<'a> {
         if copied < 1.0 {
             return (own, 0.0);
         }
-        let way = if device == GPU { self.profile.upload } else { self.profile.download };
-        let asleep = if source > link[device] { self.profile.handoff_ns as f64 } else { 0.0 };
+        let way = if device == GPU { on.profile.upload } else { on.profile.download };
+        let asleep = if source > link[device] { on.profile.handoff_ns as f64 } else { 0.0 };
         let start = source.max(link[device]) + asleep;
         let end = start + way.copy_ns(copied as usize) as f64;
         link[device] = end;
         (end.max(own), copied)
     }
+}
+
+/// A share that rounds to nothing or everything is no split.
+fn effective(on: Ground<'_>, node: NodeId, place: Place) -> Place {
+    let Place::Split(share) = place else { return place };
+    let Some(axis) = on.topology.nodes[node.index()].split else { return Place::Cpu };
+    match axis.gpu_extent(share) {
+        0 => Place::Cpu,
+        units if units == axis.extent => Place::Gpu,
+        units => Place::Split(units as f32 / axis.extent as f32),
+    }
+}
+
+/// Two parts slow each other down for as long as both run.
+fn contend(profile: &Profile, starts: [f64; 2], ends: &mut [f64; 2]) {
+    let factors = [profile.contention.cpu.max(1.0), profile.contention.gpu.max(1.0)];
+    let begin = starts[CPU].max(starts[GPU]);
+    // What is left of each when both run, at full speed.
+    let left = [ends[CPU] - begin, ends[GPU] - begin];
+    if left[CPU] <= 0.0 || left[GPU] <= 0.0 {
+        return;
+    }
+    let slowed = [left[CPU] * factors[CPU], left[GPU] * factors[GPU]];
+    let first = if slowed[CPU] <= slowed[GPU] { CPU } else { GPU };
+    let second = 1 - first;
+    ends[first] = begin + slowed[first];
+    ends[second] = ends[first] + left[second] - slowed[first] / factors[second];
 }
