@@ -229,6 +229,15 @@ fn a_resumed_training_ends_with_the_same_bits() {
     let every = RunOptions { updates: 400, evaluate_every: 50, ..RunOptions::default() };
     straight.train(&mut envs(), &every, &mut score).unwrap();
 
+    // A training that was extended is the same as a long one.
+    let mut extended = SacTrainer::new(config.clone(), 4, 1).unwrap();
+    teach(&mut extended);
+    let mut tasks = envs();
+    for updates in [101, 399, 400] {
+        extended.train(&mut tasks, &run(updates), &mut score).unwrap();
+    }
+    assert_eq!(bits(&extended), bits(&straight));
+
     let mut killed = SacTrainer::new(config.clone(), 4, 1).unwrap();
     teach(&mut killed);
     let saving = RunOptions { checkpoint_every: 60, checkpoint: Some(path.clone()), ..every };
