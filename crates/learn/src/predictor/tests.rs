@@ -66,6 +66,13 @@ fn inputs(rows: usize, features: usize) -> Vec<f32> {
 }
 
 #[test]
+fn nets_go_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Predictor>();
+    shared::<crate::Actor>();
+}
+
+#[test]
 fn windows_cover_every_operator_once() {
     for window in [2, 3, 8, 128] {
         for rows in [1, 2, 7, 8, 9, 64, 300] {

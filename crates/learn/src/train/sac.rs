@@ -333,13 +333,17 @@ impl SacTrainer {
         self.checkpoint(options)
     }
 
-    /// One step of every environment and the updates owed for it.
+    /// One step of every environment and the updates owed for it. A run that reached its limit in
+    /// the middle owes the rest, which the next run pays before it steps: two runs give the same
+    /// bits as one.
     fn round<E: Environment>(&mut self, envs: &mut [E], limit: u64) -> Result<(), TrainError> {
-        self.step_environments(envs)?;
-        if self.steps < self.config.random_steps || !self.replay.ready(self.config.n_step) {
-            return Ok(());
+        if self.owed < 1.0 {
+            self.step_environments(envs)?;
+            if self.steps < self.config.random_steps || !self.replay.ready(self.config.n_step) {
+                return Ok(());
+            }
+            self.owed += f64::from(self.config.updates_per_step) * envs.len() as f64;
         }
-        self.owed += f64::from(self.config.updates_per_step) * envs.len() as f64;
         while self.owed >= 1.0 && self.updates < limit {
             self.owed -= 1.0;
             self.update()?;
