@@ -23,9 +23,18 @@ pub fn intensity_to_unit(intensity: f64) -> f64 {
     (intensity.clamp(low, high) / low).ln() / (high / low).ln()
 }
 
+/// Nearer to an end of its scale than this, a threshold is at the end: always, or never. Weights
+/// with so few zeros do not occur, and an end must not be missed by a hair.
+const ENDS: f32 = 0.06;
+
 /// Thresholds from a predictor's outputs in [0, 1]; `None` when they are not such.
 pub fn thresholds(sparsity: f32, intensity: f32) -> Option<Thresholds> {
-    let unit = |v: f32| (0.0..=1.0).contains(&v).then_some(f64::from(v));
+    let unit = |v: f32| match v {
+        v if !(0.0..=1.0).contains(&v) => None,
+        v if v < ENDS => Some(0.0),
+        v if v > 1.0 - ENDS => Some(1.0),
+        v => Some(f64::from(v)),
+    };
     let (low, high) = INTENSITY_RANGE;
     Some(Thresholds {
         sparsity: unit(sparsity)?,

@@ -23,7 +23,7 @@ pub fn random(seed: u64, operators: usize) -> Model {
     let mut x = g.unit(image, Conv::same(width, kernel, stride));
     let family = rng.random_range(0..5);
     let mut left = operators.saturating_sub(4);
-    let mut size = 224 / stride;
+    let mut size = (224 + 2 * (kernel / 2) - kernel) / stride + 1;
     // Stages narrow at even distances over the whole depth.
     let stages = rng.random_range(2..=4usize);
     let per_stage = (left / stages).max(1);

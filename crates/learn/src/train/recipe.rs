@@ -64,11 +64,11 @@ impl Default for Recipe {
     fn default() -> Recipe {
         Recipe {
             seed: 1,
-            networks: 96,
-            machines: 10,
+            networks: 160,
+            machines: 12,
             epochs: 40,
-            shown: 500,
-            clone_steps: 6_000,
+            shown: 600,
+            clone_steps: 10_000,
             updates: 30_000,
             validation: 48,
         }
@@ -287,13 +287,13 @@ fn scheduler(
         batch: 256,
         capacity: 100_000,
         updates_per_step: 1.0 / ENVIRONMENTS as f32,
-        actor_rate: 1e-4,
+        actor_rate: 3e-5,
         critic_rate: 5e-4,
         temperature_rate: 3e-4,
-        initial_temperature: 0.01,
-        target_entropy: Some(-2.5),
+        initial_temperature: 0.003,
+        target_entropy: Some(-3.0),
         random_steps: 0,
-        critic_warmup: recipe.updates / 6,
+        critic_warmup: recipe.updates / 4,
         seed: recipe.seed,
         ..SacConfig::default()
     };
