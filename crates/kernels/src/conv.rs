@@ -82,7 +82,7 @@ enum Algorithm {
     Pointwise(PackedB),
     /// Pointers to each tap's pixel, a matrix of weights per group.
     Indirect { groups: Vec<PackedB>, zeros: Vec<f32> },
-    /// Few input channels, and weights for the nearer caches: padded lines of the input.
+    /// A first layer's few input channels: pixels in registers over padded lines of the input.
     Lines(PackedB),
     /// Few input channels: a tap is a whole row of the kernel.
     KernelRows { b: PackedB, zeros: Vec<f32> },
@@ -183,7 +183,7 @@ impl Conv2d {
             Algorithm::Pointwise(pack(0))
         } else if ci == 1 && p.groups > 1 && taps <= depthwise::MAX_TAPS {
             Algorithm::Depthwise(Depthwise::new(p, weight))
-        } else if ci < 16 && taps > 1 && lines::fits(p) {
+        } else if taps > 1 && lines::fits(p) {
             Algorithm::Lines(pack(0))
         } else if ci < 16 && taps > 1 && p.groups == 1 && p.dilation[1] == 1 {
             Algorithm::KernelRows { b: pack(0), zeros: vec![0.0; p.kernel[1] * ci] }

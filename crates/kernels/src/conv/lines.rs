@@ -14,18 +14,23 @@ use crate::conv::indirect::Geometry;
 use crate::gemm::PackedB;
 use crate::gemm::micro::{Finish, SecondPass};
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, MAX_LANES, Simd};
 
 /// Rows of the tallest kernel.
 const MAX_ROWS: usize = 16;
 /// Lines between its first row and its last: all of them are kept.
 const MAX_SPAN: usize = 64;
-/// Pixels of the tiles that are compiled, as far as the registers allow.
+/// Pixels of the tiles that are compiled, as far as the registers allow: few, for each is compiled
+/// for all widths, steps and instruction sets.
 const TILES: [usize; 6] = [24, 16, 12, 8, 6, 4];
 /// The most that a tile reaches beyond an output row.
 const OVERHANG: usize = 7;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 32 * 1024;
+/// Beyond these, tiles by [`Geometry::kernel_rows`] may be faster: with more input channels in
+/// narrow images, with more products for an output (large patches) in all.
+const MAX_CHANNELS: usize = 4;
+const MAX_DEPTH: usize = 256;
 /// Bytes of weights that are read again for every output row.
 const MAX_WEIGHT_BYTES: usize = 256 * 1024;
 
@@ -33,8 +38,10 @@ const MAX_WEIGHT_BYTES: usize = 256 * 1024;
 pub(crate) fn fits(p: &Conv2dParams) -> bool {
     p.groups == 1
         && p.dilation[1] == 1
+        && p.c_in <= MAX_CHANNELS
         && p.kernel[0] <= MAX_ROWS
         && (p.kernel[0] - 1).saturating_mul(p.dilation[0]) <= MAX_SPAN
+        && p.taps() * p.c_in <= MAX_DEPTH
         && 4 * p.taps() * p.c_in * p.c_out <= MAX_WEIGHT_BYTES
 }
 
@@ -218,34 +225,46 @@ struct Panel<'a> {
     distance: usize,
 }
 
+// Conditions on the instruction set are `const`: where they are false, nothing is compiled.
 #[inline(always)]
 fn call_vectors<S: Simd>(s: S, panel: Panel<'_>) {
     match panel.vectors {
         1 => call_step::<S, 1>(s, panel),
-        2 if S::TILE.1 >= 2 => call_step::<S, 2>(s, panel),
-        3 if S::TILE.1 >= 3 => call_step::<S, 3>(s, panel),
-        4 if S::TILE.1 >= 4 => call_step::<S, 4>(s, panel),
+        2 if const { S::TILE.1 >= 2 } => call_step::<S, 2>(s, panel),
+        3 if const { S::TILE.1 >= 3 } => call_step::<S, 3>(s, panel),
+        4 if const { S::TILE.1 >= 4 } => call_step::<S, 4>(s, panel),
         _ => unreachable!("a panel has at most TILE.1 vectors"),
     }
 }
 
 #[inline(always)]
 fn call_step<S: Simd, const NV: usize>(s: S, panel: Panel<'_>) {
+    // One and three channels, at steps of 1, 2 and 4 pixels. Instruction sets for old machines
+    // only are not worth the time to compile them for.
     match panel.step {
-        1 => call_tiles::<S, NV, 1>(s, panel),
-        2 => call_tiles::<S, NV, 2>(s, panel),
-        3 => call_tiles::<S, NV, 3>(s, panel),
-        6 => call_tiles::<S, NV, 6>(s, panel),
-        12 => call_tiles::<S, NV, 12>(s, panel),
+        1 if const { knows_steps::<S>() } => call_tiles::<S, NV, 1>(s, panel),
+        3 if const { knows_steps::<S>() } => call_tiles::<S, NV, 3>(s, panel),
+        6 if const { knows_steps::<S>() } => call_tiles::<S, NV, 6>(s, panel),
+        12 if const { knows_steps::<S>() } => call_tiles::<S, NV, 12>(s, panel),
         _ => call_tiles::<S, NV, 0>(s, panel),
     }
+}
+
+const fn knows_steps<S: Simd>() -> bool {
+    S::LANES > 4 || cfg!(target_arch = "aarch64")
+}
+
+/// The most pixels of a tile of NV vectors.
+const fn most<S: Simd, const NV: usize>() -> usize {
+    S::TILE.0 * S::TILE.1 / NV
 }
 
 /// The largest tiles as long as they fit, then the smallest that covers the rest.
 #[inline(always)]
 fn call_tiles<S: Simd, const NV: usize, const STEP: usize>(s: S, panel: Panel<'_>) {
-    let most = S::TILE.0 * S::TILE.1 / NV;
-    let tiles = || TILES.into_iter().filter(|&tile| tile <= most);
+    let most = const { most::<S, NV>() };
+    // Six only where it is the largest.
+    let tiles = || TILES.into_iter().filter(|&tile| tile <= most && (tile != 6 || most < 8));
     let largest = tiles().next().expect("the smallest tile fits the registers");
     let whole = panel.pixels / largest * largest;
     if whole > 0 {
@@ -265,14 +284,13 @@ fn call_tile<S: Simd, const NV: usize, const STEP: usize>(
     panel: Panel<'_>,
     pixels: Range<usize>,
 ) {
-    let most = S::TILE.0 * S::TILE.1 / NV;
     match tile {
         4 => s.call(Tiles::<4, NV, STEP> { panel, pixels }),
-        6 if most >= 6 => s.call(Tiles::<6, NV, STEP> { panel, pixels }),
-        8 if most >= 8 => s.call(Tiles::<8, NV, STEP> { panel, pixels }),
-        12 if most >= 12 => s.call(Tiles::<12, NV, STEP> { panel, pixels }),
-        16 if most >= 16 => s.call(Tiles::<16, NV, STEP> { panel, pixels }),
-        24 if most >= 24 => s.call(Tiles::<24, NV, STEP> { panel, pixels }),
+        6 if const { most::<S, NV>() / 2 == 3 } => s.call(Tiles::<6, NV, STEP> { panel, pixels }),
+        8 if const { most::<S, NV>() >= 8 } => s.call(Tiles::<8, NV, STEP> { panel, pixels }),
+        12 if const { most::<S, NV>() >= 12 } => s.call(Tiles::<12, NV, STEP> { panel, pixels }),
+        16 if const { most::<S, NV>() >= 16 } => s.call(Tiles::<16, NV, STEP> { panel, pixels }),
+        24 if const { most::<S, NV>() >= 24 } => s.call(Tiles::<24, NV, STEP> { panel, pixels }),
         _ => unreachable!("a tile fits the registers"),
     }
 }
@@ -341,68 +359,88 @@ impl<const P: usize, const NV: usize, const STEP: usize> Tiles<'_, P, NV, STEP> 
     #[inline(always)]
     fn store<S: Simd>(&self, s: S, first: usize, pixels: usize, mut acc: [[S::V; NV]; P]) {
         let t = &self.panel;
-        let start = first * t.distance;
-        let residual = t.residual.map_or(std::ptr::null(), |r| r[start..].as_ptr());
-        if t.finish.before {
-            acc = self.add_residual(s, residual, pixels, acc);
+        let f = t.finish;
+        if pixels < P || f.before || f.after || f.slow.is_some() {
+            let mut sums = [[[0.0; MAX_LANES]; NV]; P];
+            for (sums, acc) in sums.as_flattened_mut().iter_mut().zip(acc.as_flattened()) {
+                // SAFETY: a vector has at most MAX_LANES lanes.
+                unsafe { s.store(sums.as_mut_ptr(), *acc) };
+            }
+            let sums = &sums.as_flattened()[..pixels * NV];
+            return s.call(Finishing { panel: t, first, vectors: NV, sums });
         }
-        t.finish.activate_all(s, &mut acc);
-        if t.finish.after && t.finish.slow.is_none() {
-            acc = self.add_residual(s, residual, pixels, acc);
-        }
-        // SAFETY: y has the panel's columns of each pixel of the row.
-        let y = unsafe { t.y.add(start) };
-        for p in 0..P {
-            if p < pixels {
-                for v in 0..NV {
-                    // SAFETY: as above.
-                    unsafe {
-                        let y = y.add(p * t.distance + v * S::LANES);
-                        if v + 1 < NV || t.tail == S::LANES {
-                            s.store(y, acc[p][v]);
-                        } else {
-                            s.store_partial(y, t.tail, acc[p][v]);
-                        }
-                    }
+        f.activate_all(s, &mut acc);
+        // SAFETY: y has the panel's columns of each pixel of the row: NV vectors, `tail` lanes of
+        // the last.
+        unsafe {
+            let y = t.y.add(first * t.distance);
+            for p in 0..P {
+                for v in 0..NV - 1 {
+                    s.store(y.add(p * t.distance + v * S::LANES), acc[p][v]);
+                }
+            }
+            let y = y.add((NV - 1) * S::LANES);
+            if t.tail == S::LANES {
+                for p in 0..P {
+                    s.store(y.add(p * t.distance), acc[p][NV - 1]);
+                }
+            } else {
+                for p in 0..P {
+                    s.store_partial(y.add(p * t.distance), t.tail, acc[p][NV - 1]);
                 }
             }
         }
-        if let Some(act) = t.finish.slow {
-            s.call(SecondPass {
-                act,
-                c: y,
-                residual: if t.finish.after { residual } else { std::ptr::null() },
-                ldc: t.distance,
-                rows: pixels,
-                columns: (NV - 1) * S::LANES + t.tail,
-            });
-        }
     }
+}
+
+/// The sums of a tile that is not full, or whose epilogue is one that first layers seldom have:
+/// compiled once for all tiles, and slower.
+struct Finishing<'a> {
+    panel: &'a Panel<'a>,
+    /// The first pixel.
+    first: usize,
+    /// Vectors of each pixel.
+    vectors: usize,
+    sums: &'a [[f32; MAX_LANES]],
+}
+
+impl Kernel for Finishing<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn add_residual<S: Simd>(
-        &self,
-        s: S,
-        residual: *const f32,
-        pixels: usize,
-        mut acc: [[S::V; NV]; P],
-    ) -> [[S::V; NV]; P] {
-        let t = &self.panel;
-        for p in 0..P {
-            for v in 0..NV {
-                // SAFETY: where the finish adds one, the residual has the panel's columns of each
-                // pixel of the row; pixels that are none read the last.
-                let x = unsafe {
-                    let r = residual.add(p.min(pixels - 1) * t.distance + v * S::LANES);
-                    if v + 1 < NV || t.tail == S::LANES {
-                        s.load(r)
-                    } else {
-                        s.load_partial(r, t.tail)
+    fn run<S: Simd>(self, s: S) {
+        let t = self.panel;
+        let f = t.finish;
+        let residual = |at: usize| t.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr());
+        for (p, sums) in self.sums.chunks_exact(self.vectors).enumerate() {
+            for (v, sums) in sums.iter().enumerate() {
+                let lanes = if v + 1 < self.vectors { S::LANES } else { t.tail };
+                let at = (self.first + p) * t.distance + v * S::LANES;
+                // SAFETY: y, and the residual where the finish adds one, have the panel's columns
+                // of each pixel of the row.
+                unsafe {
+                    let mut sum = s.load(sums.as_ptr());
+                    if f.before {
+                        sum = s.add(sum, s.load_partial(residual(at), lanes));
                     }
-                };
-                acc[p][v] = s.add(acc[p][v], x);
+                    sum = f.activate(s, sum);
+                    if f.after && f.slow.is_none() {
+                        sum = s.add(sum, s.load_partial(residual(at), lanes));
+                    }
+                    s.store_partial(t.y.add(at), lanes, sum);
+                }
             }
         }
-        acc
+        if let Some(act) = f.slow {
+            let at = self.first * t.distance;
+            s.call(SecondPass {
+                act,
+                c: t.y.wrapping_add(at),
+                residual: if f.after { residual(at) } else { std::ptr::null() },
+                ldc: t.distance,
+                rows: self.sums.len() / self.vectors,
+                columns: (self.vectors - 1) * S::LANES + t.tail,
+            });
+        }
     }
 }

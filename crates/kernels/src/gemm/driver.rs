@@ -238,13 +238,14 @@ impl Block<'_> {
     }
 }
 
+// Conditions on the instruction set are `const`: where they are false, nothing is compiled.
 #[inline(always)]
 pub(crate) fn call_tile<S: Simd>(s: S, mr: usize, nv: usize, tile: Tile<'_>) {
     match nv {
         1 => call_height::<S, 1>(s, mr, tile),
         2 => call_height::<S, 2>(s, mr, tile),
-        3 if S::TILE.1 >= 3 => call_height::<S, 3>(s, mr, tile),
-        _ if S::TILE.1 >= 4 => call_height::<S, 4>(s, mr, tile),
+        3 if const { S::TILE.1 >= 3 } => call_height::<S, 3>(s, mr, tile),
+        _ if const { S::TILE.1 >= 4 } => call_height::<S, 4>(s, mr, tile),
         _ => unreachable!("a panel has at most TILE.1 vectors"),
     }
 }
@@ -256,14 +257,14 @@ fn call_height<S: Simd, const NV: usize>(s: S, mr: usize, tile: Tile<'_>) {
         2 => s.call(Micro::<2, NV, 2>(tile)),
         3 => s.call(Micro::<3, NV, 2>(tile)),
         4 => s.call(Micro::<4, NV, 1>(tile)),
-        5 if S::TILE.0 >= 5 => s.call(Micro::<5, NV, 1>(tile)),
-        6 if S::TILE.0 >= 6 => s.call(Micro::<6, NV, 1>(tile)),
-        7 if S::TILE.0 >= 7 => s.call(Micro::<7, NV, 1>(tile)),
-        8 if S::TILE.0 >= 8 => s.call(Micro::<8, NV, 1>(tile)),
-        9 if S::TILE.0 >= 9 => s.call(Micro::<9, NV, 1>(tile)),
-        10 if S::TILE.0 >= 10 => s.call(Micro::<10, NV, 1>(tile)),
-        11 if S::TILE.0 >= 11 => s.call(Micro::<11, NV, 1>(tile)),
-        12 if S::TILE.0 >= 12 => s.call(Micro::<12, NV, 1>(tile)),
+        5 if const { S::TILE.0 >= 5 } => s.call(Micro::<5, NV, 1>(tile)),
+        6 if const { S::TILE.0 >= 6 } => s.call(Micro::<6, NV, 1>(tile)),
+        7 if const { S::TILE.0 >= 7 } => s.call(Micro::<7, NV, 1>(tile)),
+        8 if const { S::TILE.0 >= 8 } => s.call(Micro::<8, NV, 1>(tile)),
+        9 if const { S::TILE.0 >= 9 } => s.call(Micro::<9, NV, 1>(tile)),
+        10 if const { S::TILE.0 >= 10 } => s.call(Micro::<10, NV, 1>(tile)),
+        11 if const { S::TILE.0 >= 11 } => s.call(Micro::<11, NV, 1>(tile)),
+        12 if const { S::TILE.0 >= 12 } => s.call(Micro::<12, NV, 1>(tile)),
         _ => unreachable!("a tile has 1 to TILE.0 rows"),
     }
 }
