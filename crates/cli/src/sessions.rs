@@ -7,9 +7,9 @@ use std::{
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
-    Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads,
-    cpu_info, default_cache_dir, isa, onnx, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EngineError, Model, Objective, Pin, Plan, PlanFile,
+    Policy, Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions,
+    available_threads, cpu_info, default_cache_dir, isa, onnx, zoo,
 };
 
 use crate::{
@@ -268,7 +268,10 @@ impl BuildRequest {
     }
 
     /// Shapes by input name: `--shape` with the name filled in, and `--batch` applied.
-    fn resolve_shapes(&self) -> CliResult<Vec<(String, Vec<usize>)>> {
+    ///
+    /// # Errors
+    /// Shapes and batches that the model's inputs cannot have.
+    pub fn resolve_shapes(&self) -> CliResult<Vec<(String, Vec<usize>)>> {
         let nameless = self.shapes.iter().any(|s| s.name.is_none());
         if !nameless && self.batch.is_none() {
             let named = |s: &ShapeArg| Some((s.name.clone()?, s.dims.clone()));
@@ -296,7 +299,11 @@ impl BuildRequest {
         Ok(shapes)
     }
 
-    fn model(&self) -> CliResult<Arc<Model>> {
+    /// The model.
+    ///
+    /// # Errors
+    /// When the file is no model that can be read.
+    pub fn model(&self) -> CliResult<Arc<Model>> {
         match &self.source {
             ModelSource::Zoo(model) => Ok(model.clone()),
             ModelSource::File(path) => onnx::load(path, &onnx::LoadOptions::default())
@@ -371,7 +378,12 @@ pub struct Counts {
 impl Counts {
     /// Of a session's plan; operators that only rename dimensions are not counted.
     pub fn of(session: &Session) -> Counts {
-        let (cpu, gpu, split) = session.plan().node_counts();
+        Counts::of_plan(session.plan())
+    }
+
+    /// Of a plan.
+    pub fn of_plan(plan: &Plan) -> Counts {
+        let (cpu, gpu, split) = plan.node_counts();
         Counts { cpu, gpu, split }
     }
 

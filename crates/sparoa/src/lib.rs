@@ -25,18 +25,18 @@ pub use sparoa_core::{
     analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
-    ir::{Dim, Graph, Model, Shapes, passes, specialize},
+    ir::{Dim, Graph, Model, NodeId, Shapes, SpecializeError, passes, specialize},
     onnx,
     ops::Variant,
-    plan::{Place, Placement, Plan, PlanFile, dot},
+    plan::{CompileError, Hardware, Place, Placement, Plan, PlanFile, compile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
     profile::{
         Conditions, CostCache, DeviceProfile, HardwareState, Link, MachineModel, Precision,
-        Profile, PublishedLatency, default_cache_dir,
+        Profile, ProfileError, PublishedLatency, Workload, default_cache_dir,
     },
     schedule::{
-        Contest, Decides, Objective, Outcome, Pin, Policy, Problem, Scheduler, Subject, Timeline,
-        simulate,
+        Candidate, Contest, Decides, Objective, Outcome, Pin, PinError, PinTo, Policy, Problem,
+        ScheduleError, Scheduler, Subject, Timeline, candidates, resolve_pins, simulate,
     },
     session::{
         Attained, Crossover, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder,

@@ -6,6 +6,7 @@ pub mod inspect;
 pub mod plan;
 pub mod profile;
 pub mod prune;
+pub mod reproduce;
 pub mod run;
 pub mod verify;
 pub mod zoo;

@@ -3,6 +3,7 @@
 
 mod cache;
 mod device;
+mod published;
 mod roofline;
 mod state;
 mod workload;
@@ -15,6 +16,7 @@ use crate::{backend::Device, ir::NodeId};
 
 pub use cache::{CacheError, CostCache, Links, default_cache_dir, hash_text, write_atomically};
 pub use device::{DeviceProfile, Figure, PowerMode, Precision, ProfileError, PublishedLatency};
+pub use published::{Prediction, predict_ms, predictions};
 pub use roofline::{DeviceModel, MachineModel};
 pub use state::{Conditions, HardwareState};
 pub use workload::{Workload, workloads};

@@ -97,6 +97,22 @@ pub struct MachineModel {
 }
 
 impl MachineModel {
+    /// The machine with an engine whose GPU kernels take `factor` times as long.
+    #[must_use]
+    pub fn with_gpu_time_factor(mut self, factor: f64) -> MachineModel {
+        let gpu = &mut self.gpu;
+        for rate in &mut gpu.flops_per_s {
+            *rate /= factor;
+        }
+        for ns in &mut gpu.fill_ns {
+            *ns *= factor;
+        }
+        gpu.bytes_per_s /= factor;
+        gpu.cache_bytes_per_s /= factor;
+        gpu.launch_ns *= factor;
+        self
+    }
+
     /// An operator on the CPU, with this share of zeros among its weights.
     pub fn cpu_cost(&self, work: &Workload, sparsity: f64) -> Cost {
         self.cpu.cost(work, 1, work.bytes, sparsity)
