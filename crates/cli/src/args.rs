@@ -49,6 +49,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// The paper's tables by simulation on published figures of its boards, beside its figures.
     Reproduce(ReproduceArgs),
+    /// Figures of the learned parts on models and boards that they have not seen (simulated).
+    Evaluate(EvaluateArgs),
+    /// Train the threshold predictor and the scheduler (needs the cargo feature `train`).
+    Train(TrainArgs),
     /// The built-in models.
     #[command(subcommand)]
     Zoo(ZooCommand),
@@ -339,6 +343,37 @@ pub struct ReproduceArgs {
     /// Write charts and tables as a page.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// `evaluate`.
+#[derive(Args, Debug)]
+pub struct EvaluateArgs {
+    /// States of the hardware per model and board.
+    #[arg(long, value_name = "N", default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub states: u32,
+    /// Small random networks on which every placement is tried.
+    #[arg(long, value_name = "N", default_value_t = 12,
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub small: u32,
+}
+
+/// `train`.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Where the weights and learning curves go. A training that was interrupted there goes on; set
+    /// SPAROA_WEIGHTS to the folder to use them.
+    #[arg(short, long, value_name = "FOLDER", default_value = "weights")]
+    pub output: PathBuf,
+    /// Seed: the same seed gives the same weights on the same machine.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Updates of the scheduler.
+    #[arg(long, value_name = "N")]
+    pub updates: Option<u64>,
+    /// Seconds instead of minutes: to see that it works, not to use the result.
+    #[arg(long)]
+    pub tiny: bool,
 }
 
 /// `prune`.

@@ -55,6 +55,8 @@ fn main() -> ExitCode {
         Command::Verify(a) => commands::verify::run(a, &out),
         Command::Zoo(a) => commands::zoo::run(a, &out),
         Command::Reproduce(a) => commands::reproduce::run(a, &out),
+        Command::Evaluate(a) => commands::evaluate::run(a, &out),
+        Command::Train(a) => commands::train::run(a, &out),
         Command::Prune(a) => commands::prune::run(a, &out),
     };
     match result {

@@ -15,6 +15,7 @@ use sparoa::{
 use crate::{
     args::{DeviceArgs, PolicyArgs},
     error::{CliError, CliResult, Kind},
+    learned::{Learned, learned},
     progress::Bars,
     shapes::ShapeArg,
 };
@@ -154,6 +155,12 @@ impl Machine {
             .on_progress(bars.build(&request.label));
         if let Some(gpu) = &self.gpu {
             builder = builder.accelerator(gpu.clone());
+            // Only where there is something to decide.
+            let Learned { policy, thresholds, .. } = learned();
+            builder = builder.thresholds(thresholds);
+            if let Some(policy) = policy {
+                builder = builder.learned(policy);
+            }
         }
         if let Some(why) = &self.gpu_unavailable {
             builder = builder.no_gpu_reason(why.clone());

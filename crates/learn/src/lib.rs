@@ -21,6 +21,7 @@ pub mod rollout;
 pub mod policy;
 pub mod task;
 pub mod evaluate;
+pub mod shipped;
 #[cfg(feature = "train")]
 pub mod train;
 
@@ -29,4 +30,5 @@ pub use dataset::{Dataset, Sequence};
 pub use environment::{Environment, Step};
 pub use policy::{LearnedThresholds, SacPolicy};
 pub use predictor::{Architecture, Predictor};
+pub use shipped::Learned;
 pub use weights::{Weights, WeightsError};

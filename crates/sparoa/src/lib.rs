@@ -48,3 +48,5 @@ pub use sparoa_core::{
 };
 pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
 pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};
+/// The learned parts: predictor of thresholds, policy `sac`, their weights, figures and training.
+pub use sparoa_learn as learn;

@@ -26,6 +26,7 @@ use crate::{
     policy::{LearnedThresholds, SacPolicy},
     predictor::{Architecture, Predictor},
     rollout::OBSERVATION,
+    shipped::{ACTOR_FILE, predictor_file},
     sweep::sequence,
     task::{PlacementTask, Question, network, show},
     weights::Weights,
@@ -93,6 +94,7 @@ impl Recipe {
 
 /// How far a training has come.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Stage {
     /// Networks are being made.
     Networks {
@@ -151,14 +153,6 @@ impl From<crate::weights::WeightsError> for RecipeError {
         RecipeError::Train(e.into())
     }
 }
-
-/// Name of a predictor's weight file.
-pub fn predictor_file(architecture: Architecture) -> String {
-    format!("predictor-{}.safetensors", architecture.name())
-}
-
-/// Name of the scheduler's weight file.
-pub const ACTOR_FILE: &str = "actor.safetensors";
 
 /// Trains everything into a folder, which may hold a training that was interrupted. `tell` hears how
 /// far it has come, from two threads.

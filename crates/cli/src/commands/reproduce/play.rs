@@ -122,17 +122,22 @@ fn policies(
         ));
     }
     let sac = Policy::Sac.scheduler();
-    rows.0.push((Policy::Sac.to_string(), deciding(&contest, &*sac)?));
+    rows.0.push((Policy::Sac.to_string(), deciding(&contest, &*sac, Decides::Always)?));
     for ablation in &learned.ablations {
         let contest = Contest { thresholds: &*ablation.thresholds, ..contest };
-        rows.0.push((ablation.name.to_owned(), deciding(&contest, &*ablation.policy)?));
+        let row = deciding(&contest, &*ablation.policy, ablation.decides)?;
+        rows.0.push((ablation.name.to_owned(), row));
     }
     Ok(rows)
 }
 
-/// A policy that decides in every state.
-fn deciding(contest: &Contest<'_>, policy: &dyn Scheduler) -> Result<PolicyRow, ScheduleError> {
-    let outcome = contest.play(policy, Decides::Always)?;
+/// The learned policy, or what is left of it.
+fn deciding(
+    contest: &Contest<'_>,
+    policy: &dyn Scheduler,
+    decides: Decides,
+) -> Result<PolicyRow, ScheduleError> {
+    let outcome = contest.play(policy, decides)?;
     Ok(PolicyRow {
         latency_ms: outcome.latency_ms,
         energy_j: outcome.energy_j,
