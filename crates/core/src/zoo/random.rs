@@ -8,7 +8,7 @@ use super::{
     net::{Act, Conv, Net},
     vit::{Encoder, encoder_layer},
 };
-use crate::ir::Model;
+use crate::{ir::Model, ops::AttributeValue};
 
 const EPS: f32 = 1e-5;
 
@@ -21,7 +21,7 @@ pub fn random(seed: u64, operators: usize) -> Model {
     let width = *[8usize, 16, 24, 32, 48, 64].choose(&mut rng).expect("not empty");
     let (kernel, stride) = *[(3, 2), (7, 2), (4, 4)].choose(&mut rng).expect("not empty");
     let mut x = g.unit(image, Conv::same(width, kernel, stride));
-    let family = rng.random_range(0..5);
+    let family = rng.random_range(0..6);
     let mut left = operators.saturating_sub(4);
     let mut size = (224 + 2 * (kernel / 2) - kernel) / stride + 1;
     // Stages narrow at even distances over the whole depth.
@@ -37,12 +37,18 @@ pub fn random(seed: u64, operators: usize) -> Model {
         }
         let out = if grows { (x.channels * 2).min(768) } else { x.channels };
         // Mostly the network's own family, now and then another block.
-        let kind = if rng.random_bool(0.8) { family } else { rng.random_range(0..5) };
+        let kind = if rng.random_bool(0.8) { family } else { rng.random_range(0..7) };
         let (y, used) = match kind {
             0 => (g.residual(x, out, stride), 3),
             1 => (g.inverted(x, out, stride, *[3usize, 4, 6].choose(&mut rng).expect("some")), 4),
             2 => (g.branches(x, out, stride, rng.random_range(2..=4)), 5),
-            3 if size <= 28 => (g.encoder(x, out, stride, size), 9),
+            3 if size <= 28 => (g.encoder(x, out, stride, size, size), 9),
+            4 if size % 7 == 0 => {
+                // Windows, now and then of a shifted image.
+                let x = if rng.random_bool(0.5) { g.roll(x) } else { x };
+                (g.encoder(x, out, stride, size, 7), 16)
+            }
+            5 if !grows => (g.shuffle(x, size), 1),
             _ => (
                 g.unit(x, Conv::same(out, *[1usize, 3, 5].choose(&mut rng).expect("some"), stride)),
                 1,
@@ -121,22 +127,56 @@ impl Generator {
         sum.unwrap_or(x)
     }
 
-    /// A transformer's layer over the pixels as tokens.
-    fn encoder(&mut self, x: Act, out: usize, stride: usize, size: usize) -> Act {
+    /// A transformer's layer over the pixels of each window of so many rows and columns.
+    fn encoder(&mut self, x: Act, out: usize, stride: usize, size: usize, window: usize) -> Act {
         let features = out.div_ceil(32) * 32;
         let x = match stride == 1 && x.channels == features {
             true => x,
             false => self.unit(x, Conv::same(features, 3, stride)),
         };
         let name = self.name();
-        let tokens = self.net.reshape(&format!("{name}.in"), x.id, &[0, features as i64, -1]);
-        let tokens = self.net.transpose(&format!("{name}.tokens"), tokens, &[0, 2, 1]);
+        let net = &mut self.net;
+        let (c, w, n) = (features as i64, window as i64, (size / window) as i64);
+        let size = size as i64;
+        let y = net.transpose(&format!("{name}.last"), x.id, &[0, 2, 3, 1]);
+        let y = net.reshape(&format!("{name}.grid"), y, &[-1, n, w, n, w, c]);
+        let y = net.transpose(&format!("{name}.windows"), y, &[0, 1, 3, 2, 4, 5]);
+        let tokens = net.reshape(&format!("{name}.tokens"), y, &[-1, w * w, c]);
         let sizes = Encoder { features, heads: features / 32, mlp: 4 * features };
-        let y = encoder_layer(&mut self.net, sizes, &name, tokens);
-        let y = self.net.transpose(&format!("{name}.image"), y, &[0, 2, 1]);
-        let dims = [0, features as i64, size as i64, size as i64];
-        let id = self.net.reshape(&format!("{name}.out"), y, &dims);
+        let y = encoder_layer(net, sizes, &name, tokens);
+        let y = net.reshape(&format!("{name}.back"), y, &[-1, n, n, w, w, c]);
+        let y = net.transpose(&format!("{name}.rows"), y, &[0, 1, 3, 2, 4, 5]);
+        let y = net.reshape(&format!("{name}.image"), y, &[-1, size, size, c]);
+        let id = net.transpose(&format!("{name}.first"), y, &[0, 3, 1, 2]);
         Act { id, channels: features, moment: 1.0 }
+    }
+
+    /// The image shifted by three rows and columns, around its edges.
+    fn roll(&mut self, x: Act) -> Act {
+        let name = self.name();
+        let mut id = x.id;
+        for axis in [2i64, 3] {
+            let mut part = |which: &str, start: i64, end: i64| {
+                let name = format!("{name}.{which}{axis}");
+                let bounds = [("start", start), ("end", end), ("axis", axis)]
+                    .map(|(what, value)| self.net.ints(&format!("{name}_{what}"), &[value]));
+                self.net.op(&name, "Slice", &[id, bounds[0], bounds[1], bounds[2]], &[])
+            };
+            let (tail, head) = (part("tail", 3, i64::MAX), part("head", 0, 3));
+            let axis = [("axis", AttributeValue::Int(axis))];
+            id = self.net.op(&format!("{name}.roll{}", axis[0].0), "Concat", &[tail, head], &axis);
+        }
+        Act { id, ..x }
+    }
+
+    /// Channels of two halves, interleaved (ShuffleNet).
+    fn shuffle(&mut self, x: Act, size: usize) -> Act {
+        let name = self.name();
+        let (half, size) = (x.channels as i64 / 2, size as i64);
+        let y = self.net.reshape(&format!("{name}.halves"), x.id, &[0, 2, half, size, size]);
+        let y = self.net.transpose(&format!("{name}.turn"), y, &[0, 2, 1, 3, 4]);
+        let id = self.net.reshape(&format!("{name}.merge"), y, &[0, 2 * half, size, size]);
+        self.unit(Act { id, ..x }, Conv { groups: x.channels, ..Conv::same(x.channels, 3, 1) })
     }
 }
 

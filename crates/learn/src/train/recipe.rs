@@ -65,8 +65,8 @@ impl Default for Recipe {
     fn default() -> Recipe {
         Recipe {
             seed: 1,
-            networks: 160,
-            machines: 12,
+            networks: 240,
+            machines: 8,
             epochs: 40,
             shown: 600,
             clone_steps: 10_000,
@@ -193,7 +193,7 @@ fn networks(recipe: Recipe, tell: &(dyn Fn(Stage) + Sync)) -> Vec<Arc<Subject>> 
     (0..of)
         .map(|done| {
             tell(Stage::Networks { done, of });
-            let operators = 5.0 * 30f64.powf(rng.random_range(0.0..1.0));
+            let operators = 5.0 * 50f64.powf(rng.random_range(0.0..1.0));
             Arc::new(network(recipe.seed.wrapping_mul(100_003) + done as u64, operators as usize))
         })
         .collect()
@@ -276,16 +276,16 @@ fn scheduler(
     }
     let config = SacConfig {
         gamma: 1.0,
-        reward_scale: 20.0,
-        n_step: 5,
+        reward_scale: 50.0,
+        n_step: 10,
         batch: 256,
         capacity: 100_000,
         updates_per_step: 1.0 / ENVIRONMENTS as f32,
-        actor_rate: 3e-5,
+        actor_rate: 5e-6,
         critic_rate: 5e-4,
         temperature_rate: 3e-4,
         initial_temperature: 0.003,
-        target_entropy: Some(-3.0),
+        target_entropy: Some(-4.0),
         random_steps: 0,
         critic_warmup: recipe.updates / 4,
         seed: recipe.seed,
