@@ -31,6 +31,9 @@ pub struct Document {
     pub data_dependent: Option<String>,
     pub nodes: Vec<Row>,
     pub files: Vec<String>,
+    /// What to know about the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// The simulated timeline.
@@ -133,6 +136,9 @@ impl Document {
         }
         for file in &self.files {
             text.push_str(&format!("wrote {file}\n"));
+        }
+        if let Some(note) = &self.note {
+            text.push_str(&format!("{note}\n"));
         }
         text
     }

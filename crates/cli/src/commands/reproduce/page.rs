@@ -63,7 +63,7 @@ pub fn page(d: &Document) -> String {
         ));
         body.push_str(&table(t, "ms per inference (simulated)", |r| Some(ms(r.latency_ms))));
         body.push_str(&table(t, "ms if every policy plans anew in every state (simulated)", |r| {
-            r.replanned_latency_ms.map(ms)
+            Some(ms(r.replanned_latency_ms))
         }));
         body.push_str(&table(t, "J per inference (simulated)", |r| {
             r.energy_j.map(|j| format!("{j:.4}"))
