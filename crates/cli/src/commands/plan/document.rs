@@ -161,7 +161,10 @@ impl Document {
             table.row([
                 n.name.clone(),
                 n.op_type.clone(),
-                n.place.to_string(),
+                match n.place {
+                    Place::Split(share) => format!("split:{share:.2}"),
+                    whole => whole.to_string(),
+                },
                 n.kernel.unwrap_or("").to_owned(),
                 time(n.cpu_ms),
                 time(n.gpu_ms),

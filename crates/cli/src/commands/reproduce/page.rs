@@ -104,6 +104,8 @@ fn chart(
     }
     let step = tick(most);
     let high = (most / step).ceil() * step;
+    // As many as a line's value has.
+    let decimals = (-step.log10().floor()).max(0.0) as usize;
     let base = HEIGHT - BOTTOM;
     let y = |v: f64| base - v / high * (base - TOP);
     let mut svg = format!(
@@ -117,7 +119,7 @@ fn chart(
         let _ = write!(
             svg,
             "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{v}</text>",
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{v:.decimals$}</text>",
             LEFT - 6.0,
             at + 4.0
         );
