@@ -147,5 +147,6 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
         nodes,
         plan,
         files,
+        note: None,
     }
 }

@@ -31,6 +31,9 @@ pub struct Document {
     pub data_dependent: Option<String>,
     pub nodes: Vec<Row>,
     pub files: Vec<String>,
+    /// What to know about the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// The simulated timeline.
@@ -134,6 +137,9 @@ impl Document {
         for file in &self.files {
             text.push_str(&format!("wrote {file}\n"));
         }
+        if let Some(note) = &self.note {
+            text.push_str(&format!("{note}\n"));
+        }
         text
     }
 
@@ -155,7 +161,10 @@ impl Document {
             table.row([
                 n.name.clone(),
                 n.op_type.clone(),
-                n.place.to_string(),
+                match n.place {
+                    Place::Split(share) => format!("split:{share:.2}"),
+                    whole => whole.to_string(),
+                },
                 n.kernel.unwrap_or("").to_owned(),
                 time(n.cpu_ms),
                 time(n.gpu_ms),

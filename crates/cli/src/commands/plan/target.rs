@@ -56,7 +56,7 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
     plan.objective = request.objective.to_string();
     plan.pins = request.pins.iter().map(ToString::to_string).collect();
     plan.predicted_ns = Some(chosen.timeline.makespan_ns);
-    let files = write(args, &target, &request, &subject, &chosen, &profile, &plan)?;
+    let files = write(args, &request, &subject, &chosen, &profile, &plan)?;
     let ms = |s: &Simulated| Some(s.timeline.makespan_ns as f64 / 1e6);
     let (to_gpu, to_cpu) = chosen.plan.copied_bytes();
     let thresholds = learned.thresholds.predict(&subject.graph, &subject.analysis, &profile);
@@ -89,6 +89,10 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
             |id| sparse(id).then_some("sparse"),
         ),
         source: chosen.source,
+        note: args.output.as_ref().map(|_| {
+            let name = &target.board.name;
+            format!("the plan file is simulated, for {name}: `run --plan` refuses it")
+        }),
         plan,
         files,
     };
@@ -106,8 +110,8 @@ fn refuse_kernels(pins: &[Pin]) -> CliResult {
     }
 }
 
-/// The board, as plan files name machines. No machine has this name, so that `run --plan` refuses
-/// the file instead of running a plan that was never measured.
+/// The board, as plan files name machines. A machine that runs plans has another name, so that
+/// `run --plan` refuses the file instead of running a plan that nobody has measured.
 fn hardware(target: &Target) -> Hardware {
     let board = &target.board;
     Hardware {
@@ -137,7 +141,6 @@ fn dense_makespan_ms(target: &Target, subject: &Subject, chosen: &Simulated) -> 
 
 fn write(
     args: &PlanArgs,
-    target: &Target,
     request: &BuildRequest,
     subject: &Subject,
     chosen: &Simulated,
@@ -147,11 +150,7 @@ fn write(
     let mut files = Vec::new();
     if let Some(path) = &args.output {
         plan.write(path).map_err(CliError::input)?;
-        files.push(format!(
-            "{} (a plan of {}: `run --plan` refuses it on any machine)",
-            path.display(),
-            target.board.name
-        ));
+        files.push(path.display().to_string());
     }
     if let Some(path) = &args.trace {
         let predicted = [TraceSource::Predicted(&chosen.timeline)];

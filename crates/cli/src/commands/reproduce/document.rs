@@ -53,7 +53,7 @@ pub struct PolicyRow {
     pub latency_ms: f64,
     pub energy_j: Option<f64>,
     /// If it plans anew in every state, which it knows.
-    pub replanned_latency_ms: Option<f64>,
+    pub replanned_latency_ms: f64,
     /// Median time of a decision, on the computer that simulates.
     pub decision_us: f64,
 }
@@ -135,7 +135,7 @@ pub struct Figures {
     /// Geometric mean over boards, models and baselines that were planned once.
     pub mean_speedup_over_baselines: f64,
     /// Over baselines that plan anew in every state.
-    pub mean_speedup_over_replanned_baselines: Option<f64>,
+    pub mean_speedup_over_replanned_baselines: f64,
     pub max_speedup_over_cpu: f64,
     /// Mean share of energy saved against `codl`, planned once.
     pub energy_saving_vs_best_coexecution: Option<f64>,
@@ -197,9 +197,8 @@ impl Figures {
             rows.iter().filter_map(pair).collect()
         };
         let planned = |(other, sac): &(PolicyRow, PolicyRow)| other.latency_ms / sac.latency_ms;
-        let replanned = |(other, sac): &(PolicyRow, PolicyRow)| {
-            Some(other.replanned_latency_ms? / sac.latency_ms)
-        };
+        let replanned =
+            |(other, sac): &(PolicyRow, PolicyRow)| other.replanned_latency_ms / sac.latency_ms;
         let baselines: Vec<_> = BASELINES.iter().flat_map(|b| against(b.name())).collect();
         let speedups = |name: &str| -> Vec<f64> { against(name).iter().map(planned).collect() };
         let saved: Option<Vec<f64>> = against(Policy::Codl.name())
@@ -208,12 +207,12 @@ impl Figures {
             .collect();
         let over = std::iter::once(Policy::Cpu).chain(BASELINES);
         let mean = |name: &'static str| (name, geometric_mean(&speedups(name)));
-        let replanned: Option<Vec<f64>> = baselines.iter().map(replanned).collect();
+        let over_baselines = |ratio: &dyn Fn(&(PolicyRow, PolicyRow)) -> f64| {
+            geometric_mean(&baselines.iter().map(ratio).collect::<Vec<_>>())
+        };
         Figures {
-            mean_speedup_over_baselines: geometric_mean(
-                &baselines.iter().map(planned).collect::<Vec<_>>(),
-            ),
-            mean_speedup_over_replanned_baselines: replanned.map(|all| geometric_mean(&all)),
+            mean_speedup_over_baselines: over_baselines(&planned),
+            mean_speedup_over_replanned_baselines: over_baselines(&replanned),
             max_speedup_over_cpu: speedups(Policy::Cpu.name()).into_iter().fold(0.0, f64::max),
             energy_saving_vs_best_coexecution: saved
                 .map(|all| all.iter().sum::<f64>() / all.len().max(1) as f64),
@@ -235,7 +234,7 @@ mod tests {
         PolicyRow {
             latency_ms,
             energy_j: Some(energy_j),
-            replanned_latency_ms: Some(latency_ms),
+            replanned_latency_ms: latency_ms,
             decision_us: 1.0,
         }
     }

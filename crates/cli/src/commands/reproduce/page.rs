@@ -63,7 +63,7 @@ pub fn page(d: &Document) -> String {
         ));
         body.push_str(&table(t, "ms per inference (simulated)", |r| Some(ms(r.latency_ms))));
         body.push_str(&table(t, "ms if every policy plans anew in every state (simulated)", |r| {
-            r.replanned_latency_ms.map(ms)
+            Some(ms(r.replanned_latency_ms))
         }));
         body.push_str(&table(t, "J per inference (simulated)", |r| {
             r.energy_j.map(|j| format!("{j:.4}"))
@@ -104,6 +104,8 @@ fn chart(
     }
     let step = tick(most);
     let high = (most / step).ceil() * step;
+    // As many as a line's value has.
+    let decimals = (-step.log10().floor()).max(0.0) as usize;
     let base = HEIGHT - BOTTOM;
     let y = |v: f64| base - v / high * (base - TOP);
     let mut svg = format!(
@@ -117,7 +119,7 @@ fn chart(
         let _ = write!(
             svg,
             "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{v}</text>",
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{v:.decimals$}</text>",
             LEFT - 6.0,
             at + 4.0
         );

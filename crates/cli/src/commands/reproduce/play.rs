@@ -68,12 +68,11 @@ pub struct Model {
 pub fn play(board: &Board, model: &Model, learned: &Learned) -> Result<Played, ScheduleError> {
     let mut settings = Vec::new();
     for (setting, (machine, _)) in Setting::ALL.into_iter().zip(&board.machines) {
-        // The tables are those of the main setting; of the others there is only a summary.
-        let full = setting == Setting::ALL[0];
-        if !full && model.pruned {
+        // The tables are those of the main setting; the summary of the others leaves out these.
+        if model.pruned && setting != Setting::ALL[0] {
             continue;
         }
-        settings.push(policies(board, model, machine, learned, full)?);
+        settings.push(policies(board, model, machine, learned)?);
     }
     Ok(Played {
         target: board.name.clone(),
@@ -88,7 +87,6 @@ fn policies(
     model: &Model,
     machine: &MachineModel,
     learned: &Learned,
-    full: bool,
 ) -> Result<Rows, ScheduleError> {
     let contest = Contest {
         subject: &model.subject,
@@ -102,24 +100,17 @@ fn policies(
         let scheduler = policy.scheduler();
         let once = contest.play(&*scheduler, Decides::Once)?;
         // A processor alone is the same plan in every state.
-        let alone = matches!(policy, Policy::Cpu | Policy::Gpu);
-        let anew = match full && !alone {
-            true => Some(contest.play(&*scheduler, Decides::Always)?),
-            false => None,
+        let anew = match policy {
+            Policy::Cpu | Policy::Gpu => once.clone(),
+            _ => contest.play(&*scheduler, Decides::Always)?,
         };
-        rows.0.push((
-            policy.to_string(),
-            PolicyRow {
-                latency_ms: once.latency_ms,
-                energy_j: once.energy_j,
-                replanned_latency_ms: match (&anew, alone) {
-                    (Some(anew), _) => Some(anew.latency_ms),
-                    (None, true) => Some(once.latency_ms),
-                    (None, false) => None,
-                },
-                decision_us: anew.map_or(once.decision_us, |a| a.decision_us),
-            },
-        ));
+        let row = PolicyRow {
+            latency_ms: once.latency_ms,
+            energy_j: once.energy_j,
+            replanned_latency_ms: anew.latency_ms,
+            decision_us: anew.decision_us,
+        };
+        rows.0.push((policy.to_string(), row));
     }
     let sac = Policy::Sac.scheduler();
     rows.0.push((Policy::Sac.to_string(), deciding(&contest, &*sac, Decides::Always)?));
@@ -141,7 +132,7 @@ fn deciding(
     Ok(PolicyRow {
         latency_ms: outcome.latency_ms,
         energy_j: outcome.energy_j,
-        replanned_latency_ms: Some(outcome.latency_ms),
+        replanned_latency_ms: outcome.latency_ms,
         decision_us: outcome.decision_us,
     })
 }

@@ -9,8 +9,8 @@ use crate::table::{Table, ms};
 pub fn text(d: &Document) -> String {
     let mut text = format!(
         "simulated: every figure comes from published figures of the boards, none was measured.\n\
-         Means over {} states of the hardware (seed {}): load of others on CPU and GPU, power mode, \
-         temperature. All but sac are planned once, for the idle board; sac: {}.\n",
+         Means over {} states of the hardware (seed {}): load of others on CPU and GPU, power \
+         mode, temperature.\nAll but sac are planned once, for the idle board; sac: {}.\n",
         d.states, d.seed, d.sac
     );
     for t in &d.targets {
@@ -22,7 +22,7 @@ pub fn text(d: &Document) -> String {
             "\n{} (simulated), ms if every policy plans anew in every state\n",
             t.target
         ));
-        text.push_str(&table(t, |row| row.replanned_latency_ms.map(ms)));
+        text.push_str(&table(t, |row| Some(ms(row.replanned_latency_ms))));
         text.push_str(&format!("\n{} (simulated), J per inference\n", t.target));
         text.push_str(&table(t, |row| row.energy_j.map(|j| format!("{j:.4}"))));
     }
@@ -71,7 +71,7 @@ pub fn summary_rows(d: &Document) -> Vec<Vec<String>> {
         ),
         (
             "over baselines planned anew in every state".to_owned(),
-            Box::new(move |f| f.mean_speedup_over_replanned_baselines.map(times)),
+            Box::new(move |f| Some(times(f.mean_speedup_over_replanned_baselines))),
             "-".to_owned(),
         ),
         (
