@@ -144,3 +144,6 @@ impl ThresholdModel for LearnedThresholds {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;
