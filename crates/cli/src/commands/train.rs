@@ -27,7 +27,10 @@ mod with_feature {
     use std::time::Instant;
 
     use serde::Serialize;
-    use sparoa::learn::train::recipe::{Recipe, Stage, train};
+    use sparoa::learn::{
+        Architecture,
+        train::recipe::{Recipe, Stage, train},
+    };
 
     use crate::{
         args::TrainArgs,
@@ -57,10 +60,8 @@ mod with_feature {
         let start = Instant::now();
         train(recipe, &args.output, &|stage| match stage {
             Stage::Networks { done, .. } => networks.set_position(done as u64 + 1),
-            Stage::Predictor { architecture, epoch, .. } => {
-                if architecture == sparoa::learn::Architecture::TransformerLstm {
-                    predictor.set_position(epoch.epoch as u64);
-                }
+            Stage::Predictor { architecture: Architecture::TransformerLstm, epoch, .. } => {
+                predictor.set_position(epoch.epoch as u64);
             }
             Stage::Teacher { done, .. } => teacher.set_position(done as u64 + 1),
             Stage::Scheduler { progress, .. } => scheduler.set_position(progress.update),
