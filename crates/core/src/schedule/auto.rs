@@ -21,8 +21,11 @@ pub struct Candidate {
     pub score: f64,
 }
 
-/// Simulations that local search may spend per start.
+/// Simulations that local search may spend per start, in graphs of up to [`SEARCH_NODES`] nodes;
+/// fewer in larger ones, whose simulations take longer.
 const SEARCH_BUDGET: usize = 120;
+/// See [`SEARCH_BUDGET`].
+const SEARCH_NODES: usize = 300;
 
 pub(super) struct Auto;
 
@@ -94,7 +97,8 @@ impl Pool<'_> {
 fn improve(problem: &Problem<'_>, start: &Candidate) -> Result<Placement, ScheduleError> {
     let mut best = start.placement.clone();
     let mut score = start.score;
-    let mut budget = SEARCH_BUDGET;
+    let nodes = start.placement.places.len().max(SEARCH_NODES);
+    let mut budget = SEARCH_BUDGET * SEARCH_NODES / nodes;
     loop {
         let before = score;
         for neighbour in neighbours(&best) {

@@ -68,9 +68,9 @@ impl Default for Recipe {
             networks: 240,
             machines: 8,
             epochs: 40,
-            shown: 600,
-            clone_steps: 10_000,
-            updates: 30_000,
+            shown: 2_000,
+            clone_steps: 25_000,
+            updates: 20_000,
             validation: 48,
         }
     }
@@ -221,7 +221,8 @@ fn predictor(
     tell: &(dyn Fn(Stage) + Sync),
 ) -> Result<Weights, RecipeError> {
     let path = folder.join(predictor_file(architecture));
-    let made_by = format!("{recipe:?}");
+    let Recipe { seed, networks, machines, epochs, .. } = recipe;
+    let made_by = format!("seed {seed}, {networks} networks, {machines} machines, {epochs} epochs");
     if let Ok(weights) = Weights::load(&path)
         && weights.note("recipe") == Some(&made_by)
     {
