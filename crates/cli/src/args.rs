@@ -47,6 +47,12 @@ pub enum Command {
     Bench(BenchArgs),
     /// Compare a plan's outputs with the CPU reference.
     Verify(VerifyArgs),
+    /// The paper's tables by simulation on published figures of its boards, beside its figures.
+    Reproduce(ReproduceArgs),
+    /// Figures of the learned parts on models and boards that they have not seen (simulated).
+    Evaluate(EvaluateArgs),
+    /// Train the threshold predictor and the scheduler (needs the cargo feature `train`).
+    Train(TrainArgs),
     /// The built-in models.
     #[command(subcommand)]
     Zoo(ZooCommand),
@@ -123,7 +129,8 @@ pub struct PolicyArgs {
     /// GLOB matches node names or op types. Repeatable; later pins win.
     #[arg(long, value_name = "GLOB=PLACE")]
     pub pin: Vec<String>,
-    /// What to minimise: latency or throughput (per-request time at the given batch).
+    /// What to minimise: latency, throughput (per-request time at the given batch), energy or edp
+    /// (energy times latency); the last two need power figures, which --target has.
     #[arg(long, default_value = "latency")]
     pub objective: String,
     /// Measure again instead of using cached profiles and choices.
@@ -179,9 +186,15 @@ pub struct PlanArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// cpu, gpu, greedy, heft, dp, split or auto.
+    /// cpu, gpu, threshold, greedy, heft, dp, ios, codl, split, sac, optimal or auto.
     #[arg(long, default_value = "auto")]
     pub policy: String,
+    /// Plan for a machine that is not here, by its published figures: the name of a device profile
+    /// (see `sparoa devices`) or the path of one. Everything is then simulated.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = [
+        "threads", "cpus", "gpu", "device", "allow_fallback", "exact", "fresh",
+    ])]
+    pub target: Option<String>,
     /// Write the plan: edit it, then pass it to `run --plan`.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -207,7 +220,8 @@ pub struct RunArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub policy_args: PolicyArgs,
-    /// cpu, gpu, greedy, heft, dp, split or auto [default: cpu, without measuring anything].
+    /// cpu, gpu, threshold, greedy, heft, dp, ios, codl, split, sac, optimal or auto [default: cpu,
+    /// without measuring anything].
     #[arg(long, conflicts_with = "plan")]
     pub policy: Option<String>,
     /// Run this plan file.
@@ -298,6 +312,68 @@ pub struct VerifyArgs {
     /// pictures (.jpg, .png) in this folder, with crops and flips if they are fewer than 50.
     #[arg(long, value_name = "FOLDER")]
     pub images: Option<PathBuf>,
+}
+
+/// `reproduce`.
+#[derive(Args, Debug)]
+pub struct ReproduceArgs {
+    /// Device profiles, by name or path.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "jetson-agx-orin,jetson-orin-nano"
+    )]
+    pub target: Vec<String>,
+    /// Built-in models (NAME or NAME@p90).
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "resnet18,mobilenet_v2,mobilenet_v3_small,vit_b_16,swin_t"
+    )]
+    pub model: Vec<String>,
+    /// States of the hardware per board.
+    #[arg(long, value_name = "N", default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub states: u32,
+    /// Seed of the states.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write charts and tables as a page.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// `evaluate`.
+#[derive(Args, Debug)]
+pub struct EvaluateArgs {
+    /// States of the hardware per model and board.
+    #[arg(long, value_name = "N", default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub states: u32,
+    /// Small random networks on which every placement is tried.
+    #[arg(long, value_name = "N", default_value_t = 12,
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub small: u32,
+}
+
+/// `train`.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Where the weights and learning curves go. A training that was interrupted there goes on; set
+    /// SPAROA_WEIGHTS to the folder to use them.
+    #[arg(short, long, value_name = "FOLDER", default_value = "weights")]
+    pub output: PathBuf,
+    /// Seed: the same seed gives the same weights on the same machine.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Updates of the scheduler.
+    #[arg(long, value_name = "N")]
+    pub updates: Option<u64>,
+    /// Seconds instead of minutes: to see that it works, not to use the result.
+    #[arg(long)]
+    pub tiny: bool,
 }
 
 /// `prune`.

@@ -28,6 +28,13 @@ pub struct LatencyMs {
     pub max: f64,
 }
 
+impl LatencyMs {
+    /// A predicted latency: the same every time.
+    pub fn constant(ms: f64) -> LatencyMs {
+        LatencyMs { mean: ms, p50: ms, p90: ms, p95: ms, p99: ms, min: ms, max: ms }
+    }
+}
+
 impl Latencies {
     /// Nothing recorded.
     pub fn new() -> Latencies {

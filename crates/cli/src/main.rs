@@ -9,11 +9,14 @@ mod error;
 mod images;
 mod inputs;
 mod latency;
+mod learned;
 mod output;
+mod page;
 mod progress;
 mod sessions;
 mod shapes;
 mod table;
+mod targets;
 
 use std::process::ExitCode;
 
@@ -51,6 +54,9 @@ fn main() -> ExitCode {
         Command::Bench(a) => commands::bench::run(a, &out),
         Command::Verify(a) => commands::verify::run(a, &out),
         Command::Zoo(a) => commands::zoo::run(a, &out),
+        Command::Reproduce(a) => commands::reproduce::run(a, &out),
+        Command::Evaluate(a) => commands::evaluate::run(a, &out),
+        Command::Train(a) => commands::train::run(a, &out),
         Command::Prune(a) => commands::prune::run(a, &out),
     };
     match result {

@@ -7,14 +7,15 @@ use std::{
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EngineError, Model, Objective, Pin, PlanFile, Policy,
-    Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions, available_threads,
-    cpu_info, default_cache_dir, isa, onnx, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EngineError, Model, Objective, Pin, Plan, PlanFile,
+    Policy, Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions,
+    available_threads, cpu_info, default_cache_dir, isa, onnx, zoo,
 };
 
 use crate::{
     args::{DeviceArgs, PolicyArgs},
     error::{CliError, CliResult, Kind},
+    learned::{Learned, learned},
     progress::Bars,
     shapes::ShapeArg,
 };
@@ -154,6 +155,12 @@ impl Machine {
             .on_progress(bars.build(&request.label));
         if let Some(gpu) = &self.gpu {
             builder = builder.accelerator(gpu.clone());
+            // Only where there is something to decide.
+            let Learned { policy, thresholds, .. } = learned();
+            builder = builder.thresholds(thresholds);
+            if let Some(policy) = policy {
+                builder = builder.learned(policy);
+            }
         }
         if let Some(why) = &self.gpu_unavailable {
             builder = builder.no_gpu_reason(why.clone());
@@ -268,7 +275,10 @@ impl BuildRequest {
     }
 
     /// Shapes by input name: `--shape` with the name filled in, and `--batch` applied.
-    fn resolve_shapes(&self) -> CliResult<Vec<(String, Vec<usize>)>> {
+    ///
+    /// # Errors
+    /// Shapes and batches that the model's inputs cannot have.
+    pub fn resolve_shapes(&self) -> CliResult<Vec<(String, Vec<usize>)>> {
         let nameless = self.shapes.iter().any(|s| s.name.is_none());
         if !nameless && self.batch.is_none() {
             let named = |s: &ShapeArg| Some((s.name.clone()?, s.dims.clone()));
@@ -296,7 +306,11 @@ impl BuildRequest {
         Ok(shapes)
     }
 
-    fn model(&self) -> CliResult<Arc<Model>> {
+    /// The model.
+    ///
+    /// # Errors
+    /// When the file is no model that can be read.
+    pub fn model(&self) -> CliResult<Arc<Model>> {
         match &self.source {
             ModelSource::Zoo(model) => Ok(model.clone()),
             ModelSource::File(path) => onnx::load(path, &onnx::LoadOptions::default())
@@ -371,7 +385,12 @@ pub struct Counts {
 impl Counts {
     /// Of a session's plan; operators that only rename dimensions are not counted.
     pub fn of(session: &Session) -> Counts {
-        let (cpu, gpu, split) = session.plan().node_counts();
+        Counts::of_plan(session.plan())
+    }
+
+    /// Of a plan.
+    pub fn of_plan(plan: &Plan) -> Counts {
+        let (cpu, gpu, split) = plan.node_counts();
         Counts { cpu, gpu, split }
     }
 

@@ -48,7 +48,8 @@ impl Table {
 }
 
 fn looks_numeric(text: &str) -> bool {
-    text.is_empty() || text == "-" || text.starts_with(|c: char| c.is_ascii_digit())
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    digits.is_empty() || digits.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// `1.23 GFLOP`-like text: a value scaled to k, M, G, T with three digits.
@@ -95,7 +96,8 @@ mod tests {
         let mut t = Table::new(&["name", "ms"]);
         t.row(["a".into(), "1.5".into()]);
         t.row(["long".into(), "10.25".into()]);
-        assert_eq!(t.render(), "name     ms\na       1.5\nlong  10.25\n");
+        t.row(["less".into(), "-1".into()]);
+        assert_eq!(t.render(), "name     ms\na       1.5\nlong  10.25\nless     -1\n");
     }
 
     #[test]

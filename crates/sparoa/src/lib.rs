@@ -25,13 +25,19 @@ pub use sparoa_core::{
     analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
-    ir::{Dim, Graph, Model},
+    ir::{Dim, Graph, Model, NodeId, Shapes, SpecializeError, passes, specialize},
     onnx,
     ops::Variant,
-    plan::{Place, Placement, Plan, PlanFile, dot},
+    plan::{CompileError, Hardware, Place, Placement, Plan, PlanFile, compile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
-    profile::{CostCache, Link, Profile, default_cache_dir},
-    schedule::{Objective, Pin, Policy, Timeline},
+    profile::{
+        Conditions, CostCache, DeviceProfile, HardwareState, Link, MachineModel, Precision,
+        Profile, ProfileError, PublishedLatency, Workload, default_cache_dir,
+    },
+    schedule::{
+        Candidate, Contest, Decides, Objective, Outcome, Pin, PinError, PinTo, Policy, Problem,
+        ScheduleError, Scheduler, Subject, Timeline, candidates, resolve_pins, simulate,
+    },
     session::{
         Attained, Crossover, Decision, GuardReport, Progress, Roofline, Session, SessionBuilder,
         SessionError, TRIED, Tolerance, ValueInfo, Verification, crossover, measure_roofline,
@@ -42,3 +48,5 @@ pub use sparoa_core::{
 };
 pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
 pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};
+/// The learned parts: predictor of thresholds, policy `sac`, their weights, figures and training.
+pub use sparoa_learn as learn;

@@ -130,8 +130,9 @@ fn imports(code: &str) -> impl Iterator<Item = String> {
 
 #[test]
 fn crates_point_left() {
-    let order = ["kernels", "core", "gpu", "sparoa", "cli"];
-    let packages = ["sparoa-kernels", "sparoa-core", "sparoa-gpu", "sparoa", "sparoa-cli"];
+    let order = ["kernels", "core", "gpu", "learn", "sparoa", "cli"];
+    let packages =
+        ["sparoa-kernels", "sparoa-core", "sparoa-gpu", "sparoa-learn", "sparoa", "sparoa-cli"];
     for (i, folder) in order.iter().enumerate() {
         let manifest = workspace().join("crates").join(folder).join("Cargo.toml");
         let text = fs::read_to_string(&manifest).expect("manifest");

@@ -1,5 +1,7 @@
 //! `sparoa bench`.
 
+mod simulated;
+
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -33,20 +35,23 @@ struct Row {
     batch: usize,
     threads: usize,
     device: &'static str,
+    /// Predicted for `target`, not measured.
     simulated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
     latency_ms: LatencyMs,
     throughput_ips: f64,
-    first_inference_ms: f64,
-    load_ms: f64,
+    first_inference_ms: Option<f64>,
+    load_ms: Option<f64>,
     /// Of the whole process so far: it grows over the rows.
     peak_rss_bytes: Option<u64>,
-    /// No energy counter is read yet.
+    /// No energy counter is read yet: known of simulated rows only.
     energy_j: Option<f64>,
     iterations: u64,
     placement: Counts,
     /// What the policy chose.
     plan: String,
-    /// Time of the first row of the same model and batch over this row's, by medians.
+    /// Time of the first row of the same machine, model and batch over this row's, by medians.
     speedup: f64,
     precision: String,
 }
@@ -83,7 +88,9 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
     let environment = Environment::read(machine.devices());
     let bars = Bars::new(out);
     let (policies, skipped) = contenders(args, &machine)?;
+    let simulates = nothing_asked(args) && !has_real_gpu(&machine);
     let mut rows = Vec::new();
+    let mut simulated = Vec::new();
     for model in &args.models {
         for &batch in &args.batch {
             let mut contenders = Vec::new();
@@ -94,14 +101,32 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
             if let (Some(path), Some(last)) = (&args.trace, contenders.last_mut()) {
                 trace(path, last)?;
             }
+            if let (true, Some(any)) = (simulates, contenders.first()) {
+                let precision = &args.device.precision;
+                simulated.extend(simulated::rows(model, batch, precision, &any.session)?);
+            }
             let base = contenders.first().map_or(f64::NAN, |c| c.latencies.summary().p50);
             for c in contenders {
                 rows.push(row(args, &machine, model, batch, base, c));
             }
         }
     }
+    rows.extend(simulated);
     let document = Document { results: rows, skipped, environment };
     out.print(&document, || text(&document))
+}
+
+/// Whether the user left it to us what to compare.
+fn nothing_asked(args: &BenchArgs) -> bool {
+    args.policy.is_empty()
+        && args.plan.is_none()
+        && args.policy_args.pin.is_empty()
+        && args.device.device == "auto"
+}
+
+/// Whether there is a GPU that is not emulated.
+fn has_real_gpu(machine: &Machine) -> bool {
+    machine.gpu.as_ref().is_some_and(|gpu| !gpu.info().software)
 }
 
 /// `None` stands for the plan file.
@@ -252,10 +277,11 @@ fn row(
         threads: machine.cpu.threads.unwrap_or(1),
         device: placement.device(),
         simulated: false,
+        target: None,
         latency_ms,
         throughput_ips: batch as f64 * 1e3 / latency_ms.mean,
-        first_inference_ms: c.first_ms,
-        load_ms: c.load_ms,
+        first_inference_ms: Some(c.first_ms),
+        load_ms: Some(c.load_ms),
         peak_rss_bytes: peak_rss_bytes(),
         energy_j: None,
         iterations: c.latencies.count(),
@@ -267,6 +293,30 @@ fn row(
 }
 
 fn text(d: &Document) -> String {
+    let (simulated, measured): (Vec<&Row>, Vec<&Row>) = d.results.iter().partition(|r| r.simulated);
+    let mut text = measured_table(&measured);
+    for s in &d.skipped {
+        text.push_str(&format!("{} not measured: {}\n", s.policy, s.reason));
+    }
+    for device in &d.environment.devices {
+        let note = if device.software { " (software: emulated on the CPU)" } else { "" };
+        text.push_str(&format!("{}: {}, {}{note}\n", device.device, device.name, device.driver));
+    }
+    if let Some(target) = simulated.first().and_then(|r| r.target.as_ref()) {
+        text.push_str(&format!(
+            "\nThis machine has no GPU of its own. Simulated, not measured: {target}, idle, from \
+             its published figures\n(`sparoa plan MODEL --target {target}` shows the plan):\n"
+        ));
+        text.push_str(&simulated_table(&simulated));
+    }
+    text
+}
+
+fn counts(r: &Row) -> String {
+    format!("{}/{}/{}", r.placement.cpu, r.placement.gpu, r.placement.split)
+}
+
+fn measured_table(rows: &[&Row]) -> String {
     let mut table = Table::new(&[
         "model",
         "policy",
@@ -282,7 +332,7 @@ fn text(d: &Document) -> String {
         "cpu/gpu/split",
         "plan",
     ]);
-    for r in &d.results {
+    for r in rows {
         table.row([
             r.model.clone(),
             r.policy.clone(),
@@ -293,19 +343,41 @@ fn text(d: &Document) -> String {
             ms(r.latency_ms.p99),
             format!("{:.1}", r.throughput_ips),
             format!("{:.2}", r.speedup),
-            format!("{:.0}", r.load_ms),
-            ms(r.first_inference_ms),
-            format!("{}/{}/{}", r.placement.cpu, r.placement.gpu, r.placement.split),
+            r.load_ms.map_or("-".to_owned(), |v| format!("{v:.0}")),
+            r.first_inference_ms.map_or("-".to_owned(), ms),
+            counts(r),
             r.plan.clone(),
         ]);
     }
-    let mut text = table.render();
-    for s in &d.skipped {
-        text.push_str(&format!("{} not measured: {}\n", s.policy, s.reason));
+    table.render()
+}
+
+fn simulated_table(rows: &[&Row]) -> String {
+    let mut table = Table::new(&[
+        "model",
+        "policy",
+        "batch",
+        "device",
+        "simulated ms",
+        "images/s",
+        "speed-up",
+        "J",
+        "cpu/gpu/split",
+        "plan",
+    ]);
+    for r in rows {
+        table.row([
+            r.model.clone(),
+            r.policy.clone(),
+            r.batch.to_string(),
+            r.device.to_owned(),
+            ms(r.latency_ms.p50),
+            format!("{:.1}", r.throughput_ips),
+            format!("{:.2}", r.speedup),
+            r.energy_j.map_or("-".to_owned(), |j| format!("{j:.4}")),
+            counts(r),
+            r.plan.clone(),
+        ]);
     }
-    for device in &d.environment.devices {
-        let note = if device.software { " (software: emulated on the CPU)" } else { "" };
-        text.push_str(&format!("{}: {}, {}{note}\n", device.device, device.name, device.driver));
-    }
-    text
+    table.render()
 }

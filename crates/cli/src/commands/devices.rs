@@ -1,7 +1,7 @@
 //! `sparoa devices`.
 
 use serde::Serialize;
-use sparoa::{DeviceInfo, Pool, Roofline, measure_roofline, peaks};
+use sparoa::{DeviceInfo, DeviceProfile, Pool, Roofline, measure_roofline, peaks};
 
 use crate::{
     args::DevicesArgs,
@@ -16,6 +16,8 @@ use crate::{
 struct Document {
     devices: Vec<DeviceInfo>,
     gpu_unavailable: Option<String>,
+    /// Names for `--target`.
+    profiles: Vec<&'static str>,
     environment: Environment,
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Measured>,
@@ -118,6 +120,7 @@ pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
         environment: Environment::read(devices.clone()),
         devices,
         gpu_unavailable: machine.gpu_unavailable.clone(),
+        profiles: DeviceProfile::names(),
         measured: args.measure.then(|| Measured::new(&machine)).transpose()?,
     };
     out.print(&document, || {
@@ -146,6 +149,10 @@ pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
         if let Some(measured) = &document.measured {
             text.push_str(&measured.text());
         }
+        text.push_str(&format!(
+            "\ndevice profiles for --target: {}\n",
+            document.profiles.join(", ")
+        ));
         text
     })
 }

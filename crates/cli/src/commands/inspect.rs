@@ -221,7 +221,7 @@ fn describe(
 ) -> Document {
     let graph = session.graph();
     let fixed = FixedThresholds::default();
-    let thresholds = fixed.predict(graph, analysis);
+    let thresholds = fixed.predict(graph, analysis, &sparoa::Profile::default());
     let nodes = graph
         .node_ids()
         .map(|id| {

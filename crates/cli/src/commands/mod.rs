@@ -2,10 +2,13 @@
 
 pub mod bench;
 pub mod devices;
+pub mod evaluate;
 pub mod inspect;
 pub mod plan;
 pub mod profile;
 pub mod prune;
+pub mod reproduce;
 pub mod run;
+pub mod train;
 pub mod verify;
 pub mod zoo;

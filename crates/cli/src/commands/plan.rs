@@ -1,10 +1,13 @@
 //! `sparoa plan`.
 
+mod document;
+mod target;
+
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Serialize;
 use sparoa::{
-    GuardReport, Place, PlanFile, Policy, Session, TraceSource, Variant, chrome_trace, dot, onnx,
+    Graph, Placement, PlanFile, Policy, Profile, Session, TraceSource, Variant, chrome_trace, dot,
+    onnx,
 };
 
 use crate::{
@@ -13,53 +16,17 @@ use crate::{
     output::{Output, write_file},
     progress::Bars,
     sessions::{BuildRequest, Counts, Machine},
-    table::{Table, ms},
 };
-
-#[derive(Serialize)]
-struct Document {
-    plan: PlanFile,
-    placement: Counts,
-    source: String,
-    predicted: Predicted,
-    guard: Option<GuardReport>,
-    fallback: Option<String>,
-    nodes: Vec<Row>,
-    files: Vec<String>,
-}
-
-/// The simulated timeline.
-#[derive(Serialize)]
-struct Predicted {
-    simulated: bool,
-    makespan_ms: Option<f64>,
-    /// The same if all kernels were dense; of models with pruned weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dense_makespan_ms: Option<f64>,
-    cpu_only_ms: Option<f64>,
-    gpu_only_ms: Option<f64>,
-    copied_bytes_to_gpu: usize,
-    copied_bytes_to_cpu: usize,
-}
-
-#[derive(Serialize)]
-struct Row {
-    name: String,
-    op_type: String,
-    place: Place,
-    cpu_ms: Option<f64>,
-    gpu_ms: Option<f64>,
-    intensity: f64,
-    sparsity: f64,
-    /// The method of its kernel on the CPU, where there are several.
-    kernel: Option<&'static str>,
-}
+use document::{Document, Predicted, rows};
 
 /// Plans, prints and writes what was asked for.
 ///
 /// # Errors
 /// Model, input and device errors.
 pub fn run(args: &PlanArgs, out: &Output) -> CliResult {
+    if let Some(name) = &args.target {
+        return target::run(name, args, out);
+    }
     let machine = Machine::open(&args.device)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
@@ -85,13 +52,14 @@ pub fn run(args: &PlanArgs, out: &Output) -> CliResult {
         files.push(path.display().to_string());
     }
     if let Some(path) = &args.onnx {
-        write_file(path, annotated(&session, &request)?)?;
+        let (graph, placement) = (session.graph(), session.placement());
+        write_file(path, annotated(graph, placement, session.profile(), &request)?)?;
         files.push(path.display().to_string());
     }
     let mut document = describe(&session, file, files);
     document.predicted.dense_makespan_ms =
         dense_makespan_ms(&session, &document.plan, &machine, &request, &bars)?;
-    out.print(&document, || text(&document))
+    out.print(&document, || document.text())
 }
 
 /// What the plan would take with dense kernels only, where it has sparse ones.
@@ -114,16 +82,20 @@ fn dense_makespan_ms(
 }
 
 /// The model with `sparoa.*` metadata on every node that the plan knows.
-fn annotated(session: &Session, request: &BuildRequest) -> CliResult<Vec<u8>> {
+fn annotated(
+    graph: &Graph,
+    placement: &Placement,
+    profile: Option<&Profile>,
+    request: &BuildRequest,
+) -> CliResult<Vec<u8>> {
     let mut notes: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let graph = session.graph();
     for id in graph.node_ids() {
         let node = graph.node(id);
         let mut props = vec![
-            ("sparoa.place".to_owned(), session.placement().places[id.index()].to_string()),
+            ("sparoa.place".to_owned(), placement.places[id.index()].to_string()),
             ("sparoa.node".to_owned(), node.name.clone()),
         ];
-        if let Some(profile) = session.profile() {
+        if let Some(profile) = profile {
             for device in [sparoa::Device::Cpu, sparoa::Device::Gpu] {
                 if let Some(cost) = profile.cost(id, device) {
                     let us = cost.part_ns(1.0) as f64 / 1e3;
@@ -140,30 +112,21 @@ fn annotated(session: &Session, request: &BuildRequest) -> CliResult<Vec<u8>> {
 }
 
 fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
-    let graph = session.graph();
     let profile = session.profile();
-    let cost =
-        |id, device| profile.and_then(|p| p.cost(id, device)).map(|c| c.part_ns(1.0) as f64 / 1e6);
     let total = |device| profile.and_then(|p| p.total_ns(device)).map(|ns| ns as f64 / 1e6);
     let methods: HashMap<_, _> = session.engine().cpu_methods().collect();
-    let nodes = graph
-        .node_ids()
-        .map(|id| {
-            let n = session.analysis().node(id);
-            Row {
-                name: n.name.clone(),
-                op_type: n.op_type.clone(),
-                place: session.placement().places[id.index()],
-                cpu_ms: cost(id, sparoa::Device::Cpu),
-                gpu_ms: cost(id, sparoa::Device::Gpu),
-                intensity: n.intensity(),
-                sparsity: n.sparsity(),
-                kernel: methods.get(&id).copied(),
-            }
-        })
-        .collect();
+    let nodes = rows(
+        session.graph(),
+        session.analysis(),
+        session.placement(),
+        profile,
+        &session.thresholds(),
+        |id| methods.get(&id).copied(),
+    );
     let (to_gpu, to_cpu) = session.plan().copied_bytes();
     Document {
+        simulated: false,
+        target: None,
         placement: Counts::of(session),
         source: session.decision().source.clone(),
         predicted: Predicted {
@@ -172,71 +135,18 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
             dense_makespan_ms: None,
             cpu_only_ms: total(sparoa::Device::Cpu),
             gpu_only_ms: total(sparoa::Device::Gpu),
+            energy_j: None,
+            cpu_only_j: None,
+            gpu_only_j: None,
             copied_bytes_to_gpu: to_gpu,
             copied_bytes_to_cpu: to_cpu,
         },
         guard: session.decision().guard.clone(),
         fallback: session.decision().fallback.clone(),
+        data_dependent: session.tail_cause().map(str::to_owned),
         nodes,
         plan,
         files,
+        note: None,
     }
-}
-
-fn text(d: &Document) -> String {
-    let time = |v: Option<f64>| v.map_or("-".to_owned(), ms);
-    let mut table =
-        Table::new(&["node", "operator", "place", "kernel", "cpu ms", "gpu ms", "I", "sparsity"]);
-    for n in &d.nodes {
-        table.row([
-            n.name.clone(),
-            n.op_type.clone(),
-            n.place.to_string(),
-            n.kernel.unwrap_or("").to_owned(),
-            time(n.cpu_ms),
-            time(n.gpu_ms),
-            format!("{:.1}", n.intensity),
-            format!("{:.2}", n.sparsity),
-        ]);
-    }
-    let mut text = table.render();
-    let p = &d.predicted;
-    text.push_str(&format!(
-        "\n{}: {} on the CPU, {} on the GPU, {} split; predicted {} ms (simulated from measured \
-         operators; cpu alone {}, gpu alone {})\n",
-        d.source,
-        d.placement.cpu,
-        d.placement.gpu,
-        d.placement.split,
-        time(p.makespan_ms),
-        time(p.cpu_only_ms),
-        time(p.gpu_only_ms),
-    ));
-    if let (Some(sparse), Some(dense)) = (p.makespan_ms, p.dense_makespan_ms) {
-        text.push_str(&format!(
-            "with dense kernels only: {} ms (simulated likewise), {:.2} times as long\n",
-            ms(dense),
-            dense / sparse
-        ));
-    }
-    if let Some(guard) = &d.guard {
-        let mut table = Table::new(&["finalist", "predicted ms", "measured ms", ""]);
-        for (i, e) in guard.entries.iter().enumerate() {
-            table.row([
-                e.name.clone(),
-                ms(e.predicted_ns as f64 / 1e6),
-                ms(e.median_ns() as f64 / 1e6),
-                if i == guard.chosen { "chosen".to_owned() } else { String::new() },
-            ]);
-        }
-        text.push('\n');
-        text.push_str(&table.render());
-    }
-    if let Some(why) = &d.fallback {
-        text.push_str(&format!("fell back to the CPU: {why}\n"));
-    }
-    for file in &d.files {
-        text.push_str(&format!("wrote {file}\n"));
-    }
-    text
 }

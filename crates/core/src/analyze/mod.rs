@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ir::{Graph, NodeId},
-    ops::Operands,
+    ops::{KernelClass, Operands},
 };
 
 pub use sparsity::{
@@ -38,6 +38,12 @@ pub struct NodeAnalysis {
     pub flops: u64,
     /// Bytes of inputs, weights and outputs, each once.
     pub bytes: u64,
+    /// Bytes of the weight, of `bytes`.
+    #[serde(default)]
+    pub weight_bytes: u64,
+    /// The products that it consists of, each with its operations; none where memory decides.
+    #[serde(default)]
+    pub products: Vec<(KernelClass, u64)>,
     /// Exact zeros in the constant weight, as a fraction; `None` without a weight.
     pub weight_sparsity: Option<f64>,
     /// Exact zeros in the first run-time input, as a fraction; `None` until recorded.
@@ -84,12 +90,16 @@ pub fn analyze(graph: &Graph) -> Analysis {
                 if node.op.is_view() { (0, 0) } else { (node.op.flops(x), x.bytes()) }
             });
             let weight = graph.with_operands(node, zeros_of_weight);
+            let products = graph.with_operands(node, |x| node.op.products(x));
+            let weight_bytes = graph.with_operands(node, constant_bytes);
             NodeAnalysis {
                 name: node.name.clone(),
                 op_type: node.op.op_type().to_owned(),
                 outputs: graph.output_types(node).iter().map(ToString::to_string).collect(),
                 flops,
                 bytes,
+                weight_bytes: if node.op.is_view() { 0 } else { weight_bytes },
+                products,
                 weight_sparsity: weight.map(|z| z.share),
                 activation_sparsity: None,
                 weight_zeros: weight,
@@ -98,6 +108,11 @@ pub fn analyze(graph: &Graph) -> Analysis {
         })
         .collect();
     Analysis { nodes }
+}
+
+/// Bytes of the constant inputs.
+fn constant_bytes(x: &Operands<'_>) -> u64 {
+    x.inputs.iter().flatten().filter(|o| o.constant.is_some()).map(|o| o.ty.bytes() as u64).sum()
 }
 
 /// Zeros of the largest constant float input of rank 2 or more: the weight.

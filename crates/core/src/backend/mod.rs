@@ -3,6 +3,7 @@
 
 mod cpu;
 mod null;
+mod simulated;
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -15,6 +16,7 @@ use crate::{
 
 pub use cpu::{available_threads, cpu_info};
 pub use null::{NullAccelerator, NullOptions};
+pub use simulated::SimulatedGpu;
 
 /// Which processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

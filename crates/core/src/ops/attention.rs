@@ -6,8 +6,8 @@ use std::{ops::Range, sync::Arc};
 use sparoa_kernels::attention::{AttentionBias, AttentionShape, Strides, attention, scratch_len};
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
-    OpSpec, Operand, Operands, Part, PartInput, Scratch, axes, floats, gpu, kernel_with,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelClass, Op,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch, axes, floats, gpu, kernel_with,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -248,6 +248,10 @@ impl Op for Attention {
             .fold(1u64, |n, &d| n.saturating_mul(d as u64));
         // Two products, and the softmax's five steps.
         scores.saturating_mul(2 * (s.head_dim as u64 + s.v_dim as u64) + 5)
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

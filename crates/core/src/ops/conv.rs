@@ -14,8 +14,8 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelIo, Op,
-    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelClass,
+    KernelIo, Op, OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant,
     epilogue::{self, RESIDUAL_INPUT},
     floats, gpu,
     packed::PackedConv,
@@ -257,6 +257,11 @@ impl Op for Conv {
     fn flops(&self, x: &Operands<'_>) -> u64 {
         let taps: usize = x.input(1).shape()[1..].iter().product();
         (x.output(0).len() as u64).saturating_mul(2).saturating_mul(taps as u64)
+    }
+
+    fn class(&self, x: &Operands<'_>) -> KernelClass {
+        self.shape(x.inputs)
+            .map_or(KernelClass::Convolution, |s| KernelClass::of_conv(s.groups, s.c_in))
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

@@ -12,8 +12,8 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelIo, Op, OpError, OpSpec,
-    Operand, Operands, Part, PartInput, Scratch,
+    AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelClass, KernelIo, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{
         ConvShape, ResidualKind, check_bias, group, layout, layout_attribute, same_dtype, swap,
     },
@@ -227,6 +227,11 @@ impl Op for ConvTranspose {
         // Each input element meets the weights of its channel.
         let weights: usize = x.input(1).shape()[1..].iter().product();
         (x.input(0).ty.len() as u64).saturating_mul(2).saturating_mul(weights as u64)
+    }
+
+    fn class(&self, x: &Operands<'_>) -> KernelClass {
+        self.shape(x.inputs)
+            .map_or(KernelClass::Convolution, |(s, _)| KernelClass::of_conv(s.groups, s.c_in))
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

@@ -7,8 +7,8 @@ mod run;
 use std::sync::Arc;
 
 use super::{
-    AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands,
-    conv::same_dtype, floats, number::for_dtype,
+    AttributeValue, CpuKernel, Example, InputsExt, KernelClass, Op, OpError, OpSpec, Operand,
+    Operands, conv::same_dtype, floats, number::for_dtype,
 };
 use crate::tensor::{DType, TensorType};
 use equation::{Equation, Labels};
@@ -60,6 +60,10 @@ impl Op for Einsum {
         let Ok(labels) = self.labels(x.inputs) else { return 0 };
         let terms = x.inputs.len().max(2) as u64;
         labels.sizes.iter().fold(terms, |n, &d| n.saturating_mul(d as u64))
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

@@ -9,8 +9,8 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError,
-    OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant, axes,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelClass, Op,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant, axes,
     conv::{ResidualKind, check_bias, check_residual, same_dtype, swap},
     epilogue, floats, gpu, kernel_with,
     packed::PackedMatrix,
@@ -140,6 +140,10 @@ impl Op for Gemm {
     fn flops(&self, x: &Operands<'_>) -> u64 {
         let k = x.input(0).shape()[usize::from(!self.trans_a)];
         (x.output(0).len() as u64).saturating_mul(2).saturating_mul(k as u64)
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
@@ -346,6 +350,10 @@ impl Op for Linear {
     fn flops(&self, x: &Operands<'_>) -> u64 {
         let k = x.input(0).shape().last().copied().unwrap_or(0);
         (x.output(0).len() as u64).saturating_mul(2).saturating_mul(k as u64)
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

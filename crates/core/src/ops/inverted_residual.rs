@@ -10,8 +10,8 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, Binding, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op,
-    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
+    AttributeValue, Attributes, Binding, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt,
+    KernelClass, Op, OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{Conv, Layout, ResidualKind},
     epilogue, floats, kernel_with,
     variant::{self, SPARSE, Variant},
@@ -131,6 +131,16 @@ impl Op for InvertedResidual {
             stage.flops(&Operands { inputs, outputs: std::slice::from_ref(ty) })
         });
         flops.sum()
+    }
+
+    fn products(&self, x: &Operands<'_>) -> Vec<(KernelClass, u64)> {
+        let stages = self.typed(x.inputs).unwrap_or_default();
+        stages
+            .iter()
+            .flat_map(|(stage, inputs, ty)| {
+                stage.products(&Operands { inputs, outputs: std::slice::from_ref(ty) })
+            })
+            .collect()
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

@@ -6,8 +6,8 @@ use std::{ops::Range, sync::Arc};
 use sparoa_kernels::{Arithmetic, activation::Epilogue, gemm::BatchedGemm, permute::permute};
 
 use super::{
-    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
-    Operand, Operands, Part, PartInput, Scratch, Variant, axes,
+    AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelClass, Op, OpError,
+    OpSpec, Operand, Operands, Part, PartInput, Scratch, Variant, axes,
     conv::same_dtype,
     floats, gpu, kernel, kernel_with,
     number::{Number, for_dtype},
@@ -302,6 +302,10 @@ impl Op for MatMul {
     fn flops(&self, x: &Operands<'_>) -> u64 {
         let k = self.shape_of(x.inputs).map_or(0, |s| s.k);
         (x.output(0).len() as u64).saturating_mul(2).saturating_mul(k as u64)
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

@@ -51,6 +51,7 @@ pub mod transpose;
 
 use std::{any::Any, fmt, ops::Range, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use sparoa_kernels::Arithmetic;
 
 use crate::tensor::{DType, TensorType};
@@ -82,6 +83,20 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// Floating-point (or integer) operations of one evaluation, 2 per multiply-add. Bytes moved
     /// follow from the operand types.
     fn flops(&self, x: &Operands<'_>) -> u64;
+
+    /// What kind of work its kernels do, which decides how near they come to a processor's peak.
+    fn class(&self, x: &Operands<'_>) -> KernelClass {
+        let _ = x;
+        KernelClass::Memory
+    }
+
+    /// The products that it consists of, each with its operations; none where memory decides.
+    fn products(&self, x: &Operands<'_>) -> Vec<(KernelClass, u64)> {
+        match self.class(x) {
+            KernelClass::Memory => Vec::new(),
+            class => vec![(class, self.flops(x))],
+        }
+    }
 
     /// Prepares the CPU kernel: packs constant weights, picks the algorithm.
     ///
@@ -196,6 +211,35 @@ impl dyn Op {
     /// True when the operator is a `T`.
     pub fn is<T: Op>(&self) -> bool {
         self.downcast::<T>().is_some()
+    }
+}
+
+/// Kinds of work that come near a processor's peak to different degrees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelClass {
+    /// Products of matrices.
+    Matmul,
+    /// Convolutions whose channels mix.
+    Convolution,
+    /// Convolutions channel by channel.
+    Depthwise,
+    /// Everything whose time is that of moving its operands.
+    Memory,
+}
+
+impl KernelClass {
+    /// Every class, in the order of its discriminants.
+    pub const ALL: [KernelClass; 4] = [
+        KernelClass::Matmul,
+        KernelClass::Convolution,
+        KernelClass::Depthwise,
+        KernelClass::Memory,
+    ];
+
+    /// The class of a convolution with so many groups and input channels.
+    pub fn of_conv(groups: usize, c_in: usize) -> KernelClass {
+        if groups > 1 && groups == c_in { KernelClass::Depthwise } else { KernelClass::Convolution }
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use sparoa_kernels::activation::Activation;
 
 use super::{
-    AttributeValue, Attributes, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand,
-    Operands, conv::same_dtype, floats,
+    AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelClass, Op, OpError, OpSpec,
+    Operand, Operands, conv::same_dtype, floats,
 };
 use crate::tensor::{DType, Tensor, TensorType};
 pub use cells::Cell;
@@ -251,6 +251,10 @@ impl Op for Recurrent {
         [s.steps, s.batch, s.directions, s.gates, s.hidden, s.input + s.hidden]
             .iter()
             .fold(2u64, |n, &d| n.saturating_mul(d as u64))
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

@@ -32,7 +32,7 @@ pub use dot::dot;
 pub use file::{Hardware, PLAN_FILE_VERSION, PlanFile, PlanFileError, PlanNode, fingerprint};
 pub use lower::{CompileError, compile};
 pub use placement::{Place, Placement};
-pub use support::{SplitAxis, Support};
+pub use support::{SplitAxis, Support, part_reads};
 pub use verify::{PlanError, verify};
 
 pub(crate) use clocks::overlapping_processors;

@@ -209,6 +209,20 @@ pub(super) fn part_of(op: &dyn Op, x: &Operands<'_>, range: &PartRange) -> Optio
     Some(TypedPart { op: part.op, inputs, ty })
 }
 
+/// Per input of a node that splits so: the share of it that a part reads beyond the part's own
+/// share of the work, or `None` where a part reads all of it.
+pub fn part_reads(op: &dyn Op, x: &Operands<'_>, axis: SplitAxis) -> Option<Vec<Option<f32>>> {
+    let half = axis.gpu_extent(0.5);
+    let part = part_of(op, x, &PartRange { axis: axis.axis, range: 0..half, extent: axis.extent })?;
+    let own = half as f32 / axis.extent as f32;
+    let beyond = |operand: &Option<PartOperand>, whole: &Option<Operand>| {
+        let (axis, range) = operand.as_ref()?.slice.as_ref()?;
+        let extent = whole.as_ref()?.ty.shape[*axis];
+        Some((range.end as f32 / extent as f32 - own).max(0.0))
+    };
+    Some(part.inputs.iter().zip(x.inputs).map(|(p, whole)| beyond(p, whole)).collect())
+}
+
 /// A range of a tensor along one axis, copied.
 pub(crate) fn slice_tensor(tensor: &Tensor, axis: usize, range: Range<usize>) -> Tensor {
     let mut ty = tensor.ty().clone();

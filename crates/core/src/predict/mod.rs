@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     analyze::{Analysis, NodeAnalysis},
     ir::Graph,
+    profile::Profile,
 };
 
 /// The thresholds of one operator.
@@ -66,8 +67,9 @@ pub trait ThresholdModel: Send + Sync {
     /// Its name, for reports.
     fn name(&self) -> &str;
 
-    /// Thresholds by node.
-    fn predict(&self, graph: &Graph, analysis: &Analysis) -> Vec<Thresholds>;
+    /// Thresholds by node, on the processors whose costs `profile` tells (an empty one tells
+    /// nothing).
+    fn predict(&self, graph: &Graph, analysis: &Analysis, profile: &Profile) -> Vec<Thresholds>;
 }
 
 /// The same thresholds for every operator.
@@ -87,7 +89,7 @@ impl ThresholdModel for FixedThresholds {
         "fixed"
     }
 
-    fn predict(&self, graph: &Graph, _: &Analysis) -> Vec<Thresholds> {
+    fn predict(&self, graph: &Graph, _: &Analysis, _: &Profile) -> Vec<Thresholds> {
         vec![self.0; graph.nodes.len()]
     }
 }
@@ -104,6 +106,8 @@ mod tests {
             outputs: Vec::new(),
             flops,
             bytes: 10,
+            weight_bytes: 0,
+            products: Vec::new(),
             weight_sparsity: Some(sparsity),
             activation_sparsity: None,
             weight_zeros: None,

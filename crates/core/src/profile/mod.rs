@@ -2,7 +2,11 @@
 //! a roofline. Inert values; measuring is the session's work.
 
 mod cache;
+mod device;
+mod published;
 mod roofline;
+mod state;
+mod workload;
 
 use std::fmt;
 
@@ -11,7 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::{backend::Device, ir::NodeId};
 
 pub use cache::{CacheError, CostCache, Links, default_cache_dir, hash_text, write_atomically};
+pub use device::{DeviceProfile, Figure, PowerMode, Precision, ProfileError, PublishedLatency};
+pub use published::{Prediction, predict_ms, predictions};
 pub use roofline::{DeviceModel, MachineModel};
+pub use state::{Conditions, HardwareState};
+pub use workload::{Workload, workloads};
 
 /// Costs of one graph on one machine. Nodes are those of the graph it was made for, by index.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,6 +43,10 @@ pub struct Profile {
     pub contention: Contention,
     /// Electrical power, where it is known.
     pub power: Option<Power>,
+    /// Rate per multiply-add with a non-zero weight of the CPU's sparse kernels, over its dense
+    /// kernels' rate; 0 where it is not known.
+    #[serde(default)]
+    pub sparse_efficiency: f64,
 }
 
 /// Costs of one node.

@@ -2,7 +2,7 @@
 //! improved by local search. The session measures the finalists.
 
 use super::{
-    Dp, Greedy, Heft, Problem, ScheduleError, Scheduler, Timeline,
+    CoDl, Dp, Greedy, Heft, Ios, Problem, ScheduleError, Scheduler, Threshold, Timeline,
     single::{CpuOnly, GpuOnly},
     split::variants,
 };
@@ -21,8 +21,11 @@ pub struct Candidate {
     pub score: f64,
 }
 
-/// Simulations that local search may spend per start.
+/// Simulations that local search may spend per start, in graphs of up to [`SEARCH_NODES`] nodes;
+/// fewer in larger ones, whose simulations take longer.
 const SEARCH_BUDGET: usize = 120;
+/// See [`SEARCH_BUDGET`].
+const SEARCH_NODES: usize = 300;
 
 pub(super) struct Auto;
 
@@ -47,8 +50,10 @@ impl Scheduler for Auto {
 /// When the objective needs figures that the profile lacks.
 pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError> {
     let mut pool = Pool { problem, found: Vec::new() };
-    let policies: [&dyn Scheduler; 5] = [&CpuOnly, &GpuOnly, &Greedy, &Heft, &Dp::default()];
-    for policy in policies {
+    let dp = Dp::default();
+    let classical: [&dyn Scheduler; 8] =
+        [&CpuOnly, &GpuOnly, &Threshold, &Greedy, &Heft, &dp, &Ios, &CoDl];
+    for policy in classical.into_iter().chain(problem.learned) {
         pool.add(policy.name().to_owned(), policy.place(problem)?)?;
     }
     if problem.support.split.iter().any(Option::is_some) {
@@ -92,7 +97,8 @@ impl Pool<'_> {
 fn improve(problem: &Problem<'_>, start: &Candidate) -> Result<Placement, ScheduleError> {
     let mut best = start.placement.clone();
     let mut score = start.score;
-    let mut budget = SEARCH_BUDGET;
+    let nodes = start.placement.places.len().max(SEARCH_NODES);
+    let mut budget = SEARCH_BUDGET * SEARCH_NODES / nodes;
     loop {
         let before = score;
         for neighbour in neighbours(&best) {

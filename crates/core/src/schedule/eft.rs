@@ -1,10 +1,11 @@
 //! Policies `greedy` and `heft`: each operator goes where it ends first, copies included. They
-//! differ in the order in which operators choose.
+//! differ in the order in which operators choose. `heft` is the heterogeneous earliest finish time
+//! of Topcuoglu, Hariri and Wu (2002).
 
-use super::{Problem, ScheduleError, Scheduler};
+use super::{Problem, ScheduleError, Scheduler, Walk};
 use crate::{
     backend::Device,
-    ir::{NodeId, ValueId},
+    ir::NodeId,
     plan::{Place, Placement},
 };
 
@@ -22,7 +23,7 @@ impl Scheduler for Greedy {
     }
 
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
-        Ok(earliest_finish(problem, problem.graph.node_ids()))
+        Ok(earliest_finish(problem, problem.topology.running()))
     }
 }
 
@@ -33,7 +34,7 @@ impl Scheduler for Heft {
 
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
         let ranks = upward_ranks(problem);
-        let mut order: Vec<NodeId> = problem.graph.node_ids().collect();
+        let mut order: Vec<NodeId> = problem.topology.running().collect();
         // A producer's rank is never below its consumers', and the sort is stable: dependencies
         // keep their order.
         order.sort_by(|a, b| ranks[b.index()].total_cmp(&ranks[a.index()]));
@@ -41,101 +42,59 @@ impl Scheduler for Heft {
     }
 }
 
-/// The mean time from the start of each node to the end of the graph, over its longest path.
-fn upward_ranks(problem: &Problem<'_>) -> Vec<f64> {
-    let graph = problem.graph;
-    let consumers = graph.consumers();
-    let mut ranks = vec![0.0; graph.nodes.len()];
-    for (i, node) in graph.nodes.iter().enumerate().rev() {
+/// The mean time from the start of each node to the end of the graph, over its longest path, in
+/// nanoseconds, by node index.
+pub fn upward_ranks(problem: &Problem<'_>) -> Vec<f64> {
+    let topology = problem.topology;
+    let mut ranks = vec![0.0; topology.nodes.len()];
+    // By store: the longest path from its readers on, the copy to them included.
+    let mut tails = vec![0.0f64; topology.stores];
+    for (i, node) in topology.nodes.iter().enumerate().rev() {
+        if node.idle {
+            continue;
+        }
         let id = NodeId::new(i);
         let devices = problem.devices(id);
-        let mean = |f: &dyn Fn(Device) -> u64| {
-            devices.iter().map(|&d| f(d) as f64).sum::<f64>() / devices.len() as f64
-        };
-        let cost = mean(&|d| problem.profile.part_ns(id, d, 1.0));
-        let mut tail: f64 = 0.0;
-        for output in node.outputs.iter().flatten() {
-            let bytes = graph.value(*output).ty.bytes();
+        let cost = devices.iter().map(|&d| problem.profile.part_ns(id, d, 1.0) as f64).sum::<f64>()
+            / devices.len() as f64;
+        ranks[i] = cost + node.writes.iter().map(|(s, _)| tails[*s]).fold(0.0, f64::max);
+        for read in &node.reads {
             // The copy happens for half of the four pairs of processors.
-            let copy = problem.profile.upload.copy_ns(bytes) as f64 / 4.0
-                + problem.profile.download.copy_ns(bytes) as f64 / 4.0;
-            for consumer in &consumers[output.index()] {
-                tail = tail.max(copy + ranks[consumer.index()]);
-            }
+            let copy = problem.profile.upload.copy_ns(read.bytes) as f64 / 4.0
+                + problem.profile.download.copy_ns(read.bytes) as f64 / 4.0;
+            tails[read.store] = tails[read.store].max(copy + ranks[i]);
         }
-        ranks[i] = cost + tail;
     }
     ranks
 }
 
 fn earliest_finish(problem: &Problem<'_>, order: impl Iterator<Item = NodeId>) -> Placement {
-    let graph = problem.graph;
-    let mut output = vec![false; graph.values.len()];
-    for id in &graph.outputs {
-        output[id.index()] = true;
-    }
-    // When each value is on each processor; infinite where it was not brought yet.
-    let mut here = vec![[f64::INFINITY; 2]; graph.values.len()];
-    for id in &graph.inputs {
-        here[id.index()][0] = 0.0;
-    }
-    let mut free = [0.0f64; 2];
-    let mut placement = Placement::uniform(graph, Place::Cpu);
+    let mut walk = Walk::new(problem.topology);
+    let mut placement = Placement::uniform(problem.graph, Place::Cpu);
+    let outputs: Vec<usize> = problem.topology.outputs.iter().map(|(store, _)| *store).collect();
     for id in order {
-        let node = graph.node(id);
-        let inputs =
-            || node.inputs.iter().flatten().filter(|v| graph.value(**v).constant.is_none());
-        if problem.is_view(id) {
-            if let (Some(from), Some(Some(to))) = (inputs().next(), node.outputs.first()) {
-                here[to.index()] = here[from.index()];
-                // A view stays with its input.
-                if here[from.index()][1] < here[from.index()][0] && problem.gpu_runs(id) {
-                    placement.places[id.index()] = Place::Gpu;
-                }
+        let place = match problem.pin(id) {
+            Some(pin) => pin,
+            None => {
+                let end = |place: Place| {
+                    let end = walk.look(problem.ground(), id, place).end();
+                    // An output of the graph must come home.
+                    let home = problem.topology.nodes[id.index()]
+                        .writes
+                        .iter()
+                        .filter(|(store, _)| place == Place::Gpu && outputs.contains(store))
+                        .map(|(_, bytes)| problem.profile.download.copy_ns(*bytes) as f64);
+                    end + home.sum::<f64>()
+                };
+                let places = problem.devices(id).iter().map(|&device| match device {
+                    Device::Cpu => Place::Cpu,
+                    Device::Gpu => Place::Gpu,
+                });
+                places.min_by(|a, b| end(*a).total_cmp(&end(*b))).unwrap_or(Place::Cpu)
             }
-            continue;
-        }
-        let arrival = |here: &[[f64; 2]], v: ValueId, device: usize| -> f64 {
-            let there = here[v.index()][1 - device];
-            let bytes = graph.value(v).ty.bytes();
-            let link = if device == 1 { problem.profile.upload } else { problem.profile.download };
-            here[v.index()][device].min(there + link.copy_ns(bytes) as f64)
         };
-        let finish = |device: Device| -> (f64, f64) {
-            let d = device as usize;
-            let ready = inputs().map(|&v| arrival(&here, v, d)).fold(0.0, f64::max);
-            let end = ready.max(free[d]) + problem.profile.part_ns(id, device, 1.0) as f64;
-            // An output of the graph must come home.
-            let homecoming: f64 = match device {
-                Device::Cpu => 0.0,
-                Device::Gpu => node
-                    .outputs
-                    .iter()
-                    .flatten()
-                    .filter(|v| output[v.index()])
-                    .map(|v| problem.profile.download.copy_ns(graph.value(*v).ty.bytes()) as f64)
-                    .sum(),
-            };
-            (end + homecoming, end)
-        };
-        let (device, end) = problem
-            .devices(id)
-            .iter()
-            .map(|&d| (d, finish(d)))
-            .min_by(|a, b| a.1.0.total_cmp(&b.1.0))
-            .map_or((Device::Cpu, 0.0), |(d, (_, end))| (d, end));
-        let d = device as usize;
-        for v in inputs().copied().collect::<Vec<_>>() {
-            here[v.index()][d] = arrival(&here, v, d);
-        }
-        for v in node.outputs.iter().flatten() {
-            here[v.index()][d] = end;
-        }
-        free[d] = end;
-        placement.places[id.index()] = match device {
-            Device::Cpu => Place::Cpu,
-            Device::Gpu => Place::Gpu,
-        };
+        walk.step(problem.ground(), id, place);
+        placement.places[id.index()] = place;
     }
     problem.legalize(&mut placement);
     placement

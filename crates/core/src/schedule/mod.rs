@@ -2,48 +2,83 @@
 //! else; every one is judged by the one simulator.
 
 mod auto;
+mod codl;
+mod contest;
 mod dp;
 mod eft;
+mod ios;
+mod learned;
+mod optimal;
 mod pins;
 mod simulate;
 mod single;
 mod split;
+mod subject;
+mod threshold;
+mod topology;
+mod walk;
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    analyze::Analysis,
     backend::Device,
     ir::{Graph, NodeId},
     plan::{CompileError, Place, Placement, Plan, Support, compile},
-    profile::Profile,
+    predict::Thresholds,
+    profile::{HardwareState, Profile},
 };
 
 pub use auto::{Candidate, candidates};
+pub use codl::CoDl;
+pub use contest::{Contest, Decides, Outcome};
 pub use dp::Dp;
-pub use eft::{Greedy, Heft};
+pub use eft::{Greedy, Heft, upward_ranks};
+pub use ios::Ios;
+pub use learned::Sac;
+pub use optimal::{MOST_OPERATORS, Optimal};
 pub use pins::{Pin, PinError, PinTo, resolve_pins, resolve_variants};
 pub use simulate::{Timeline, TimelineEvent, simulate};
 pub use single::{CpuOnly, GpuOnly};
 pub use split::{BestSplit, SplitAll, common_share};
+pub use subject::Subject;
+pub use threshold::Threshold;
+pub use topology::{Operator, Read, Topology};
+pub use walk::{Ground, Mark, Outlook, Walk};
 
 /// What a policy knows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Problem<'a> {
     /// The graph.
     pub graph: &'a Graph,
     /// Where its nodes can run.
     pub support: &'a Support,
+    /// What its nodes read and write; of the same graph and support.
+    pub topology: &'a Topology,
+    /// What its nodes cost in principle.
+    pub analysis: &'a Analysis,
     /// What they cost there.
     pub profile: &'a Profile,
+    /// Where the quadrants meet, by node; empty for the fixed ones.
+    pub thresholds: &'a [Thresholds],
+    /// The state of the hardware for which `profile` holds.
+    pub state: HardwareState,
     /// Places that the user has fixed, by node; see [`resolve_pins`].
     pub pins: &'a [Option<Place>],
     /// What to minimise.
     pub objective: Objective,
+    /// The learned policy, where there is one.
+    pub learned: Option<&'a dyn Scheduler>,
 }
 
-impl Problem<'_> {
+impl<'a> Problem<'a> {
+    /// What a [`Walk`] goes over.
+    pub fn ground(&self) -> Ground<'a> {
+        Ground { topology: self.topology, profile: self.profile }
+    }
+
     /// The processors on which a node may run whole; one when it is pinned to one.
     pub fn devices(&self, node: NodeId) -> &'static [Device] {
         match self.pin(node) {
@@ -106,7 +141,7 @@ impl Problem<'_> {
 }
 
 /// Decides where each node runs.
-pub trait Scheduler {
+pub trait Scheduler: Send + Sync {
     /// Its name, as `--policy` knows it.
     fn name(&self) -> &'static str;
 
@@ -124,6 +159,17 @@ pub enum ScheduleError {
     /// The policy's placement does not compile: a defect of the policy.
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// The policy tries every placement, and there are too many.
+    #[error(
+        "policy optimal tries every placement of up to {most} operators, this graph has \
+         {operators}: use another policy"
+    )]
+    TooLarge {
+        /// Operators of the graph.
+        operators: usize,
+        /// Operators at most.
+        most: usize,
+    },
     /// The objective needs figures that the profile does not have.
     #[error(
         "--objective {objective} needs power figures, and this machine's profile has none: \
@@ -143,14 +189,24 @@ pub enum Policy {
     Cpu,
     /// Everything that the GPU runs on the GPU.
     Gpu,
+    /// By quadrant of sparsity and intensity.
+    Threshold,
     /// Each operator, in the graph's order, where it ends first.
     Greedy,
     /// Each operator, longest remaining path first, where it ends first.
     Heft,
     /// Dynamic programming: exact on chains, beam search elsewhere.
     Dp,
+    /// Dynamic programming over stages of operators that run at the same time.
+    Ios,
+    /// Operators divided at their own ratios, in chains.
+    Codl,
     /// Both processors on every operator that splits, at the best common share.
     Split,
+    /// Learned: soft actor-critic.
+    Sac,
+    /// Every placement of a small graph.
+    Optimal,
     /// The best of all policies and splits by simulation, confirmed by measurement.
     #[default]
     Auto,
@@ -158,13 +214,18 @@ pub enum Policy {
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Policy; 7] = [
+    pub const ALL: [Policy; 12] = [
         Policy::Cpu,
         Policy::Gpu,
+        Policy::Threshold,
         Policy::Greedy,
         Policy::Heft,
         Policy::Dp,
+        Policy::Ios,
+        Policy::Codl,
         Policy::Split,
+        Policy::Sac,
+        Policy::Optimal,
         Policy::Auto,
     ];
 
@@ -173,10 +234,15 @@ impl Policy {
         match self {
             Policy::Cpu => "cpu",
             Policy::Gpu => "gpu",
+            Policy::Threshold => "threshold",
             Policy::Greedy => "greedy",
             Policy::Heft => "heft",
             Policy::Dp => "dp",
+            Policy::Ios => "ios",
+            Policy::Codl => "codl",
             Policy::Split => "split",
+            Policy::Sac => "sac",
+            Policy::Optimal => "optimal",
             Policy::Auto => "auto",
         }
     }
@@ -200,10 +266,15 @@ impl Policy {
         match self {
             Policy::Cpu => Box::new(CpuOnly),
             Policy::Gpu => Box::new(GpuOnly),
+            Policy::Threshold => Box::new(Threshold),
             Policy::Greedy => Box::new(Greedy),
             Policy::Heft => Box::new(Heft),
             Policy::Dp => Box::new(Dp::default()),
+            Policy::Ios => Box::new(Ios),
+            Policy::Codl => Box::new(CoDl),
             Policy::Split => Box::new(BestSplit),
+            Policy::Sac => Box::new(Sac),
+            Policy::Optimal => Box::new(Optimal),
             Policy::Auto => Box::new(auto::Auto),
         }
     }
@@ -278,12 +349,26 @@ impl Objective {
     /// # Errors
     /// [`ScheduleError::NoPower`] when it needs power figures that the profile lacks.
     pub fn score(self, timeline: &Timeline, profile: &Profile) -> Result<f64, ScheduleError> {
-        let latency = timeline.makespan_ns as f64;
+        let busy = [timeline.busy_ns[0], timeline.busy_ns[1]];
+        self.score_of(timeline.makespan_ns, busy, profile)
+    }
+
+    /// [`Objective::score`] of a makespan and the times that the CPU and the GPU compute.
+    ///
+    /// # Errors
+    /// As [`Objective::score`].
+    pub fn score_of(
+        self,
+        makespan_ns: u64,
+        busy_ns: [u64; 2],
+        profile: &Profile,
+    ) -> Result<f64, ScheduleError> {
+        let latency = makespan_ns as f64;
         if self.is_time() {
             return Ok(latency);
         }
         let power = profile.power.ok_or(ScheduleError::NoPower { objective: self })?;
-        let energy = power.energy_j(timeline.makespan_ns, timeline.busy_ns[0], timeline.busy_ns[1]);
+        let energy = power.energy_j(makespan_ns, busy_ns[0], busy_ns[1]);
         Ok(if self == Objective::Energy { energy } else { energy * latency })
     }
 }

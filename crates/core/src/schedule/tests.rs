@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    analyze::analyze,
     backend::{NullAccelerator, NullOptions},
     profile::{Cost, Link, NodeCosts, Power},
     toy::{self, Toy, ToyGraph},
@@ -29,14 +30,35 @@ fn profile(graph: &Graph, cpu_ns: &[u64], gpu_ns: &[u64]) -> Profile {
         handoff_ns: 0,
         contention: Default::default(),
         power: None,
+        sparse_efficiency: 0.0,
+    }
+}
+
+fn problem<'a>(
+    graph: &'a Graph,
+    support: &'a Support,
+    topology: &'a Topology,
+    analysis: &'a Analysis,
+    profile: &'a Profile,
+) -> Problem<'a> {
+    Problem {
+        graph,
+        support,
+        topology,
+        analysis,
+        profile,
+        thresholds: &[],
+        state: HardwareState::default(),
+        pins: &[],
+        objective: Objective::Latency,
+        learned: None,
     }
 }
 
 fn solve<R>(graph: &Graph, profile: &Profile, f: impl FnOnce(&Problem<'_>) -> R) -> R {
     let null = NullAccelerator::new(NullOptions::default());
     let support = Support::of(graph, Some(&*null));
-    let objective = Objective::Latency;
-    f(&Problem { graph, support: &support, profile, pins: &[], objective })
+    f(&problem(graph, &support, &Topology::of(graph, &support), &analyze(graph), profile))
 }
 
 /// Every placement over cpu and gpu: the oracle.
@@ -151,6 +173,159 @@ fn auto_splits_where_only_splitting_helps() {
     });
 }
 
+/// A graph with branches and costs that differ, with rows that can be split.
+fn random_graph(seed: u64) -> (std::sync::Arc<Graph>, Profile) {
+    use rand::{RngExt as _, SeedableRng};
+    let mut rng = rand_pcg::Pcg32::seed_from_u64(seed);
+    let mut g = ToyGraph::new("random");
+    let mut values = vec![g.input("x", &[8, 4])];
+    for i in 0..7 {
+        let a = values[rng.random_range(values.len().saturating_sub(3)..values.len())];
+        let b = values[rng.random_range(0..values.len())];
+        values.push(match rng.random_range(0..3) {
+            0 => g.add(&format!("n{i}"), Toy::Affine, &[a]),
+            1 => g.add(&format!("n{i}"), Toy::Flip, &[a]),
+            _ => g.add(&format!("n{i}"), Toy::Sum, &[a, b]),
+        });
+    }
+    for value in &values[5..] {
+        g = g.output(*value);
+    }
+    let graph = g.finish();
+    let mut costs = || (0..7).map(|_| rng.random_range(200..4000)).collect::<Vec<u64>>();
+    let (cpu, gpu) = (costs(), costs());
+    let mut p = profile(&graph, &cpu, &gpu);
+    for node in &mut p.nodes {
+        for cost in [&mut node.cpu, &mut node.gpu].into_iter().flatten() {
+            cost.fixed_ns = cost.latency_ns / 10;
+        }
+    }
+    p.handoff_ns = 20;
+    (graph, p)
+}
+
+#[test]
+fn optimal_is_never_beaten() {
+    for seed in 0..30 {
+        let (graph, p) = random_graph(seed);
+        solve(&graph, &p, |problem| {
+            let score = |policy: Policy| {
+                problem.judge(&policy.scheduler().place(problem).unwrap()).unwrap().2
+            };
+            let optimal = score(Policy::Optimal);
+            assert!(optimal <= exhaustive(problem), "seed {seed}");
+            for policy in Policy::ALL {
+                assert!(optimal <= score(policy), "seed {seed}: {policy}");
+            }
+        });
+    }
+}
+
+#[test]
+fn optimal_refuses_what_it_cannot_search() {
+    let mut g = ToyGraph::new("long");
+    let mut x = g.input("x", &[8, 4]);
+    for i in 0..MOST_OPERATORS + 1 {
+        x = g.add(&format!("n{i}"), Toy::Affine, &[x]);
+    }
+    let graph = g.output(x).finish();
+    let costs = [1000; MOST_OPERATORS + 1];
+    solve(&graph, &profile(&graph, &costs, &costs), |problem| {
+        let error = Optimal.place(problem).unwrap_err();
+        assert!(error.to_string().contains("17"), "{error}");
+    });
+}
+
+#[test]
+fn a_walk_is_near_the_simulation() {
+    let mut worst: f64 = 0.0;
+    for seed in 0..40 {
+        let (graph, p) = random_graph(seed);
+        solve(&graph, &p, |problem| {
+            for policy in [Policy::Cpu, Policy::Gpu, Policy::Heft, Policy::Codl, Policy::Split] {
+                let placement = policy.scheduler().place(problem).unwrap();
+                let simulated = problem.judge(&placement).unwrap().2;
+                let mut walk = Walk::new(problem.topology);
+                for id in problem.topology.running() {
+                    let seen = walk.look(problem.ground(), id, placement.places[id.index()]);
+                    assert_eq!(seen, walk.step(problem.ground(), id, placement.places[id.index()]));
+                }
+                worst = worst.max((walk.finish(problem.ground()) / simulated - 1.0).abs());
+            }
+        });
+    }
+    // The plan orders independent work by the path behind it, the walk by the graph.
+    assert!(worst < 0.35, "{worst}");
+}
+
+#[test]
+fn a_walk_goes_back() {
+    let (graph, p) = random_graph(3);
+    solve(&graph, &p, |problem| {
+        let mut walk = Walk::new(problem.topology);
+        let order: Vec<NodeId> = problem.topology.running().collect();
+        walk.step(problem.ground(), order[0], Place::Gpu);
+        let (mark, before) = (walk.mark(), walk.finish(problem.ground()));
+        for &id in &order[1..] {
+            walk.step(problem.ground(), id, Place::Split(0.5));
+        }
+        let after = walk.finish(problem.ground());
+        walk.rewind(mark);
+        assert_eq!(walk.finish(problem.ground()), before);
+        for &id in &order[1..] {
+            walk.step(problem.ground(), id, Place::Split(0.5));
+        }
+        assert_eq!(walk.finish(problem.ground()), after);
+    });
+}
+
+#[test]
+fn codl_divides_what_neither_processor_does_well() {
+    let graph = toy::blur_chain();
+    let p = profile(&graph, &[1_000_000; 4], &[1_000_000; 4]);
+    solve(&graph, &p, |problem| {
+        let placement = CoDl.place(problem).unwrap();
+        assert_eq!(placement.counts().2, 4, "{placement}");
+        assert!(problem.judge(&placement).unwrap().2 < 2_100_000.0);
+    });
+}
+
+#[test]
+fn ios_runs_independent_groups_at_the_same_time() {
+    let graph = toy::diamond();
+    let p = profile(&graph, &[10_000; 5], &[10_000; 5]);
+    solve(&graph, &p, |problem| {
+        let placement = Ios.place(problem).unwrap();
+        let (cpu, gpu, _) = placement.counts();
+        assert!(cpu > 0 && gpu > 0, "{placement}");
+        assert!(problem.judge(&placement).unwrap().2 <= 1.1 * exhaustive(problem));
+    });
+}
+
+#[test]
+fn thresholds_send_quadrants_to_their_processors() {
+    let mut g = ToyGraph::new("quadrants");
+    let x = g.input("x", &[64, 64]);
+    let w = g.constant("w", &[64, 64]);
+    let a = g.add("a", Toy::Product, &[x, w]);
+    let b = g.add("b", Toy::Affine, &[a]);
+    let graph = g.output(b).finish();
+    let p = profile(&graph, &[1000; 2], &[1000; 2]);
+    let place = |intensity: f64, sparsity: f64| {
+        solve(&graph, &p, |problem| {
+            let thresholds = vec![Thresholds { sparsity, intensity }; 2];
+            let problem = Problem { thresholds: &thresholds, ..*problem };
+            Threshold.place(&problem).unwrap().places
+        })
+    };
+    // Dense and intense; the light operator behind it stays there.
+    assert_eq!(place(0.1, 0.9), [Place::Gpu; 2]);
+    let intensity = solve(&graph, &p, |problem| problem.analysis.nodes[1].intensity());
+    assert_eq!(place(intensity * 1.01, 0.9)[0], Place::Cpu, "its input is on the host");
+    // A third of the weight is zeros.
+    assert_eq!(place(0.1, 0.3)[0], Place::Cpu);
+}
+
 #[test]
 fn pins_bind_every_policy() {
     let graph = toy::diamond();
@@ -158,8 +333,8 @@ fn pins_bind_every_policy() {
     let null = NullAccelerator::new(NullOptions::default());
     let support = Support::of(&graph, Some(&*null));
     let pins = resolve_pins(&graph, &support, &["b=gpu".parse().unwrap()]).unwrap();
-    let objective = Objective::Latency;
-    let problem = Problem { graph: &graph, support: &support, profile: &p, pins: &pins, objective };
+    let (topology, analysis) = (Topology::of(&graph, &support), analyze(&graph));
+    let problem = Problem { pins: &pins, ..problem(&graph, &support, &topology, &analysis, &p) };
     for policy in Policy::ALL {
         assert_eq!(policy.scheduler().place(&problem).unwrap().places[1], Place::Gpu, "{policy}");
     }
@@ -172,9 +347,9 @@ fn energy_needs_power_figures() {
     let null = NullAccelerator::new(NullOptions::default());
     let support = Support::of(&graph, Some(&*null));
     let objective = Objective::Energy;
+    let (topology, analysis) = (Topology::of(&graph, &support), analyze(&graph));
     let place = |p: &Profile| {
-        let problem =
-            Problem { graph: &graph, support: &support, profile: p, pins: &[], objective };
+        let problem = Problem { objective, ..problem(&graph, &support, &topology, &analysis, p) };
         Policy::Auto.scheduler().place(&problem)
     };
     let error = place(&p).unwrap_err().to_string();

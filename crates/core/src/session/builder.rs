@@ -19,8 +19,11 @@ use crate::{
     ir::{Graph, Model, OutputSource, Shapes, passes, specialize},
     onnx::{self, LoadOptions},
     plan::{Hardware, Placement, PlanFile, Support},
-    profile::{Profile, default_cache_dir},
-    schedule::{Objective, Pin, Policy, Problem, resolve_pins, resolve_variants},
+    predict::{FixedThresholds, ThresholdModel},
+    profile::{HardwareState, Profile, default_cache_dir},
+    schedule::{
+        Objective, Pin, Policy, Problem, Scheduler, Topology, resolve_pins, resolve_variants,
+    },
 };
 
 /// How far [`SessionBuilder::build`] has come. Stages that may take long count their steps.
@@ -78,6 +81,8 @@ pub struct SessionBuilder {
     cache_dir: Option<PathBuf>,
     pub(super) measure: MeasureOptions,
     pub(super) guard: GuardOptions,
+    thresholds: Option<Arc<dyn ThresholdModel>>,
+    learned: Option<Arc<dyn Scheduler>>,
     progress: Option<Callback>,
 }
 
@@ -119,6 +124,8 @@ impl SessionBuilder {
             cache_dir: None,
             measure: MeasureOptions::default(),
             guard: GuardOptions::default(),
+            thresholds: None,
+            learned: None,
             progress: None,
         }
     }
@@ -239,6 +246,20 @@ impl SessionBuilder {
     #[must_use]
     pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
         self.arithmetic = arithmetic;
+        self
+    }
+
+    /// Predicts the thresholds on both axes; fixed ones by default.
+    #[must_use]
+    pub fn thresholds(mut self, model: Arc<dyn ThresholdModel>) -> Self {
+        self.thresholds = Some(model);
+        self
+    }
+
+    /// The learned policy, for `sac` and as a candidate of `auto`.
+    #[must_use]
+    pub fn learned(mut self, policy: Arc<dyn Scheduler>) -> Self {
+        self.learned = Some(policy);
         self
     }
 
@@ -384,18 +405,33 @@ impl SessionBuilder {
             None if decides || self.always_profile => Some(work.profile(&mut self)?),
             None => None,
         };
+        let thresholds: Arc<dyn ThresholdModel> =
+            self.thresholds.take().unwrap_or_else(|| Arc::new(FixedThresholds::default()));
         let mut prepared = None;
         if let Some(Verdict { placement, source, report }) = remembered {
             choice = Choice { placement, source, guard: Some(report) };
         } else if !given {
             self.tell(Progress::Scheduling);
             let empty = Profile::default();
+            let costs = profile.as_ref().unwrap_or(&empty);
+            let (topology, predicted) = match decides {
+                true => {
+                    (Topology::of(&graph, &support), thresholds.predict(&graph, &analysis, costs))
+                }
+                false => Default::default(),
+            };
+            let learned = self.learned.clone();
             let problem = Problem {
                 graph: &graph,
                 support: &support,
-                profile: profile.as_ref().unwrap_or(&empty),
+                topology: &topology,
+                analysis: &analysis,
+                profile: costs,
+                thresholds: &predicted,
+                state: HardwareState::default(),
                 pins: &pins,
                 objective: self.objective,
+                learned: learned.as_deref(),
             };
             if decides && self.policy == Policy::Auto {
                 let (c, engine) = work.guarded(&mut self, &problem)?;
@@ -406,7 +442,10 @@ impl SessionBuilder {
                 // Refuses an objective that cannot be judged, whatever the policy.
                 self.objective.judgeable(problem.profile)?;
                 choice.placement = policy.scheduler().place(&problem)?;
-                choice.source = policy.to_string();
+                choice.source = match (policy, &self.learned) {
+                    (Policy::Sac, None) => "heft (no weights of the learned policy)".to_owned(),
+                    _ => policy.to_string(),
+                };
             }
         }
         let engine = match prepared {
@@ -440,6 +479,8 @@ impl SessionBuilder {
             placement: choice.placement,
             decision,
             profile,
+            thresholds,
+            learned: self.learned,
             analysis,
             support: if gpu_matters { OnceLock::from(support) } else { OnceLock::new() },
             kernels,

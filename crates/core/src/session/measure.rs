@@ -22,6 +22,11 @@ use crate::{
     tensor::Tensor,
 };
 
+/// See [`Profile::sparse_efficiency`]: the kernels that skip zeros of weights break even between half
+/// and two thirds zeros on the machines where that was measured (see
+/// [`crossover`](super::crossover())).
+const SPARSE_EFFICIENCY: f64 = 0.45;
+
 /// How much measuring may cost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeasureOptions {
@@ -131,6 +136,7 @@ impl Measurer<'_> {
             handoff_ns: links.handoff_ns,
             contention: links.contention,
             power: None,
+            sparse_efficiency: SPARSE_EFFICIENCY,
         })
     }
 

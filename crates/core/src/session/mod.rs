@@ -29,8 +29,11 @@ use crate::{
         variant::{self, SPARSE},
     },
     plan::{Hardware, Placement, Plan, PlanFile, Support, compile},
-    profile::Profile,
-    schedule::{Objective, Pin, Policy, Problem, Timeline, resolve_pins, simulate},
+    predict::{ThresholdModel, Thresholds},
+    profile::{HardwareState, Profile},
+    schedule::{
+        Objective, Pin, Policy, Problem, Scheduler, Timeline, Topology, resolve_pins, simulate,
+    },
     tensor::{Tensor, TensorType},
 };
 
@@ -86,6 +89,8 @@ pub struct Session {
     placement: Placement,
     decision: Decision,
     profile: Option<Profile>,
+    thresholds: Arc<dyn ThresholdModel>,
+    learned: Option<Arc<dyn Scheduler>>,
     analysis: Analysis,
     /// Worked out when somebody asks, where the plan did not need it.
     support: OnceLock<Support>,
@@ -137,6 +142,13 @@ impl Session {
     /// Measured costs, if the policy needed them or they were given.
     pub fn profile(&self) -> Option<&Profile> {
         self.profile.as_ref()
+    }
+
+    /// The thresholds on both axes, by node.
+    pub fn thresholds(&self) -> Vec<Thresholds> {
+        let empty = Profile::default();
+        let costs = self.profile.as_ref().unwrap_or(&empty);
+        self.thresholds.predict(&self.graph, &self.analysis, costs)
     }
 
     /// Where each node can run.
@@ -329,9 +341,14 @@ impl Session {
         Ok(policy.scheduler().place(&Problem {
             graph: &self.graph,
             support: self.support(),
+            topology: &Topology::of(&self.graph, self.support()),
+            analysis: &self.analysis,
             profile: self.profile.as_ref().unwrap_or(&empty),
+            thresholds: &self.thresholds(),
+            state: HardwareState::default(),
             pins: &pins,
             objective: self.decision.objective,
+            learned: self.learned.as_deref(),
         })?)
     }
 

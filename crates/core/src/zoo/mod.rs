@@ -4,6 +4,7 @@
 mod mobilenet;
 mod net;
 mod prune;
+mod random;
 mod resnet;
 mod swin;
 mod vit;
@@ -14,6 +15,7 @@ use std::fmt;
 use crate::ir::Model;
 
 pub use prune::{PruneScope, PrunedWeight, prune};
+pub use random::random;
 
 /// A built-in model.
 #[derive(Clone, Copy)]

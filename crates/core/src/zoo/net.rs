@@ -30,6 +30,8 @@ pub(super) struct Net {
     pruned_percent: u8,
     kept_energy: f32,
     weights: Vec<(ModelValueId, Request)>,
+    /// The weights are placeholders: the model is for planning, not for running.
+    blank: bool,
 }
 
 /// Attribute list of a node.
@@ -72,14 +74,24 @@ impl Net {
             pruned_percent,
             kept_energy: weights::kept_energy(pruned_percent),
             weights: Vec::new(),
+            blank: false,
         };
         (net, Act { id, channels: 3, moment: 1.0 })
+    }
+
+    /// An empty model whose weights will be placeholders.
+    pub(super) fn blank(name: &str) -> (Net, Act) {
+        let (net, image) = Net::new(name, 0);
+        (Net { blank: true, ..net }, image)
     }
 
     /// The finished model; `id` becomes its output under the name `output`.
     pub(super) fn finish(mut self, id: ModelValueId) -> Model {
         let (ids, requests): (Vec<_>, Vec<_>) = self.weights.into_iter().unzip();
-        let tensors = weights::generate(self.seed, &requests);
+        let tensors = match self.blank {
+            true => weights::placeholders(&requests),
+            false => weights::generate(self.seed, &requests),
+        };
         self.builder.output(id);
         let mut model = self.builder.finish();
         model.values[id.index()] = "output".to_owned();

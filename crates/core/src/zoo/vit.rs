@@ -11,9 +11,8 @@ use crate::{
 };
 
 const FEATURES: usize = 768;
-const HEADS: usize = 12;
+const ENCODER: Encoder = Encoder { features: FEATURES, heads: 12, mlp: 3072 };
 const LAYERS: usize = 12;
-const MLP: usize = 3072;
 const TOKENS: usize = 14 * 14 + 1;
 const EPS: f32 = 1e-6;
 
@@ -32,7 +31,7 @@ pub(super) fn vit_b_16(name: &str, pruned_percent: u8) -> Model {
     );
     let mut x = net.op("encoder/Add", "Add", &[x, position], &[]);
     for layer in 0..LAYERS {
-        x = encoder_layer(&mut net, &format!("encoder.layers.encoder_layer_{layer}"), x);
+        x = encoder_layer(&mut net, ENCODER, &format!("encoder.layers.encoder_layer_{layer}"), x);
     }
     let x = net.layer_norm("encoder.ln", x, FEATURES, EPS);
     let first = net.constant("class_index", Tensor::scalar(0i64));
@@ -58,21 +57,38 @@ fn class_token(net: &mut Net, image: ModelValueId) -> ModelValueId {
     net.op("class_token/Expand", "Expand", &[token, shape], &[])
 }
 
-fn encoder_layer(net: &mut Net, name: &str, x: ModelValueId) -> ModelValueId {
-    let y = net.layer_norm(&format!("{name}.ln_1"), x, FEATURES, EPS);
-    let y = self_attention(net, &format!("{name}.self_attention"), y);
+/// Sizes of a transformer's encoder.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Encoder {
+    /// Features of a token.
+    pub(super) features: usize,
+    /// Heads of its attention.
+    pub(super) heads: usize,
+    /// Features between the two layers of its perceptron.
+    pub(super) mlp: usize,
+}
+
+/// One layer: attention and a perceptron, each after a normalisation and around a shortcut.
+pub(super) fn encoder_layer(
+    net: &mut Net,
+    e: Encoder,
+    name: &str,
+    x: ModelValueId,
+) -> ModelValueId {
+    let y = net.layer_norm(&format!("{name}.ln_1"), x, e.features, EPS);
+    let y = self_attention(net, e, &format!("{name}.self_attention"), y);
     let x = net.op(&format!("{name}/Add"), "Add", &[y, x], &[]);
-    let y = net.layer_norm(&format!("{name}.ln_2"), x, FEATURES, EPS);
-    let y = net.linear(&format!("{name}.mlp.0"), y, (FEATURES, MLP), true);
+    let y = net.layer_norm(&format!("{name}.ln_2"), x, e.features, EPS);
+    let y = net.linear(&format!("{name}.mlp.0"), y, (e.features, e.mlp), true);
     let y = net.op(&format!("{name}.mlp.1"), "Gelu", &[y], &[]);
-    let y = net.linear(&format!("{name}.mlp.3"), y, (MLP, FEATURES), true);
+    let y = net.linear(&format!("{name}.mlp.3"), y, (e.mlp, e.features), true);
     net.op(&format!("{name}/Add_1"), "Add", &[x, y], &[])
 }
 
-fn self_attention(net: &mut Net, name: &str, x: ModelValueId) -> ModelValueId {
-    let head = FEATURES / HEADS;
-    let qkv = net.linear(&format!("{name}.in_proj"), x, (FEATURES, 3 * FEATURES), true);
-    let [q, k, v] = split_heads(net, name, qkv, HEADS, head);
+fn self_attention(net: &mut Net, e: Encoder, name: &str, x: ModelValueId) -> ModelValueId {
+    let head = e.features / e.heads;
+    let qkv = net.linear(&format!("{name}.in_proj"), x, (e.features, 3 * e.features), true);
+    let [q, k, v] = split_heads(net, name, qkv, e.heads, head);
     let scale = net.constant(&format!("{name}_scale"), Tensor::scalar(1.0 / (head as f32).sqrt()));
     let q = net.op(&format!("{name}/Mul"), "Mul", &[q, scale], &[]);
     let k = net.transpose(&format!("{name}/Transpose_1"), k, &[0, 1, 3, 2]);
@@ -81,8 +97,8 @@ fn self_attention(net: &mut Net, name: &str, x: ModelValueId) -> ModelValueId {
     let weights = net.op(&format!("{name}/Softmax"), "Softmax", &[scores], &axis);
     let y = net.op(&format!("{name}/MatMul_1"), "MatMul", &[weights, v], &[]);
     let y = net.transpose(&format!("{name}/Transpose_2"), y, &[0, 2, 1, 3]);
-    let y = net.reshape(&format!("{name}/Reshape_1"), y, &[0, 0, FEATURES as i64]);
-    net.linear(&format!("{name}.out_proj"), y, (FEATURES, FEATURES), true)
+    let y = net.reshape(&format!("{name}/Reshape_1"), y, &[0, 0, e.features as i64]);
+    net.linear(&format!("{name}.out_proj"), y, (e.features, e.features), true)
 }
 
 /// [B, S, 3*H*D] to queries, keys and values [B, H, S, D].

@@ -3,7 +3,10 @@
 use std::fmt::Write;
 
 use super::{Document, Row, percent, verdict};
-use crate::table::scaled;
+use crate::{
+    page::{self, escape},
+    table::scaled,
+};
 
 /// Of the plot, in user units.
 const WIDTH: f64 = 760.0;
@@ -14,42 +17,22 @@ const TOP: f64 = 16.0;
 const RIGHT: f64 = 16.0;
 
 const STYLE: &str = "
-:root { color-scheme: light dark; --bg: #ffffff; --fg: #1c2024; --dim: #6b7280; --line: #d7dbe0;
-  --sparse-light: #0d7a5f; --sparse-intense: #7a4dd8; --dense-light: #b06a00;
+:root { --sparse-light: #0d7a5f; --sparse-intense: #7a4dd8; --dense-light: #b06a00;
   --dense-intense: #1f6feb; }
-@media (prefers-color-scheme: dark) { :root { --bg: #14171a; --fg: #e6e8ea; --dim: #9aa4ae;
-  --line: #32383e; --sparse-light: #45c9a4; --sparse-intense: #b79bff; --dense-light: #f0a742;
-  --dense-intense: #6cb0ff; } }
-body { background: var(--bg); color: var(--fg); font: 15px/1.5 system-ui, sans-serif;
-  max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.35rem; margin: 0 0 .25rem; }
-p { margin: .25rem 0; color: var(--dim); }
-svg { width: 100%; height: auto; margin: 1rem 0; }
-svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
-svg .axis { stroke: var(--line); }
+@media (prefers-color-scheme: dark) { :root { --sparse-light: #45c9a4; --sparse-intense: #b79bff;
+  --dense-light: #f0a742; --dense-intense: #6cb0ff; } }
 svg .threshold { stroke: var(--dim); stroke-dasharray: 5 4; }
 svg circle { fill-opacity: .55; stroke-width: 1.2; }
 .sparse-light { color: var(--sparse-light); } .sparse-intense { color: var(--sparse-intense); }
 .dense-light { color: var(--dense-light); } .dense-intense { color: var(--dense-intense); }
 circle, .key { fill: currentColor; stroke: currentColor; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; white-space: nowrap; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { color: var(--dim); font-weight: 600; position: sticky; top: 0; background: var(--bg); }
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 ";
 
 /// The page.
 pub(super) fn page(d: &Document) -> String {
-    let mut html = String::new();
-    let name = escape(&d.model);
-    let write = &mut html;
-    // Writing to a string cannot fail.
-    let _ = write!(
-        write,
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
-         content=\"width=device-width\">\n<title>{name}</title>\n<style>{STYLE}</style>\n\
-         <h1>{name}</h1>\n<p>{} &rarr; {}</p>\n<p>{} operators, {}, {} of weights</p>\n",
+    let mut body = format!(
+        "<p>{} &rarr; {}</p>\n<p>{} operators, {}, {} of weights</p>\n",
         escape(&d.inputs.join(", ")),
         escape(&d.outputs.join(", ")),
         d.nodes.len(),
@@ -57,12 +40,12 @@ pub(super) fn page(d: &Document) -> String {
         scaled(d.weight_bytes as f64, "B"),
     );
     for line in &d.findings {
-        let _ = writeln!(write, "<p>{}</p>", escape(line));
+        // Writing to a string cannot fail.
+        let _ = writeln!(body, "<p>{}</p>", escape(line));
     }
-    html.push_str(&plot(d));
-    html.push_str(&table(d));
-    html.push_str("</html>\n");
-    html
+    body.push_str(&plot(d));
+    body.push_str(&table(d));
+    page::page(&d.model, STYLE, &body)
 }
 
 /// Sparsity against intensity, a circle per operator, its area the operator's work.
@@ -186,8 +169,4 @@ fn table(d: &Document) -> String {
     }
     html.push_str("</table></div>\n");
     html
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -52,6 +52,22 @@ pub struct GpuCaps {
     pub aligned: bool,
 }
 
+impl GpuCaps {
+    /// What nearly every GPU of an edge machine can do.
+    pub const fn ordinary() -> GpuCaps {
+        GpuCaps {
+            f16: false,
+            workgroup_bytes: 32 << 10,
+            workgroup_size: 256,
+            max_grid: 65_535,
+            max_binding_bytes: 1 << 30,
+            software: false,
+            subgroup: 32,
+            aligned: true,
+        }
+    }
+}
+
 /// A GPU kernel: dispatches run in order, each seeing the writes of those before it.
 #[derive(Clone, Debug, Default)]
 pub struct GpuKernel {

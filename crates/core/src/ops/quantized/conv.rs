@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     ops::{
-        AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelIo, Op, OpError, OpSpec,
-        Operand, Operands, Scratch,
+        AttributeValue, Attributes, CpuKernel, Example, InputsExt, KernelClass, KernelIo, Op,
+        OpError, OpSpec, Operand, Operands, Scratch,
         conv::{ConvShape, group, layout, layout_attribute},
         kernel_with,
         quantize::bytes_of,
@@ -250,6 +250,11 @@ impl Op for IntConv {
         let w = x.input(self.indices()[1]).shape();
         let taps: usize = w[1..].iter().product();
         (x.output(0).len() as u64).saturating_mul(2).saturating_mul(taps as u64)
+    }
+
+    fn class(&self, x: &Operands<'_>) -> KernelClass {
+        self.shape(x.inputs)
+            .map_or(KernelClass::Convolution, |s| KernelClass::of_conv(s.groups, s.c_in))
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

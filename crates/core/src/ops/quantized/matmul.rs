@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     ops::{
-        AttributeValue, CpuKernel, Example, InputsExt, Op, OpError, OpSpec, Operand, Operands,
-        Scratch, axes, kernel_with,
+        AttributeValue, CpuKernel, Example, InputsExt, KernelClass, Op, OpError, OpSpec, Operand,
+        Operands, Scratch, axes, kernel_with,
         matmul::{MatMul, MatMulShape},
         sample,
     },
@@ -206,6 +206,10 @@ impl Op for IntMatMul {
             DType::I32
         };
         Ok(vec![TensorType::new(dtype, shape.output)])
+    }
+
+    fn class(&self, _: &Operands<'_>) -> KernelClass {
+        KernelClass::Matmul
     }
 
     fn flops(&self, x: &Operands<'_>) -> u64 {

@@ -1,0 +1,225 @@
+//! The command as scripts see it: exit codes, JSON keys, and that simulated figures say so.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+/// Runs the command with a cache of its own and no Vulkan driver.
+fn sparoa(cache: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sparoa"))
+        .args(args)
+        .env("XDG_CACHE_HOME", cache)
+        .env("VK_DRIVER_FILES", "/nonexistent")
+        .env("VK_ICD_FILENAMES", "/nonexistent")
+        .output()
+        .expect("the command starts")
+}
+
+fn json(args: &[&str]) -> Value {
+    let cache = tempfile::tempdir().unwrap();
+    let output = sparoa(cache.path(), &[args, &["--json"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    serde_json::from_slice(&output.stdout).expect("one JSON document")
+}
+
+fn failure(args: &[&str]) -> (Option<i32>, String) {
+    let cache = tempfile::tempdir().unwrap();
+    let output = sparoa(cache.path(), args);
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+const MODEL: &str = "zoo:mobilenet_v3_small";
+
+#[test]
+fn targets_that_make_no_sense_are_usage_errors() {
+    let plan = |rest: &[&str]| failure(&[&["plan", MODEL], rest].concat());
+    let (code, error) = plan(&["--target", "jetson-nano"]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("'jetson-nano'") && error.contains("jetson-orin-nano"), "{error}");
+    for (rest, word) in [
+        (&["--target", "jetson-orin-nano", "--threads", "2"][..], "--threads"),
+        (&["--target", "jetson-orin-nano", "--device", "cpu"], "--device"),
+        (&["--target", "jetson-orin-nano", "--precision", "bf16"], "bf16"),
+        (&["--target", "jetson-orin-nano", "--pin", "Conv=sparse"], "Conv=sparse"),
+        (&["--target", "jetson-orin-nano", "--pin", "nothing=gpu"], "nothing=gpu"),
+        (&["--target", "jetson-orin-nano", "--policy", "best"], "best"),
+        (&["--target", "jetson-orin-nano", "--policy", "optimal"], "optimal"),
+    ] {
+        let (code, error) = plan(rest);
+        assert_eq!(code, Some(2), "{rest:?}: {error}");
+        assert!(error.contains(word), "{rest:?}: {error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("board.json");
+    std::fs::write(&broken, "{}").unwrap();
+    let (code, error) = plan(&["--target", broken.to_str().unwrap()]);
+    assert_eq!(code, Some(4));
+    assert!(error.contains("board.json"), "{error}");
+    let (code, error) = failure(&["reproduce", "--target", "jetson-nano"]);
+    assert_eq!(code, Some(2), "{error}");
+    let (code, error) = failure(&["reproduce", "--model", "alexnet"]);
+    assert_eq!(code, Some(3), "{error}");
+}
+
+#[test]
+fn a_plan_for_a_board_says_that_it_is_simulated_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (file, dot, trace, onnx) = (path("p.json"), path("g.dot"), path("t.json"), path("m.onnx"));
+    let document = json(&[
+        "plan",
+        MODEL,
+        "--target",
+        "jetson-orin-nano",
+        "--policy",
+        "heft",
+        "--objective",
+        "edp",
+        "--pin",
+        "Linear=cpu",
+        "-o",
+        &file,
+        "--dot",
+        &dot,
+        "--trace",
+        &trace,
+        "--onnx",
+        &onnx,
+    ]);
+    assert_eq!(document["simulated"], true);
+    assert_eq!(document["target"], "jetson-orin-nano");
+    assert_eq!(document["plan"]["simulated"], true);
+    let predicted = &document["predicted"];
+    for key in ["makespan_ms", "cpu_only_ms", "gpu_only_ms", "energy_j", "cpu_only_j"] {
+        assert!(predicted[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {predicted}");
+    }
+    for node in document["nodes"].as_array().unwrap() {
+        assert!(node["quadrant"].is_string() && node["thresholds"]["intensity"].is_f64(), "{node}");
+        if node["op_type"] == "Linear" {
+            assert_eq!(node["place"], "cpu");
+        }
+    }
+    for path in [&dot, &trace, &onnx] {
+        assert!(std::fs::metadata(path).unwrap().len() > 0, "{path}");
+    }
+    let (code, error) = failure(&["run", MODEL, "--plan", &file]);
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("Jetson Orin Nano"), "{error}");
+}
+
+#[test]
+fn pruned_models_are_planned_with_their_zeros() {
+    let plan = |model: &str| {
+        json(&["plan", model, "--target", "jetson-agx-orin", "--policy", "cpu"])["predicted"]
+            .clone()
+    };
+    let (dense, pruned) = (plan("zoo:resnet18"), plan("zoo:resnet18@p90"));
+    assert!(dense["dense_makespan_ms"].is_null());
+    assert_eq!(pruned["dense_makespan_ms"], dense["makespan_ms"]);
+    assert!(pruned["makespan_ms"].as_f64() < dense["makespan_ms"].as_f64());
+}
+
+const REDUCED: [&str; 5] = ["reproduce", "--model", "mobilenet_v3_small,resnet18", "--states", "3"];
+
+#[test]
+fn reproduce_keeps_its_keys_and_its_figures_for_a_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("r.html").to_str().unwrap().to_owned();
+    let first = json(&[&REDUCED[..], &["--html", &page]].concat());
+    assert_eq!(first["simulated"], true);
+    let targets = first["targets"].as_array().unwrap();
+    assert_eq!(targets.len(), 2);
+    let names = ["cpu", "gpu", "threshold", "greedy", "heft", "dp", "ios", "codl", "sac"];
+    for target in targets {
+        assert!(target["target"].as_str().unwrap().starts_with("jetson-"));
+        assert_eq!(target["models"][0]["model"], "mobilenet_v3_small");
+        for model in target["models"].as_array().unwrap() {
+            for name in names {
+                let row = &model["policies"][name];
+                for key in ["latency_ms", "energy_j", "replanned_latency_ms", "decision_us"] {
+                    assert!(row[key].as_f64().is_some_and(|v| v > 0.0), "{name} {key}: {row}");
+                }
+            }
+        }
+    }
+    assert_eq!(first["pruned"][0]["models"][0]["model"], "resnet18@p90");
+    let summary = &first["summary"];
+    for key in [
+        "mean_speedup_over_baselines",
+        "mean_speedup_over_replanned_baselines",
+        "max_speedup_over_cpu",
+        "energy_saving_vs_best_coexecution",
+    ] {
+        assert!(summary[key].is_f64(), "{key}");
+    }
+    assert!(summary["speedup_over"]["codl"].is_f64());
+    assert_eq!(summary["paper"]["max_speedup_over_cpu"], 50.7);
+    let settings: Vec<&Value> =
+        summary["settings"].as_array().unwrap().iter().map(|s| &s["setting"]).collect();
+    assert_eq!(settings, ["compiled", "eager", "vulkan"]);
+
+    let html = std::fs::read_to_string(&page).unwrap();
+    let captions: Vec<&str> = html
+        .split("<caption>")
+        .chain(html.split("<figcaption>"))
+        .filter_map(|part| part.split_once("caption>").map(|(caption, _)| caption))
+        .collect();
+    assert!(captions.len() > 10);
+    assert!(captions.iter().all(|c| c.contains("simulated")), "{captions:?}");
+    assert!(!html.contains("http://") && !html.contains("<script"), "self-contained");
+
+    let again = json(&REDUCED);
+    assert_eq!(timeless(first.clone()), timeless(again));
+    let other = json(&[&REDUCED[..], &["--seed", "2"]].concat());
+    assert_ne!(timeless(first), timeless(other));
+}
+
+/// Without what depends on the computer that simulates.
+fn timeless(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(map) => {
+            map.remove("decision_us");
+            map.values_mut().for_each(|v| *v = timeless(v.take()));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|v| *v = timeless(v.take())),
+        _ => {}
+    }
+    value
+}
+
+#[test]
+fn without_a_gpu_bench_adds_what_a_board_would_do() {
+    let quick = ["--min-time-s", "0", "--min-iters", "1", "--warmup-ms", "0"];
+    let document = json(&[&["bench", MODEL][..], &quick].concat());
+    let devices = document["environment"]["devices"].as_array().unwrap();
+    if devices.iter().any(|d| d["device"] == "gpu" && d["software"] == false) {
+        println!("skipped: this machine has a GPU");
+        return;
+    }
+    let results = document["results"].as_array().unwrap();
+    assert_eq!((&results[0]["policy"], &results[0]["simulated"]), (&"cpu".into(), &false.into()));
+    assert!(results[0].get("target").is_none());
+    let simulated: Vec<&Value> = results.iter().filter(|r| r["simulated"] == true).collect();
+    let policies: Vec<&Value> = simulated.iter().map(|r| &r["policy"]).collect();
+    assert_eq!(policies, ["cpu", "gpu", "auto"]);
+    for row in &simulated {
+        assert_eq!(row["target"], "jetson-orin-nano");
+        assert!(row["first_inference_ms"].is_null() && row["energy_j"].is_f64(), "{row}");
+    }
+    let p50 = |row: &Value| row["latency_ms"]["p50"].as_f64().unwrap();
+    assert!(p50(simulated[2]) <= p50(simulated[0]).min(p50(simulated[1])));
+
+    let named = json(&[&["bench", MODEL, "--policy", "cpu"][..], &quick].concat());
+    assert_eq!(named["results"].as_array().unwrap().len(), 1, "only what was asked for");
+}
+
+#[test]
+fn devices_lists_the_profiles() {
+    let document = json(&["devices"]);
+    let profiles = document["profiles"].as_array().unwrap();
+    assert!(profiles.contains(&"jetson-agx-orin".into()));
+}

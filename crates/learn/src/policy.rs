@@ -1,0 +1,149 @@
+//! The learned parts as the core asks for them: a threshold model and a scheduler.
+
+use std::sync::{Mutex, PoisonError};
+
+use sparoa_core::{
+    analyze::Analysis,
+    ir::{Graph, NodeId},
+    plan::{Place, Placement},
+    predict::{FixedThresholds, ThresholdModel, Thresholds},
+    profile::Profile,
+    schedule::{Heft, Problem, ScheduleError, Scheduler},
+};
+
+use crate::{
+    actor::Actor,
+    features::{FEATURES, features, thresholds},
+    predictor::Predictor,
+    rollout::{Blinders, OBSERVATION, Rollout},
+    weights::WeightsError,
+};
+
+/// The policy that soft actor-critic has learned: one pass over the graph, each operator placed
+/// after one look. The better processor alone is kept in hand: where the policy's placement would
+/// end later, that is what is returned.
+pub struct SacPolicy {
+    actor: Mutex<Actor>,
+    blinders: Blinders,
+}
+
+impl SacPolicy {
+    /// Of an actor.
+    ///
+    /// # Errors
+    /// When the actor was trained on other observations.
+    pub fn new(actor: Actor) -> Result<SacPolicy, WeightsError> {
+        actor.weights().tensor("layers.0.weight", &[OBSERVATION, first_width(&actor)])?;
+        Ok(SacPolicy { actor: Mutex::new(actor), blinders: Blinders::default() })
+    }
+
+    /// The same policy without some of what it sees.
+    #[must_use]
+    pub fn with_blinders(mut self, blinders: Blinders) -> SacPolicy {
+        self.blinders = blinders;
+        self
+    }
+
+    /// The actor's own placement, or `None` when it answers anything but numbers.
+    fn rollout(&self, problem: &Problem<'_>) -> Option<Rollout> {
+        let on = problem.ground();
+        let mut rollout = Rollout::new(problem, self.blinders);
+        let mut actor = self.actor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = [0.0; OBSERVATION];
+        while !rollout.done() {
+            rollout.observe(on, &mut seen);
+            let action = actor.act(&seen)[0];
+            if !action.is_finite() {
+                return None;
+            }
+            let place = rollout.place_of(on, action);
+            rollout.step(on, place);
+        }
+        Some(rollout)
+    }
+}
+
+fn first_width(actor: &Actor) -> usize {
+    actor.weights().matrix_shape("layers.0.weight").map_or(0, |(_, width)| width)
+}
+
+impl Scheduler for SacPolicy {
+    fn name(&self) -> &'static str {
+        "sac"
+    }
+
+    fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
+        let Some(learned) = self.rollout(problem) else { return Heft.place(problem) };
+        let on = problem.ground();
+        let mut best = (learned.score(on, problem.objective)?, learned.placement());
+        for alone in [Place::Gpu, Place::Cpu] {
+            let mut rollout = Rollout::plain(problem);
+            while !rollout.done() {
+                let place = rollout.place_of(on, if alone == Place::Gpu { 1.0 } else { 0.0 });
+                rollout.step(on, place);
+            }
+            let score = rollout.score(on, problem.objective)?;
+            if score < best.0 {
+                best = (score, rollout.placement());
+            }
+        }
+        let mut placement = best.1;
+        problem.legalize(&mut placement);
+        Ok(placement)
+    }
+}
+
+/// The thresholds that the predictor has learned.
+pub struct LearnedThresholds {
+    predictor: Predictor,
+}
+
+impl LearnedThresholds {
+    /// Of a predictor.
+    ///
+    /// # Errors
+    /// When the predictor was trained on other features.
+    pub fn new(predictor: Predictor) -> Result<LearnedThresholds, WeightsError> {
+        if predictor.features() != FEATURES {
+            return Err(WeightsError::Setting {
+                file: predictor.weights().source().to_owned(),
+                key: "features".to_owned(),
+                found: predictor.features().to_string(),
+                expected: FEATURES.to_string(),
+            });
+        }
+        Ok(LearnedThresholds { predictor })
+    }
+}
+
+/// The operators that the predictor sees: those that are not views.
+pub fn seen(graph: &Graph) -> Vec<NodeId> {
+    graph.node_ids().filter(|id| !graph.node(*id).op.is_view()).collect()
+}
+
+impl ThresholdModel for LearnedThresholds {
+    fn name(&self) -> &str {
+        self.predictor.architecture().name()
+    }
+
+    fn predict(&self, graph: &Graph, analysis: &Analysis, profile: &Profile) -> Vec<Thresholds> {
+        let mut all = FixedThresholds::default().predict(graph, analysis, profile);
+        if profile.nodes.len() != graph.nodes.len() {
+            return all;
+        }
+        let running = seen(graph);
+        // What is not a pair of numbers between 0 and 1 leaves the fixed thresholds in place.
+        let Ok(predicted) = self.predictor.predict(&features(analysis, profile, &running)) else {
+            return all;
+        };
+        for (id, pair) in running.iter().zip(predicted.chunks_exact(2)) {
+            if let Some(own) = thresholds(pair[0], pair[1]) {
+                all[id.index()] = own;
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;
