@@ -1,6 +1,9 @@
 //! The learned parts: the policy behind `sac` and the model of thresholds.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use sparoa::{
     Decides, FixedThresholds, Scheduler, ThresholdModel,
@@ -13,8 +16,6 @@ pub struct Learned {
     pub policy: Option<Arc<dyn Scheduler>>,
     /// Predicts each operator's thresholds.
     pub thresholds: Arc<dyn ThresholdModel>,
-    /// Policies that `reproduce` shows as further rows; each decides anew in every state.
-    pub ablations: Vec<Ablation>,
 }
 
 /// The learned policy without one of its parts.
@@ -25,40 +26,39 @@ pub struct Ablation {
     pub policy: Arc<dyn Scheduler>,
     /// When it decides: once, where it does not see the state.
     pub decides: Decides,
-    /// Its thresholds.
-    pub thresholds: Arc<dyn ThresholdModel>,
 }
 
 /// Where weights of one's own are, if the user has said so.
 pub const WEIGHTS: &str = "SPAROA_WEIGHTS";
 
-/// The learned parts: those of the folder that the environment names, else those that come with the
-/// program. Where they cannot be read the classical parts stand in, and a warning says why.
-pub fn learned() -> Learned {
-    let own = std::env::var_os(WEIGHTS);
-    let read = match &own {
-        Some(folder) => learn::Learned::from_folder(Path::new(folder)),
+/// The weights of the folder that the environment names, else those that come with the program.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn weights() -> Result<learn::Learned, learn::WeightsError> {
+    match std::env::var_os(WEIGHTS) {
+        Some(folder) => learn::Learned::from_folder(Path::new(&folder)),
         None => learn::Learned::shipped(),
-    };
-    let classical = || Learned {
-        policy: None,
-        thresholds: Arc::new(FixedThresholds::default()),
-        ablations: Vec::new(),
-    };
-    match read.and_then(|l| Ok((ablations(&l)?, l))) {
-        Ok((ablations, l)) => {
-            Learned { policy: Some(l.policy), thresholds: l.thresholds, ablations }
-        }
-        Err(e) => {
-            let from = if own.is_some() { WEIGHTS } else { "shipped weights" };
-            tracing::warn!("{from}: {e}; fixed thresholds and heft stand in");
-            classical()
-        }
     }
 }
 
-/// The policy as it is without one of its parts. It was trained with all of them.
-fn ablations(l: &learn::Learned) -> Result<Vec<Ablation>, learn::WeightsError> {
+/// The learned parts, read once. Where they cannot be read the classical parts stand in, and a warning
+/// says why.
+pub fn learned() -> &'static Learned {
+    static LEARNED: OnceLock<Learned> = OnceLock::new();
+    LEARNED.get_or_init(|| match weights() {
+        Ok(l) => Learned { policy: Some(l.policy), thresholds: l.thresholds },
+        Err(e) => {
+            tracing::warn!("{e}; fixed thresholds and heft stand in for the learned parts");
+            Learned { policy: None, thresholds: Arc::new(FixedThresholds::default()) }
+        }
+    })
+}
+
+/// The policy without one of its parts each, for further rows of `reproduce`; it was trained with all of
+/// them. None where there is no learned policy.
+pub fn ablations() -> Vec<Ablation> {
+    let Ok(l) = weights() else { return Vec::new() };
     let all = Blinders::default();
     let parts = [
         ("no predictor", Blinders { predictor: true, ..all }),
@@ -69,12 +69,11 @@ fn ablations(l: &learn::Learned) -> Result<Vec<Ablation>, learn::WeightsError> {
     ];
     parts
         .into_iter()
-        .map(|(name, blinders)| {
-            Ok(Ablation {
+        .filter_map(|(name, blinders)| {
+            Some(Ablation {
                 name,
-                policy: Arc::new(l.with_blinders(blinders)?),
+                policy: Arc::new(l.with_blinders(blinders).ok()?),
                 decides: if blinders.hardware { Decides::Once } else { Decides::Always },
-                thresholds: l.thresholds.clone(),
             })
         })
         .collect()

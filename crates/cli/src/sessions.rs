@@ -15,7 +15,7 @@ use sparoa::{
 use crate::{
     args::{DeviceArgs, PolicyArgs},
     error::{CliError, CliResult, Kind},
-    learned::{Learned, learned},
+    learned::learned,
     progress::Bars,
     shapes::ShapeArg,
 };
@@ -156,10 +156,10 @@ impl Machine {
         if let Some(gpu) = &self.gpu {
             builder = builder.accelerator(gpu.clone());
             // Only where there is something to decide.
-            let Learned { policy, thresholds, .. } = learned();
-            builder = builder.thresholds(thresholds);
-            if let Some(policy) = policy {
-                builder = builder.learned(policy);
+            let learned = learned();
+            builder = builder.thresholds(learned.thresholds.clone());
+            if let Some(policy) = &learned.policy {
+                builder = builder.learned(policy.clone());
             }
         }
         if let Some(why) = &self.gpu_unavailable {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use sparoa::{
     DeviceProfile, HardwareState, MachineModel, Objective, Place, Placement, Plan, Policy,
-    Precision, Problem, Profile, ProfileError, ScheduleError, Subject, Timeline, candidates,
-    compile, passes, simulate, specialize,
+    Precision, Problem, Profile, ProfileError, ScheduleError, Subject, Thresholds, Timeline,
+    candidates, compile, passes, simulate, specialize,
 };
 
 use crate::{
     error::{CliError, CliResult, Kind},
-    learned::{Learned, STAND_IN},
+    learned::{STAND_IN, learned},
     sessions::BuildRequest,
 };
 
@@ -85,8 +85,13 @@ pub struct Question<'a> {
     pub pins: &'a [Option<Place>],
     /// What to minimise.
     pub objective: Objective,
-    /// What decides by learning.
-    pub learned: &'a Learned,
+    /// The thresholds of its operators there.
+    pub thresholds: &'a [Thresholds],
+}
+
+/// The thresholds of a model's operators on the machine of a profile.
+pub fn thresholds(subject: &Subject, profile: &Profile) -> Vec<Thresholds> {
+    learned().thresholds.predict(&subject.graph, &subject.analysis, profile)
 }
 
 impl Question<'_> {
@@ -95,13 +100,11 @@ impl Question<'_> {
     /// # Errors
     /// When the policy or the objective cannot be had for this model and board.
     pub fn answer(&self, policy: Policy) -> CliResult<Simulated> {
-        let Subject { graph, analysis, .. } = self.subject;
-        let thresholds = self.learned.thresholds.predict(graph, analysis, self.profile);
         let problem = Problem {
-            thresholds: &thresholds,
+            thresholds: self.thresholds,
             pins: self.pins,
             objective: self.objective,
-            learned: self.learned.policy.as_deref(),
+            learned: learned().policy.as_deref(),
             ..self.subject.problem(self.profile, HardwareState::default())
         };
         self.decide(policy, &problem).map_err(CliError::usage)
@@ -121,12 +124,7 @@ impl Question<'_> {
         };
         let plan = compile(problem.graph, &placement, problem.support, Some(self.profile))?;
         let timeline = simulate(&plan, self.profile);
-        let energy_j = self.energy_j(&timeline);
+        let energy_j = timeline.energy_j(self.profile);
         Ok(Simulated { placement, plan, timeline, energy_j, source })
-    }
-
-    fn energy_j(&self, timeline: &Timeline) -> Option<f64> {
-        let [cpu, gpu, ..] = timeline.busy_ns;
-        self.profile.power.map(|power| power.energy_j(timeline.makespan_ns, cpu, gpu))
     }
 }

@@ -1,11 +1,8 @@
 //! Figures on what neither net has seen: the built-in models and the published boards, which no
 //! training uses.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use sparoa_core::{
-    ir::{Shapes, passes, specialize},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
     profile::{Conditions, DeviceProfile, HardwareState, Precision},
     schedule::{
@@ -19,7 +16,7 @@ use crate::{
     features::{intensity_to_unit, thresholds},
     policy::{LearnedThresholds, SacPolicy, seen},
     sweep::truths,
-    task::{HELD_OUT, network},
+    task::{HELD_OUT, network, ready},
 };
 
 /// The published boards.
@@ -35,9 +32,7 @@ pub fn boards() -> Result<Vec<DeviceProfile>, sparoa_core::profile::ProfileError
 /// # Errors
 /// When there is no such model.
 pub fn subject(name: &str) -> Result<Subject, zoo::ZooError> {
-    let model = zoo::build(name)?;
-    let graph = specialize(&model, &Shapes::new()).expect("built-in models are whole").graph;
-    Ok(Subject::new(Arc::new(passes::optimize(graph))))
+    Ok(ready(&zoo::build(name)?))
 }
 
 /// How well thresholds are predicted.

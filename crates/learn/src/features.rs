@@ -46,9 +46,9 @@ pub fn thresholds(sparsity: f32, intensity: f32) -> Option<Thresholds> {
 ///
 /// Per operator: its operations, bytes, weight bytes and intensity (logarithms), zeros, the share of
 /// its operations in each class, its time on each processor and their ratio (logarithms), the share
-/// of those times that a part of any size pays, whether the GPU runs it, and how many of its inputs
-/// are made by operators. Of the machine: what a copy of this operator's output costs beside it,
-/// what a submission and a wake-up cost, and how fast sparse kernels are.
+/// of those times that a part of any size pays, whether the GPU runs it, the rates that it attains. Of
+/// the machine: what copies of this operator's operands cost beside it, what a submission costs, and
+/// how fast sparse kernels are.
 pub fn features(analysis: &Analysis, profile: &Profile, running: &[NodeId]) -> Vec<f32> {
     let mut rows = Vec::with_capacity(running.len() * FEATURES);
     for &id in running {

@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use sparoa_core::{
     analyze::Analysis,
     ir::{Graph, NodeId},
-    plan::{Place, Placement},
+    plan::Placement,
     predict::{FixedThresholds, ThresholdModel, Thresholds},
     profile::Profile,
-    schedule::{Heft, Problem, ScheduleError, Scheduler},
+    schedule::{CpuOnly, GpuOnly, Heft, Problem, ScheduleError, Scheduler},
 };
 
 use crate::{
@@ -74,20 +74,16 @@ impl Scheduler for SacPolicy {
 
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
         let Some(learned) = self.rollout(problem) else { return Heft.place(problem) };
-        let on = problem.ground();
-        let mut best = (learned.score(on, problem.objective)?, learned.placement());
-        for alone in [Place::Gpu, Place::Cpu] {
-            let mut rollout = Rollout::plain(problem);
-            while !rollout.done() {
-                let place = rollout.place_of(on, if alone == Place::Gpu { 1.0 } else { 0.0 });
-                rollout.step(on, place);
-            }
-            let score = rollout.score(on, problem.objective)?;
-            if score < best.0 {
-                best = (score, rollout.placement());
+        let mut placement = learned.placement();
+        let mut score = problem.estimate(&placement)?;
+        let alone: [&dyn Scheduler; 2] = [&GpuOnly, &CpuOnly];
+        for policy in alone {
+            let other = policy.place(problem)?;
+            let own = problem.estimate(&other)?;
+            if own < score {
+                (score, placement) = (own, other);
             }
         }
-        let mut placement = best.1;
         problem.legalize(&mut placement);
         Ok(placement)
     }

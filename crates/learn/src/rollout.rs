@@ -8,7 +8,7 @@ use sparoa_core::{
     plan::{Place, Placement},
     predict::Thresholds,
     profile::{HardwareState, Profile},
-    schedule::{Ground, Mark, Objective, Problem, ScheduleError, Walk, upward_ranks},
+    schedule::{Ground, Mark, Objective, Operator, Problem, Walk, upward_ranks},
 };
 
 /// Numbers that are known of an operator before the first step.
@@ -50,8 +50,6 @@ pub struct Rollout {
     walk: Walk,
     places: Vec<Place>,
     pins: Vec<Option<Place>>,
-    splits: Vec<bool>,
-    gpu: Vec<bool>,
     statics: Vec<[f32; STATIC]>,
     globals: [f32; GLOBAL],
     /// By position: the share at which the coming splittable operators take equally long.
@@ -87,8 +85,6 @@ impl Rollout {
             walk: Walk::new(topology),
             places: vec![Place::Cpu; topology.nodes.len()],
             pins: order.iter().map(|&id| problem.pin(id)).collect(),
-            splits: order.iter().map(|id| topology.nodes[id.index()].split.is_some()).collect(),
-            gpu: order.iter().map(|id| topology.nodes[id.index()].gpu).collect(),
             order,
             unit,
             total,
@@ -97,41 +93,9 @@ impl Rollout {
         }
     }
 
-    /// A rollout for placements that need no observation: [`Rollout::observe`] must not be called.
-    pub(crate) fn plain(problem: &Problem<'_>) -> Rollout {
-        let topology = problem.topology;
-        let order: Vec<NodeId> = topology.running().collect();
-        Rollout {
-            globals: [0.0; GLOBAL],
-            balance: Vec::new(),
-            statics: Vec::new(),
-            at: 0,
-            walk: Walk::new(topology),
-            places: vec![Place::Cpu; topology.nodes.len()],
-            pins: order.iter().map(|&id| problem.pin(id)).collect(),
-            splits: Vec::new(),
-            gpu: order.iter().map(|id| topology.nodes[id.index()].gpu).collect(),
-            order,
-            unit: 1.0,
-            total: 1.0,
-            last: Place::Cpu,
-            without_splits: true,
-        }
-    }
-
     /// Whether every operator has its place.
     pub fn done(&self) -> bool {
         self.at == self.order.len()
-    }
-
-    /// Operators.
-    pub fn len(&self) -> usize {
-        self.order.len()
-    }
-
-    /// Whether there is nothing to place.
-    pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
     }
 
     /// What the better processor would take for everything, in nanoseconds.
@@ -154,24 +118,19 @@ impl Rollout {
         self.walk.busy()
     }
 
-    /// What an objective makes of the whole, once everything has its place.
-    ///
-    /// # Errors
-    /// When it needs power figures that the profile lacks.
-    pub fn score(&self, on: Ground<'_>, objective: Objective) -> Result<f64, ScheduleError> {
-        let busy = self.walk.busy().map(|ns| ns as u64);
-        objective.score_of(self.walk.finish(on) as u64, busy, on.profile)
-    }
-
     /// The placement so far.
     pub fn placement(&self) -> Placement {
         Placement { places: self.places.clone() }
     }
 
+    /// The operator at a position.
+    fn operator<'a>(&self, on: Ground<'a>, at: usize) -> &'a Operator {
+        &on.topology.nodes[self.order[at].index()]
+    }
+
     /// The GPU's share of a split that leaves data where they are, or that balances what comes.
     fn base_share(&self, on: Ground<'_>) -> f32 {
-        let operator = &on.topology.nodes[self.order[self.at].index()];
-        let largest = operator.reads.iter().max_by_key(|r| r.bytes);
+        let largest = self.operator(on, self.at).reads.iter().max_by_key(|r| r.bytes);
         let held = largest.map_or(0.0, |r| self.walk.gpu_share_of(r.store) as f32);
         match self.last {
             Place::Split(share) if held > 0.02 && held < 0.98 => share,
@@ -184,11 +143,12 @@ impl Rollout {
         if let Some(pin) = self.pins[self.at] {
             return pin;
         }
-        let whole = |gpu: bool| if gpu && self.gpu[self.at] { Place::Gpu } else { Place::Cpu };
+        let operator = self.operator(on, self.at);
+        let whole = |gpu: bool| if gpu && operator.gpu { Place::Gpu } else { Place::Cpu };
         if !(SNAP..=1.0 - SNAP).contains(&action) {
             return whole(action > 0.5);
         }
-        if !self.splits[self.at] || self.without_splits {
+        if operator.split.is_none() || self.without_splits {
             return whole(action >= 0.5);
         }
         let base = self.base_share(on).clamp(0.02, 0.98);
@@ -239,10 +199,11 @@ impl Rollout {
         let start = self.walk.makespan();
         let free = self.walk.free();
         let base = self.base_share(on);
-        let splits = self.splits[self.at] && !self.without_splits;
+        let operator = self.operator(on, self.at);
+        let splits = operator.split.is_some() && !self.without_splits;
         let options = [
             Some(Place::Cpu),
-            self.gpu[self.at].then_some(Place::Gpu),
+            operator.gpu.then_some(Place::Gpu),
             splits.then_some(Place::Split(base)),
         ];
         let unit = self.unit;
@@ -258,7 +219,6 @@ impl Rollout {
                 row[option] = late(end);
             }
         }
-        let operator = &on.topology.nodes[id.index()];
         let largest = operator.reads.iter().max_by_key(|r| r.bytes);
         let last = match self.last {
             Place::Cpu => 0.0,
@@ -292,11 +252,12 @@ impl Rollout {
         for (end, until) in ends.iter_mut().zip(AHEAD) {
             while taken < until && self.at + taken < self.order.len() {
                 let position = self.at + taken;
+                let operator = self.operator(on, position);
                 let place = match place {
-                    Place::Split(share) if !self.splits[position] => {
-                        if share >= 0.5 && self.gpu[position] { Place::Gpu } else { Place::Cpu }
+                    Place::Split(share) if operator.split.is_none() => {
+                        if share >= 0.5 && operator.gpu { Place::Gpu } else { Place::Cpu }
                     }
-                    Place::Gpu if !self.gpu[position] => Place::Cpu,
+                    Place::Gpu if !operator.gpu => Place::Cpu,
                     place => place,
                 };
                 self.walk.step(on, self.order[position], place);
@@ -400,7 +361,7 @@ fn statics(
         let part = |c: sparoa_core::profile::Cost| c.fixed_ns as f32 / c.latency_ns.max(1) as f32;
         let thresholds: Thresholds = match blinders.predictor {
             true => fixed,
-            false => problem.thresholds.get(id.index()).copied().unwrap_or(fixed),
+            false => problem.thresholds_of(id),
         };
         let log = |v: f64| v.max(1e-3).log10() / 4.0;
         let intense = log(node.intensity()) - log(thresholds.intensity);

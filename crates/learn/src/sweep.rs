@@ -13,7 +13,7 @@ use sparoa_core::{
 
 use crate::{
     dataset::Sequence,
-    features::{INTENSITY_RANGE, features, intensity_to_unit},
+    features::{INTENSITY_RANGE, features},
     policy::seen,
 };
 
@@ -163,13 +163,5 @@ impl<'a> Context<'a> {
             gpu += if on_cpu > 0 { home(bytes) } else { 0.0 };
         }
         [cpu, gpu]
-    }
-}
-
-/// The point of the intensity scale at which an operator lies.
-pub fn unit_intensity(work: &Workload) -> f64 {
-    match work.bytes > 0.0 {
-        true => intensity_to_unit(work.flops() / work.bytes),
-        false => 0.0,
     }
 }

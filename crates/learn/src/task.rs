@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt as _};
 use sparoa_core::{
-    ir::{Shapes, passes, specialize},
+    ir::{Model, Shapes, passes, specialize},
     plan::{Place, Placement, compile},
     predict::Thresholds,
     profile::{HardwareState, MachineModel, Profile},
@@ -27,13 +27,17 @@ use crate::{
     rollout::{Blinders, OBSERVATION, Rollout},
 };
 
+/// A built-in or random model, ready for planning.
+pub(crate) fn ready(model: &Model) -> Subject {
+    let graph = specialize(model, &Shapes::new()).expect("the zoo's models are whole").graph;
+    Subject::new(Arc::new(passes::optimize(graph)))
+}
+
 /// A random network, ready for planning, its weights as sparse as its seed says.
 ///
 /// Seeds below [`HELD_OUT`] are for training.
 pub fn network(seed: u64, operators: usize) -> Subject {
-    let model = zoo::random(seed, operators);
-    let graph = specialize(&model, &Shapes::new()).expect("random networks are whole").graph;
-    let mut subject = Subject::new(Arc::new(passes::optimize(graph)));
+    let mut subject = ready(&zoo::random(seed, operators));
     let mut rng: rand_pcg::Pcg32 = rand::SeedableRng::seed_from_u64(seed ^ 0x5ca1_ab1e);
     let pruned = rng.random_bool(0.5);
     for (work, node) in subject.workloads.iter_mut().zip(&mut subject.analysis.nodes) {
@@ -116,9 +120,7 @@ impl Question {
         let Subject { graph, support, .. } = &*self.subject;
         let plan = compile(graph, placement, support, Some(&self.profile))?;
         let timeline = simulate(&plan, &self.profile);
-        let [cpu, gpu, ..] = timeline.busy_ns;
-        let power = self.profile.power;
-        let energy = power.map_or(0.0, |p| p.energy_j(timeline.makespan_ns, cpu, gpu));
+        let energy = timeline.energy_j(&self.profile).unwrap_or(0.0);
         Ok([timeline.makespan_ns as f64, energy])
     }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sparoa::{
     FixedThresholds,
     learn::{
-        Architecture, Learned,
+        Architecture,
         evaluate::{
             Effort, PolicyFigures, ThresholdFigures, boards, policy_figures, subject,
             threshold_figures,
@@ -16,7 +16,7 @@ use sparoa::{
 use crate::{
     args::EvaluateArgs,
     error::{CliError, CliResult, Kind},
-    learned::WEIGHTS,
+    learned::weights,
     output::Output,
     progress::Bars,
     table::Table,
@@ -61,11 +61,7 @@ struct Compared {
 pub fn run(args: &EvaluateArgs, out: &Output) -> CliResult {
     let bars = Bars::new(out);
     let failed = |e: &dyn std::fmt::Display| CliError::new(Kind::Input, e.to_string());
-    let learned = match std::env::var_os(WEIGHTS) {
-        Some(folder) => Learned::from_folder(std::path::Path::new(&folder)),
-        None => Learned::shipped(),
-    };
-    let learned = learned.map_err(|e| failed(&e))?;
+    let learned = weights().map_err(|e| failed(&e))?;
     let boards = boards().map_err(|e| failed(&e))?;
     let spinner = bars.spinner("building the models");
     let mut subjects = Vec::new();

@@ -11,7 +11,7 @@ use sparoa::{Conditions, HardwareState, zoo};
 use crate::{
     args::ReproduceArgs,
     error::{CliError, CliResult, Kind},
-    learned::{STAND_IN, learned},
+    learned::{STAND_IN, ablations, learned},
     output::{Output, write_file},
     progress::Bars,
     sessions::BuildRequest,
@@ -34,12 +34,12 @@ pub fn run(args: &ReproduceArgs, out: &Output) -> CliResult {
     let spinner = bars.spinner("building the models");
     let models = models(args)?;
     spinner.finish_and_clear();
-    let learned = learned();
+    let (learned, ablations) = (learned(), ablations());
     let bar = bars.bar((boards.len() * models.len()) as u64, "simulating");
     let pairs: Vec<(&Board, &Model)> =
         boards.iter().flat_map(|b| models.iter().map(move |m| (b, m))).collect();
     let played: Vec<Played> = in_parallel(&pairs, |(board, model)| {
-        let played = play::play(board, model, &learned);
+        let played = play::play(board, model, &ablations);
         bar.inc(1);
         played
     })
@@ -49,7 +49,7 @@ pub fn run(args: &ReproduceArgs, out: &Output) -> CliResult {
     bar.finish_and_clear();
 
     let (sparse, dense): (Vec<Played>, Vec<Played>) = played.into_iter().partition(|p| p.pruned);
-    let ablations: Vec<&'static str> = learned.ablations.iter().map(|a| a.name).collect();
+    let ablations: Vec<&'static str> = ablations.iter().map(|a| a.name).collect();
     let document = Document {
         simulated: true,
         states: args.states,

@@ -141,9 +141,15 @@ pub struct PowerMode {
 }
 
 impl PowerMode {
-    /// The parts of the GPU that are on, in units that are the same for all modes of a board.
-    pub fn gpu_share(&self) -> f64 {
-        self.gpu_tpc.unwrap_or(1.0)
+    /// The GPU's parts that are on times their clock, over those of another mode of the board.
+    pub fn gpu_rate(&self, nominal: &PowerMode) -> f64 {
+        let rate = |m: &PowerMode| m.gpu_tpc.unwrap_or(1.0) * m.gpu_clock_ghz;
+        rate(self) / rate(nominal)
+    }
+
+    /// The memory's bandwidth over that of another mode of the board.
+    pub fn memory_rate(&self, nominal: &PowerMode) -> f64 {
+        self.memory_clock_ratio / nominal.memory_clock_ratio
     }
 }
 

@@ -74,9 +74,8 @@ fn in_mode(board: &DeviceProfile, mode: &PowerMode) -> HardwareState {
     let nominal = &board.power_modes[0];
     HardwareState {
         cpu_rate: mode.cpu_clock_ghz / nominal.cpu_clock_ghz,
-        gpu_rate: mode.gpu_clock_ghz * mode.gpu_share()
-            / (nominal.gpu_clock_ghz * nominal.gpu_share()),
-        memory: mode.memory_clock_ratio / nominal.memory_clock_ratio,
+        gpu_rate: mode.gpu_rate(nominal),
+        memory: mode.memory_rate(nominal),
         ..HardwareState::default()
     }
 }

@@ -5,7 +5,7 @@ use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg32;
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, DeviceModel, DeviceProfile, MachineModel, PowerMode, Profile};
+use super::{DeviceModel, DeviceProfile, MachineModel, PowerMode};
 
 /// What a machine can give at a moment, against its nominal mode and no other load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,29 +72,6 @@ impl HardwareState {
         }
         m
     }
-
-    /// Measured costs as they would be in this state, if they were measured in the default one.
-    pub fn slow(&self, profile: &Profile) -> Profile {
-        let mut p = profile.clone();
-        let scale = |cost: &mut Option<Cost>, share: f64| {
-            if let Some(c) = cost {
-                c.latency_ns = (c.latency_ns as f64 / share) as u64;
-                c.fixed_ns = (c.fixed_ns as f64 / share) as u64;
-            }
-        };
-        for node in &mut p.nodes {
-            scale(&mut node.cpu, self.cpu_share());
-            scale(&mut node.gpu, self.gpu_share());
-        }
-        let host = |ns: u64| (ns as f64 / self.cpu_share()) as u64;
-        p.submit_ns = host(p.submit_ns);
-        p.handoff_ns = host(p.handoff_ns);
-        for link in [&mut p.upload, &mut p.download] {
-            link.latency_ns = host(link.latency_ns);
-            link.bytes_per_s *= self.link;
-        }
-        p
-    }
 }
 
 fn slow(device: &mut DeviceModel, share: f64, memory: f64) {
@@ -143,8 +120,8 @@ impl Conditions {
         let rate = |m: &PowerMode| {
             [
                 (m.cpu_cores * m.cpu_clock_ghz) / (nominal.cpu_cores * nominal.cpu_clock_ghz),
-                (m.gpu_share() * m.gpu_clock_ghz) / (nominal.gpu_share() * nominal.gpu_clock_ghz),
-                m.memory_clock_ratio / nominal.memory_clock_ratio,
+                m.gpu_rate(nominal),
+                m.memory_rate(nominal),
             ]
         };
         let modes = board.power_modes.iter().map(rate).collect();

@@ -78,10 +78,7 @@ impl Contest<'_> {
             let n = f64::from(inferences);
             weight += n;
             latency += n * timeline.makespan_ns as f64;
-            energy = energy.zip(profile.power).map(|(sum, power)| {
-                let [cpu, gpu, ..] = timeline.busy_ns;
-                sum + n * power.energy_j(timeline.makespan_ns, cpu, gpu)
-            });
+            energy = energy.zip(timeline.energy_j(&profile)).map(|(sum, own)| sum + n * own);
         }
         decisions.sort_by(f64::total_cmp);
         Ok(Outcome {

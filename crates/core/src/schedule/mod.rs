@@ -27,7 +27,7 @@ use crate::{
     backend::Device,
     ir::{Graph, NodeId},
     plan::{CompileError, Place, Placement, Plan, Support, compile},
-    predict::Thresholds,
+    predict::{FixedThresholds, Thresholds},
     profile::{HardwareState, Profile},
 };
 
@@ -102,6 +102,27 @@ impl<'a> Problem<'a> {
     /// Whether a node only renames its input.
     pub fn is_view(&self, node: NodeId) -> bool {
         self.support.view.get(node.index()).copied().unwrap_or(false)
+    }
+
+    /// A node's thresholds: the predicted ones, or the fixed ones.
+    pub fn thresholds_of(&self, node: NodeId) -> Thresholds {
+        let fixed = FixedThresholds::default().0;
+        self.thresholds.get(node.index()).copied().unwrap_or(fixed)
+    }
+
+    /// What a [`Walk`] says of a placement: an estimate of [`Problem::judge`]'s score that costs a
+    /// hundredth of it.
+    ///
+    /// # Errors
+    /// When the objective needs figures that the profile lacks.
+    pub fn estimate(&self, placement: &Placement) -> Result<f64, ScheduleError> {
+        let on = self.ground();
+        let mut walk = Walk::new(self.topology);
+        for id in self.topology.running() {
+            walk.step(on, id, placement.places[id.index()]);
+        }
+        let busy = walk.busy().map(|ns| ns as u64);
+        self.objective.score_of(walk.finish(on) as u64, busy, self.profile)
     }
 
     /// Overwrites a placement with the pins, and moves what the GPU cannot run to the CPU.

@@ -22,6 +22,14 @@ pub struct Timeline {
     pub copied_bytes: (usize, usize),
 }
 
+impl Timeline {
+    /// Energy of the run in joules, where the profile knows the power.
+    pub fn energy_j(&self, profile: &Profile) -> Option<f64> {
+        let [cpu, gpu, ..] = self.busy_ns;
+        profile.power.map(|power| power.energy_j(self.makespan_ns, cpu, gpu))
+    }
+}
+
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineEvent {

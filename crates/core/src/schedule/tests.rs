@@ -246,11 +246,14 @@ fn a_walk_is_near_the_simulation() {
                 let placement = policy.scheduler().place(problem).unwrap();
                 let simulated = problem.judge(&placement).unwrap().2;
                 let mut walk = Walk::new(problem.topology);
+                let estimate = problem.estimate(&placement).unwrap();
                 for id in problem.topology.running() {
                     let seen = walk.look(problem.ground(), id, placement.places[id.index()]);
                     assert_eq!(seen, walk.step(problem.ground(), id, placement.places[id.index()]));
                 }
-                worst = worst.max((walk.finish(problem.ground()) / simulated - 1.0).abs());
+                let finish = walk.finish(problem.ground());
+                assert_eq!(estimate, finish.trunc());
+                worst = worst.max((finish / simulated - 1.0).abs());
             }
         });
     }

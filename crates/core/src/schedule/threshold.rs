@@ -4,7 +4,7 @@
 use super::{Problem, ScheduleError, Scheduler};
 use crate::{
     plan::{Place, Placement},
-    predict::{FixedThresholds, Quadrant},
+    predict::Quadrant,
 };
 
 /// Dense and intense operators go to the GPU, sparse ones to the CPU, whose kernels skip zeros;
@@ -18,14 +18,12 @@ impl Scheduler for Threshold {
     }
 
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
-        let fixed = FixedThresholds::default().0;
         let mut placement = Placement::uniform(problem.graph, Place::Cpu);
         // Where each store was written; the graph's inputs are on the host.
         let mut at = vec![Place::Cpu; problem.topology.stores];
         for id in problem.topology.running() {
             let operator = &problem.topology.nodes[id.index()];
-            let thresholds = problem.thresholds.get(id.index()).copied().unwrap_or(fixed);
-            let place = match thresholds.quadrant(problem.analysis.node(id)) {
+            let place = match problem.thresholds_of(id).quadrant(problem.analysis.node(id)) {
                 Quadrant::DenseIntense => Place::Gpu,
                 Quadrant::SparseIntense | Quadrant::SparseLight => Place::Cpu,
                 Quadrant::DenseLight => operator

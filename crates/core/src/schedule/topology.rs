@@ -130,15 +130,4 @@ impl Topology {
     pub fn running(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.iter().enumerate().filter(|(_, n)| !n.idle).map(|(i, _)| NodeId::new(i))
     }
-
-    /// By store: the node that writes it.
-    pub fn producers(&self) -> Vec<Option<NodeId>> {
-        let mut producers = vec![None; self.stores];
-        for (i, node) in self.nodes.iter().enumerate() {
-            for (store, _) in &node.writes {
-                producers[*store] = Some(NodeId::new(i));
-            }
-        }
-        producers
-    }
 }

@@ -31,8 +31,6 @@ pub struct Outlook {
     pub ends: [f64; 2],
     /// How long each processor computes.
     pub work: [f64; 2],
-    /// Bytes that must be copied first.
-    pub copied: f64,
 }
 
 impl Outlook {
@@ -234,10 +232,9 @@ impl Walk {
             let (mut ready, mut brought) = (0.0f64, false);
             for read in &operator.reads {
                 let wanted = part.and_then(|share| Some((share, f64::from(read.halo?))));
-                let (at, bytes) = self.bring(on, read.store, read.bytes, device, wanted, link);
+                let (at, copied) = self.bring(on, read.store, read.bytes, device, wanted, link);
                 ready = ready.max(at);
-                brought |= bytes > 0.0;
-                outlook.copied += bytes;
+                brought |= copied;
             }
             outlook.ready = outlook.ready.max(ready);
             let mut start = ready.max(self.free[device]);
@@ -258,7 +255,7 @@ impl Walk {
         outlook
     }
 
-    /// When a device has what it needs of a store, and the bytes that must be copied for it.
+    /// When a device has what it needs of a store, and whether that takes a copy.
     /// `part` is the share of the work that it does and the halo beyond it; `None` needs all.
     fn bring(
         &self,
@@ -268,10 +265,10 @@ impl Walk {
         device: usize,
         part: Option<(f64, f64)>,
         link: &mut [f64; 2],
-    ) -> (f64, f64) {
+    ) -> (f64, bool) {
         let seat = &self.seats[store];
         if seat.whole[device].is_finite() {
-            return (seat.whole[device], 0.0);
+            return (seat.whole[device], false);
         }
         let other = 1 - device;
         let needed = part.map_or(1.0, |(share, halo)| (share + halo).min(1.0));
@@ -284,14 +281,14 @@ impl Walk {
         let source = seat.whole[other].min(seat.part[other]);
         let copied = (needed - has).max(0.0) * bytes as f64;
         if copied < 1.0 {
-            return (own, 0.0);
+            return (own, false);
         }
         let way = if device == GPU { on.profile.upload } else { on.profile.download };
         let asleep = if source > link[device] { on.profile.handoff_ns as f64 } else { 0.0 };
         let start = source.max(link[device]) + asleep;
         let end = start + way.copy_ns(copied as usize) as f64;
         link[device] = end;
-        (end.max(own), copied)
+        (end.max(own), true)
     }
 }
 

@@ -7,6 +7,7 @@ use sparoa_core::{
     backend::{Accelerator, BackendError, DeviceInfo, Program, ProgramSpec, SimulatedGpu},
     ir::{Shapes, passes, specialize},
     ops::{Op, Operands},
+    plan::Place,
     predict::FixedThresholds,
     profile::{DeviceProfile, HardwareState, Precision},
     schedule::{Policy, Subject},

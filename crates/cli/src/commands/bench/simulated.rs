@@ -6,9 +6,8 @@ use super::Row;
 use crate::{
     error::CliResult,
     latency::LatencyMs,
-    learned::{Learned, learned},
     sessions::Counts,
-    targets::{Question, Target},
+    targets::{Question, Target, thresholds},
 };
 
 /// The board.
@@ -26,13 +25,13 @@ pub fn rows(model: &str, batch: usize, precision: &str, session: &Session) -> Cl
     let Ok(target) = Target::find(BOARD, precision) else { return Ok(Vec::new()) };
     let subject = Subject::new(session.graph().clone());
     let profile = subject.profile(&target.machine);
-    let learned: Learned = learned();
+    let thresholds = thresholds(&subject, &profile);
     let question = Question {
         subject: &subject,
         profile: &profile,
         pins: &[],
         objective: session.decision().objective,
-        learned: &learned,
+        thresholds: &thresholds,
     };
     let mut rows: Vec<Row> = Vec::new();
     for policy in POLICIES {

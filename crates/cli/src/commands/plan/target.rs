@@ -13,11 +13,10 @@ use super::{
 use crate::{
     args::PlanArgs,
     error::{CliError, CliResult},
-    learned::learned,
     output::{Output, write_file},
     progress::Bars,
     sessions::{BuildRequest, Counts},
-    targets::{Question, Simulated, Target, subject},
+    targets::{Question, Simulated, Target, subject, thresholds},
 };
 
 /// Plans, prints and writes what was asked for.
@@ -37,13 +36,13 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
     let profile = subject.profile(&target.machine);
     let pins =
         resolve_pins(&subject.graph, &subject.support, &request.pins).map_err(CliError::usage)?;
-    let learned = learned();
+    let thresholds = thresholds(&subject, &profile);
     let question = Question {
         subject: &subject,
         profile: &profile,
         pins: &pins,
         objective: request.objective,
-        learned: &learned,
+        thresholds: &thresholds,
     };
     let chosen = question.answer(policy)?;
     let alone = Question { pins: &[], ..question };
@@ -59,7 +58,6 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
     let files = write(args, &request, &subject, &chosen, &profile, &plan)?;
     let ms = |s: &Simulated| Some(s.timeline.makespan_ns as f64 / 1e6);
     let (to_gpu, to_cpu) = chosen.plan.copied_bytes();
-    let thresholds = learned.thresholds.predict(&subject.graph, &subject.analysis, &profile);
     let sparse = |id: NodeId| skips_zeros(&target, &subject.workloads[id.index()]);
     let document = Document {
         simulated: true,

@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 use sparoa::Policy;
 
 use super::{
-    play::{BASELINES, Board},
+    play::{BASELINES, Board, STATIC},
     setting::Setting,
 };
 
@@ -205,7 +205,7 @@ impl Figures {
             .iter()
             .map(|(codl, sac)| Some(1.0 - sac.energy_j? / codl.energy_j?))
             .collect();
-        let over = std::iter::once(Policy::Cpu).chain(BASELINES);
+        let over = STATIC.into_iter();
         let mean = |name: &'static str| (name, geometric_mean(&speedups(name)));
         let over_baselines = |ratio: &dyn Fn(&(PolicyRow, PolicyRow)) -> f64| {
             geometric_mean(&baselines.iter().map(ratio).collect::<Vec<_>>())

@@ -14,9 +14,9 @@ use super::{
     document::{Played, PolicyRow, Rows},
     setting::Setting,
 };
-use crate::learned::Learned;
+use crate::learned::{Ablation, learned};
 
-/// The policies that are planned once.
+/// The policies that are planned once, the CPU alone first.
 pub const STATIC: [Policy; 8] = [
     Policy::Cpu,
     Policy::Gpu,
@@ -28,16 +28,8 @@ pub const STATIC: [Policy; 8] = [
     Policy::Codl,
 ];
 
-/// Those against which the mean speed-up is taken.
-pub const BASELINES: [Policy; 7] = [
-    Policy::Gpu,
-    Policy::Threshold,
-    Policy::Greedy,
-    Policy::Heft,
-    Policy::Dp,
-    Policy::Ios,
-    Policy::Codl,
-];
+/// Those against which the mean speed-up is taken: all but the CPU alone.
+pub const BASELINES: &[Policy] = STATIC.split_at(1).1;
 
 /// A board with its states.
 pub struct Board {
@@ -65,14 +57,14 @@ pub struct Model {
 ///
 /// # Errors
 /// When a policy cannot place the model.
-pub fn play(board: &Board, model: &Model, learned: &Learned) -> Result<Played, ScheduleError> {
+pub fn play(board: &Board, model: &Model, ablations: &[Ablation]) -> Result<Played, ScheduleError> {
     let mut settings = Vec::new();
     for (setting, (machine, _)) in Setting::ALL.into_iter().zip(&board.machines) {
         // The tables are those of the main setting; the summary of the others leaves out these.
         if model.pruned && setting != Setting::ALL[0] {
             continue;
         }
-        settings.push(policies(board, model, machine, learned)?);
+        settings.push(policies(board, model, machine, ablations)?);
     }
     Ok(Played {
         target: board.name.clone(),
@@ -86,8 +78,9 @@ fn policies(
     board: &Board,
     model: &Model,
     machine: &MachineModel,
-    learned: &Learned,
+    ablations: &[Ablation],
 ) -> Result<Rows, ScheduleError> {
+    let learned = learned();
     let contest = Contest {
         subject: &model.subject,
         nominal: machine,
@@ -114,8 +107,7 @@ fn policies(
     }
     let sac = Policy::Sac.scheduler();
     rows.0.push((Policy::Sac.to_string(), deciding(&contest, &*sac, Decides::Always)?));
-    for ablation in &learned.ablations {
-        let contest = Contest { thresholds: &*ablation.thresholds, ..contest };
+    for ablation in ablations {
         let row = deciding(&contest, &*ablation.policy, ablation.decides)?;
         rows.0.push((ablation.name.to_owned(), row));
     }
