@@ -1,6 +1,6 @@
 //! Tiny exact operators and graphs for the tests of plan, schedule, engine and session.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg32;
@@ -17,6 +17,8 @@ use crate::{
 pub(crate) enum Toy {
     /// `2 x + 1`; splits along the first dimension above 1.
     Affine,
+    /// The same, in a third of a millisecond per row whatever else the machine does.
+    Slow,
     /// `a + b`; splits likewise.
     Sum,
     /// `y[i] = x[i-1] + 2 x[i] + 3 x[i+1]` along axis 0, with this zero padding; splits by rows
@@ -44,6 +46,7 @@ impl Op for Toy {
     fn op_type(&self) -> &'static str {
         match self {
             Toy::Affine => "Affine",
+            Toy::Slow => "Slow",
             Toy::Sum => "Sum",
             Toy::Blur { .. } => "Blur",
             Toy::Product => "Product",
@@ -90,7 +93,7 @@ impl Op for Toy {
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
         match self {
-            Toy::Affine | Toy::Sum | Toy::Product => first_axis(x.output(0)),
+            Toy::Affine | Toy::Slow | Toy::Sum | Toy::Product => first_axis(x.output(0)),
             Toy::Blur { .. } => Some(0),
             _ => None,
         }
@@ -140,7 +143,10 @@ impl CpuKernel for Toy {
                     *y = a + b;
                 }
             }
-            Toy::Affine => {
+            Toy::Affine | Toy::Slow => {
+                if *self == Toy::Slow {
+                    std::thread::sleep(Duration::from_micros(333) * x.shape[0] as u32);
+                }
                 for (y, a) in out(&mut io.outputs[0]).iter_mut().zip(a) {
                     *y = (2.0 * a + 1.0) % 4096.0;
                 }

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -50,6 +50,8 @@ pub struct NullAccelerator {
     options: Arc<NullOptions>,
     submissions: Arc<AtomicUsize>,
     downloads: Arc<AtomicUsize>,
+    /// Nanoseconds that others take from every task.
+    load: Arc<AtomicU64>,
 }
 
 impl NullAccelerator {
@@ -70,7 +72,14 @@ impl NullAccelerator {
             options: Arc::new(options),
             submissions: Arc::default(),
             downloads: Arc::default(),
+            load: Arc::default(),
         })
+    }
+
+    /// From now on every task of every program takes this much longer, as if others used the device.
+    pub fn set_load(&self, per_task: Duration) {
+        let ns = u64::try_from(per_task.as_nanos()).unwrap_or(u64::MAX);
+        self.load.store(ns, Ordering::Relaxed);
     }
 
     /// Submissions so far.
@@ -109,6 +118,7 @@ impl Accelerator for NullAccelerator {
             uploads: spec.uploads,
             downloads: spec.downloads,
             options: self.options.clone(),
+            load: self.load.clone(),
             failed: None,
         };
         let thread = std::thread::Builder::new()
@@ -191,6 +201,7 @@ struct DeviceThread {
     uploads: Vec<View>,
     downloads: Vec<View>,
     options: Arc<NullOptions>,
+    load: Arc<AtomicU64>,
     /// The first failure; everything after it fails alike, as on a lost device.
     failed: Option<BackendError>,
 }
@@ -244,7 +255,8 @@ impl DeviceThread {
     }
 
     fn task(&mut self, task: usize) -> Result<(), BackendError> {
-        std::thread::sleep(self.options.task_delay);
+        let load = Duration::from_nanos(self.load.load(Ordering::Relaxed));
+        std::thread::sleep(self.options.task_delay + load);
         let Prepared { op_type, kernel, inputs, outputs } = &self.tasks[task];
         let memory = &self.memory;
         let read = |view: &View, ty: &TensorType| {

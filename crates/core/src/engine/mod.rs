@@ -25,7 +25,7 @@ use crate::{
 pub use export::{TraceSource, chrome_trace};
 pub use kernels::KernelCache;
 pub use signal::handoff_ns;
-pub use trace::{Trace, TraceEvent};
+pub use trace::{StepTimes, Trace, TraceEvent};
 
 use lanes::Lanes;
 use trace::Recorder;
@@ -100,6 +100,8 @@ pub struct Engine {
     lanes: Lanes,
     scratch: Storage,
     input_types: Vec<TensorType>,
+    /// Of [`Engine::run_timed`]; made once.
+    recorder: Option<Arc<Recorder>>,
     poisoned: Option<String>,
 }
 
@@ -116,7 +118,32 @@ impl Engine {
         pool: &Arc<Pool>,
         accelerator: Option<&dyn Accelerator>,
     ) -> Result<Engine, EngineError> {
-        let tasks = prepare::cpu_tasks(&plan, graph, kernels, pool)?;
+        Engine::prepared_on(pool, plan, graph, kernels, pool, accelerator)
+    }
+
+    /// [`Engine::new`] on the calling thread alone: the pool goes on running another engine.
+    ///
+    /// # Errors
+    /// Those of [`Engine::new`].
+    pub fn new_beside(
+        plan: Plan,
+        graph: &Arc<Graph>,
+        kernels: &KernelCache,
+        pool: &Arc<Pool>,
+        accelerator: Option<&dyn Accelerator>,
+    ) -> Result<Engine, EngineError> {
+        Engine::prepared_on(&Pool::single(), plan, graph, kernels, pool, accelerator)
+    }
+
+    fn prepared_on(
+        packing: &Pool,
+        plan: Plan,
+        graph: &Arc<Graph>,
+        kernels: &KernelCache,
+        pool: &Arc<Pool>,
+        accelerator: Option<&dyn Accelerator>,
+    ) -> Result<Engine, EngineError> {
+        let tasks = prepare::cpu_tasks(&plan, graph, kernels, packing)?;
         let program = match accelerator {
             _ if !plan.uses_gpu() => None,
             None => return Err(EngineError::NoAccelerator),
@@ -131,6 +158,7 @@ impl Engine {
             lanes: Lanes::new(plan, tasks, program, graph.inputs.len())?,
             scratch: Storage::zeroed(scratch),
             input_types,
+            recorder: None,
             poisoned: None,
         })
     }
@@ -219,6 +247,26 @@ impl Engine {
         let recorder = Arc::new(Recorder::new(self.plan()));
         self.run_recorded(inputs, outputs, Some(recorder.clone()))?;
         Ok(recorder.trace(self.plan()))
+    }
+
+    /// [`Engine::run`] with the durations of its steps, GPU segments waited for as in
+    /// [`Engine::run_traced`]; allocates in its first call only.
+    ///
+    /// # Errors
+    /// Those of [`Engine::run`].
+    pub fn run_timed(
+        &mut self,
+        inputs: &[&Tensor],
+        outputs: &mut [Tensor],
+        times: &mut StepTimes,
+    ) -> Result<(), EngineError> {
+        let recorder = match &self.recorder {
+            Some(recorder) => recorder.clone(),
+            None => self.recorder.insert(Arc::new(Recorder::new(self.lanes.plan()))).clone(),
+        };
+        self.run_recorded(inputs, outputs, Some(recorder.clone()))?;
+        recorder.durations(times);
+        Ok(())
     }
 
     fn check_inputs(&self, inputs: &[&Tensor]) -> Result<(), EngineError> {

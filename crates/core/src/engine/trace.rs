@@ -52,6 +52,20 @@ impl Trace {
     }
 }
 
+/// How long each step of a run took, in nanoseconds, by lane and index; 0 for signals and waits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepTimes(pub [Vec<u64>; 4]);
+
+impl StepTimes {
+    /// Adds another run of the same plan.
+    pub fn add(&mut self, other: &StepTimes) {
+        for (sums, times) in self.0.iter_mut().zip(&other.0) {
+            sums.resize(times.len(), 0);
+            sums.iter_mut().zip(times).for_each(|(sum, ns)| *sum += ns);
+        }
+    }
+}
+
 /// Where the lanes note their times; allocated before the run.
 pub(super) struct Recorder {
     epoch: OnceLock<Instant>,
@@ -81,6 +95,18 @@ impl Recorder {
         let [s, e] = &self.times[lane.index()][index];
         s.store(start, Ordering::Relaxed);
         e.store(self.now_ns().max(start), Ordering::Release);
+    }
+
+    /// The durations of the last run, into memory that is there already after the first time.
+    pub fn durations(&self, into: &mut StepTimes) {
+        for (durations, times) in into.0.iter_mut().zip(&self.times) {
+            durations.clear();
+            durations.extend(
+                times.iter().map(|[s, e]| {
+                    e.load(Ordering::Acquire).saturating_sub(s.load(Ordering::Relaxed))
+                }),
+            );
+        }
     }
 
     pub fn trace(&self, plan: &Plan) -> Trace {

@@ -18,7 +18,7 @@ pub use cache::{CacheError, CostCache, Links, default_cache_dir, hash_text, writ
 pub use device::{DeviceProfile, Figure, PowerMode, Precision, ProfileError, PublishedLatency};
 pub use published::{Prediction, predict_ms, predictions};
 pub use roofline::{DeviceModel, MachineModel};
-pub use state::{Conditions, HardwareState};
+pub use state::{Conditions, HardwareState, StateBucket};
 pub use workload::{Workload, workloads};
 
 /// Costs of one graph on one machine. Nodes are those of the graph it was made for, by index.

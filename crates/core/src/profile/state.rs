@@ -5,7 +5,7 @@ use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg32;
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceModel, DeviceProfile, MachineModel, PowerMode};
+use super::{Cost, DeviceModel, DeviceProfile, MachineModel, PowerMode, Profile};
 
 /// What a machine can give at a moment, against its nominal mode and no other load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,10 @@ pub struct HardwareState {
     pub memory: f64,
     /// The same of the link between the processors.
     pub link: f64,
+    /// How much later than in the nominal state a lane that sleeps is woken, in nanoseconds: others'
+    /// threads have the core.
+    #[serde(default)]
+    pub wake_ns: f64,
 }
 
 impl Default for HardwareState {
@@ -34,6 +38,7 @@ impl Default for HardwareState {
             gpu_rate: 1.0,
             memory: 1.0,
             link: 1.0,
+            wake_ns: 0.0,
         }
     }
 }
@@ -47,6 +52,47 @@ impl HardwareState {
     /// Share of the nominal GPU that is ours.
     pub fn gpu_share(&self) -> f64 {
         (self.gpu_rate * (1.0 - self.gpu_busy)).max(1e-3)
+    }
+
+    /// Costs that were measured in the nominal state, as they are in this one. The shares of the
+    /// processors say it all: what memory takes is in the measured times.
+    pub fn slow(&self, nominal: &Profile) -> Profile {
+        let mut profile = nominal.clone();
+        let (cpu, gpu) = (self.cpu_share(), self.gpu_share());
+        let slower = |cost: &mut Option<Cost>, share: f64| {
+            if let Some(cost) = cost {
+                cost.latency_ns = (cost.latency_ns as f64 / share) as u64;
+                cost.fixed_ns = (cost.fixed_ns as f64 / share) as u64;
+            }
+        };
+        for node in &mut profile.nodes {
+            slower(&mut node.cpu, cpu);
+            slower(&mut node.gpu, gpu);
+        }
+        let host = |ns: u64| (ns as f64 / cpu) as u64;
+        profile.submit_ns = host(profile.submit_ns);
+        profile.handoff_ns = host(profile.handoff_ns) + self.wake_ns as u64;
+        for link in [&mut profile.upload, &mut profile.download] {
+            link.latency_ns = host(link.latency_ns);
+            link.bytes_per_s *= self.link;
+        }
+        profile
+    }
+
+    /// The cell of the plan cache in which this state lies.
+    pub fn bucket(&self) -> StateBucket {
+        StateBucket(self.logarithms().map(|l| (l / BUCKET.ln()).round() as i8))
+    }
+
+    /// By how many buckets two states are apart, where they differ most.
+    pub fn distance(&self, other: &HardwareState) -> f64 {
+        let pairs = self.logarithms().into_iter().zip(other.logarithms());
+        pairs.map(|(a, b)| (a - b).abs() / BUCKET.ln()).fold(0.0, f64::max)
+    }
+
+    fn logarithms(&self) -> [f64; 4] {
+        let wake = WAKE_NS / (WAKE_NS + self.wake_ns);
+        [self.cpu_share(), self.gpu_share(), self.link.max(1e-3), wake.sqrt()].map(f64::ln)
     }
 
     /// A machine as it is in this state.
@@ -73,6 +119,18 @@ impl HardwareState {
         m
     }
 }
+
+/// Two states whose shares of a processor or of the link differ by less than this factor are one to
+/// the plan cache: the best plans of both differ by a few percent at most.
+const BUCKET: f64 = 1.3;
+
+/// Wake-ups that are late by less than this matter to no plan.
+const WAKE_NS: f64 = 200_000.0;
+
+/// States that the same plan serves: shares of CPU, GPU and link and lateness of wake-ups, in steps of
+/// [`BUCKET`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateBucket([i8; 4]);
 
 fn slow(device: &mut DeviceModel, share: f64, memory: f64) {
     for rate in &mut device.flops_per_s {
@@ -195,6 +253,7 @@ impl Iterator for Conditions {
             gpu_rate: gpu * self.thermal.value,
             memory: memory * left,
             link,
+            wake_ns: 0.0,
         };
         Some((state, span))
     }
@@ -234,5 +293,30 @@ mod tests {
         assert_eq!(loaded.gpu.flops_per_s[0], 0.5 * nominal.gpu.flops_per_s[0]);
         assert_eq!(loaded.gpu.launch_ns, 2.0 * nominal.gpu.launch_ns);
         assert_eq!(HardwareState::default().machine(&nominal), nominal);
+    }
+
+    #[test]
+    fn measured_costs_slow_likewise() {
+        let cost = Some(Cost { latency_ns: 1000, fixed_ns: 100 });
+        let node = crate::profile::NodeCosts { cpu: cost, gpu: cost, ..Default::default() };
+        let nominal = Profile { nodes: vec![node], submit_ns: 50, ..Profile::default() };
+        assert_eq!(HardwareState::default().slow(&nominal), nominal);
+        let state = HardwareState { cpu_busy: 0.75, link: 0.5, ..HardwareState::default() };
+        let slow = state.slow(&nominal);
+        assert_eq!(slow.nodes[0].cpu, Some(Cost { latency_ns: 4000, fixed_ns: 400 }));
+        assert_eq!(slow.nodes[0].gpu, cost);
+        assert_eq!(slow.submit_ns, 200);
+        assert_eq!(slow.upload.bytes_per_s, 0.5 * nominal.upload.bytes_per_s);
+    }
+
+    #[test]
+    fn buckets_and_distances_agree() {
+        let at = |cpu_busy| HardwareState { cpu_busy, ..HardwareState::default() };
+        assert_eq!(at(0.05).bucket(), at(0.0).bucket());
+        assert_ne!(at(0.5).bucket(), at(0.0).bucket());
+        assert!(at(0.0).distance(&at(0.05)) < 0.5);
+        let two = at(1.0 - 1.0 / (BUCKET * BUCKET));
+        assert!((at(0.0).distance(&two) - 2.0).abs() < 1e-9);
+        assert_eq!(two.distance(&at(0.0)), at(0.0).distance(&two));
     }
 }

@@ -367,7 +367,7 @@ impl SessionBuilder {
         let support = Support::of(&graph, self.accelerator.as_deref().filter(|_| gpu_matters));
         let pins = resolve_pins(&graph, &support, &self.pins)?;
         let hardware = Hardware::of(&cpu, self.accelerator.as_ref().map(|a| a.info()));
-        let kernels = KernelCache::new();
+        let kernels = Arc::new(KernelCache::new());
         let mut work = Work {
             graph: &graph,
             support: &support,
@@ -484,6 +484,7 @@ impl SessionBuilder {
             analysis,
             support: if gpu_matters { OnceLock::from(support) } else { OnceLock::new() },
             kernels,
+            runner: None,
             pool,
             accelerator: self.accelerator,
             cpu,

@@ -49,6 +49,28 @@ pub enum SessionError {
         /// Why there is none.
         reason: String,
     },
+    /// The plan does not fit into the memory that it may take.
+    #[error(
+        "the plan takes {host} bytes on the host and {device} on the GPU, {shortfall} bytes more \
+         than --memory-limit {limit}: raise it, use a smaller --batch or another --policy, or give \
+         --exact (no transformed copies of weights)"
+    )]
+    MemoryLimit {
+        /// Bytes allowed.
+        limit: usize,
+        /// Bytes on the host.
+        host: usize,
+        /// Bytes on the device.
+        device: usize,
+        /// Bytes beyond the limit.
+        shortfall: usize,
+    },
+    /// There is nothing for the session to adapt.
+    #[error("the session cannot adapt to the hardware's state: {reason}")]
+    NotAdaptable {
+        /// Why.
+        reason: String,
+    },
     /// bf16 was asked for where the CPU does not have it.
     #[error("precision bf16 is not available: {reason}; use --precision fp32")]
     NoBf16 {

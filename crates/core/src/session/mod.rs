@@ -1,6 +1,7 @@
 //! A model made ready to run on this machine: [`SessionBuilder`] walks the whole pipeline from
 //! model to engine, [`Session`] runs it.
 
+mod adapt;
 mod builder;
 mod crossover;
 mod decide;
@@ -8,6 +9,7 @@ mod error;
 mod guard;
 mod inputs;
 mod measure;
+mod memory;
 mod roofline;
 mod tolerance;
 mod verify;
@@ -37,12 +39,14 @@ use crate::{
     tensor::{Tensor, TensorType},
 };
 
+pub use adapt::{AdaptOptions, AdaptReport, LOGGED, Switch};
 pub use builder::{Progress, SessionBuilder};
 pub use crossover::{Crossover, TRIED, crossover};
 pub use error::SessionError;
 pub use guard::{GuardEntry, GuardOptions, GuardReport, choose};
 pub use inputs::random_tensor;
 pub use measure::MeasureOptions;
+pub use memory::Footprint;
 pub use roofline::{Attained, Roofline, measure_roofline};
 pub use tolerance::{Tolerance, product_depth};
 pub use verify::{
@@ -94,7 +98,8 @@ pub struct Session {
     analysis: Analysis,
     /// Worked out when somebody asks, where the plan did not need it.
     support: OnceLock<Support>,
-    kernels: KernelCache,
+    kernels: Arc<KernelCache>,
+    runner: Option<adapt::Runner>,
     pool: Arc<Pool>,
     accelerator: Option<Arc<dyn Accelerator>>,
     cpu: DeviceInfo,
@@ -268,7 +273,17 @@ impl Session {
             return Err(SessionError::Dynamic { cause: tail.cause.clone() });
         }
         inputs::check(&self.inputs, inputs)?;
-        Ok(self.engine.run(inputs, outputs)?)
+        self.infer(inputs, outputs)
+    }
+
+    fn infer(&mut self, inputs: &[&Tensor], outputs: &mut [Tensor]) -> Result<(), SessionError> {
+        let Some(runner) = &mut self.runner else { return Ok(self.engine.run(inputs, outputs)?) };
+        if let Some(adopted) = runner.run(&mut self.engine, inputs, outputs)? {
+            self.placement = adopted.placement;
+            self.decision.source = adopted.name;
+            self.decision.guard = None;
+        }
+        Ok(())
     }
 
     /// Zeroed outputs for [`Session::run_into`].
@@ -285,8 +300,10 @@ impl Session {
         if traced {
             return Ok(Some(self.engine.run_traced(&ordered, &mut self.buffers)?));
         }
-        self.engine.run(&ordered, &mut self.buffers)?;
-        Ok(None)
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let result = self.infer(&ordered, &mut buffers);
+        self.buffers = buffers;
+        result.map(|()| None)
     }
 
     /// The model's outputs from the graph's, the data-dependent rest computed.
@@ -309,7 +326,8 @@ impl Session {
         Ok(named)
     }
 
-    /// Runs the same model with another placement from now on.
+    /// Runs the same model with another placement from now on. A session that adapted no longer
+    /// does; [`Session::propose`] changes the placement of one that does.
     ///
     /// # Errors
     /// When the placement is not legal or its plan cannot be prepared; the session then keeps its
@@ -323,6 +341,7 @@ impl Session {
         self.engine =
             Engine::new(plan, &self.graph, &self.kernels, &self.pool, self.accelerator.as_deref())?;
         self.kernels.forget_unused();
+        self.runner = None;
         self.placement = placement;
         self.decision.source = source.into();
         self.decision.guard = None;

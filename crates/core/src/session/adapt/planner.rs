@@ -1,0 +1,376 @@
+//! Plans in the background: watches the state of the hardware, and when it has left what the running
+//! plan was made for, asks the policy again and prepares the engines that are to be tried.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Instant,
+};
+
+use sparoa_kernels::pool::Pool;
+
+use super::{
+    AdaptOptions, Challenger, Message, Shared, Tried,
+    estimate::{Estimator, Expected},
+};
+use crate::{
+    analyze::Analysis,
+    backend::Accelerator,
+    engine::{Engine, KernelCache},
+    ir::Graph,
+    monitor::Monitor,
+    plan::{Place, Placement, Support, compile},
+    predict::ThresholdModel,
+    profile::{HardwareState, Profile, StateBucket},
+    schedule::{Objective, Policy, Problem, Ranked, Scheduler, Topology, shortlist},
+    session::SessionError,
+};
+
+/// An inference that takes this much more or less tells that something has changed.
+const CHANGED: f64 = 1.25;
+
+/// By how many buckets two plans may see the same state differently.
+const SETTLING: f64 = 3.0;
+
+/// What plans are made from: one graph on one machine.
+pub(super) struct Subject {
+    pub graph: Arc<Graph>,
+    pub support: Support,
+    pub topology: Topology,
+    pub analysis: Analysis,
+    /// Costs in the nominal state.
+    pub profile: Profile,
+    pub pins: Vec<Option<Place>>,
+    pub policy: Policy,
+    pub objective: Objective,
+    pub thresholds: Arc<dyn ThresholdModel>,
+    pub learned: Option<Arc<dyn Scheduler>>,
+    pub kernels: Arc<KernelCache>,
+    pub pool: Arc<Pool>,
+    pub accelerator: Option<Arc<dyn Accelerator>>,
+}
+
+/// Attempts with a placement that lost, in one bucket.
+struct Refuted {
+    placement: Placement,
+    until: Instant,
+    times: u32,
+}
+
+/// What was decided for states of one bucket.
+#[derive(Default)]
+struct Verdict {
+    ranked: Vec<Ranked>,
+    refuted: Vec<Refuted>,
+}
+
+pub(super) struct Planner {
+    subject: Subject,
+    shared: Arc<Shared>,
+    options: AdaptOptions,
+    monitor: Monitor,
+    estimator: Estimator,
+    /// The placement that runs, and where it comes from.
+    placed: Placement,
+    name: String,
+    expected: Expected,
+    /// The state for which it was confirmed.
+    planned: HardwareState,
+    /// The next observation tells how that state looks to the plan that runs.
+    settling: bool,
+    /// Consecutive evaluations that found the state elsewhere.
+    away: u32,
+    /// Engines under way to the runner, or on trial there.
+    outstanding: usize,
+    rested: Instant,
+    /// Trials in a row that were lost.
+    lost: u32,
+    /// Nanoseconds of an inference lately, and when the last trials ended.
+    latency_ns: f64,
+    tried_at_ns: f64,
+    verdicts: HashMap<StateBucket, Verdict>,
+    /// Prepared engines that do not run, the latest used last.
+    engines: Vec<(Placement, Box<Engine>)>,
+}
+
+impl Planner {
+    pub fn new(
+        subject: Subject,
+        shared: Arc<Shared>,
+        options: AdaptOptions,
+        monitor: Monitor,
+        placed: &Placement,
+    ) -> Result<Planner, SessionError> {
+        let plan = compile(&subject.graph, placed, &subject.support, Some(&subject.profile))?;
+        Ok(Planner {
+            expected: Expected::of(plan, &subject.profile),
+            estimator: Estimator::new(subject.graph.nodes.len(), options.forget),
+            subject,
+            shared,
+            options,
+            monitor,
+            placed: placed.clone(),
+            name: String::new(),
+            planned: HardwareState::default(),
+            settling: false,
+            away: 0,
+            outstanding: 0,
+            rested: Instant::now(),
+            lost: 0,
+            latency_ns: 0.0,
+            tried_at_ns: 0.0,
+            verdicts: HashMap::new(),
+            engines: Vec::new(),
+        })
+    }
+
+    /// With the source of the placement that runs.
+    pub fn named(mut self, source: &str) -> Planner {
+        source.clone_into(&mut self.name);
+        self
+    }
+
+    /// The life of the planner's thread.
+    pub fn serve(mut self, messages: &Receiver<Message>) {
+        let mut next = Instant::now();
+        let mut seen = 0;
+        loop {
+            let patience = next.saturating_duration_since(Instant::now());
+            match messages.recv_timeout(patience) {
+                Ok(Message::Observed(seen)) => {
+                    let now = Instant::now();
+                    self.latency_ns = seen.took_ns as f64 / f64::from(seen.runs.max(1));
+                    self.estimator.observe(&self.expected, seen, now);
+                    if std::mem::take(&mut self.settling) {
+                        // A trial has just confirmed this plan, and it sees the state with an error
+                        // of its own. What is further away has changed since.
+                        let state = self.estimator.state(now);
+                        self.tried_at_ns = self.latency_ns;
+                        if self.planned.distance(&state) < SETTLING {
+                            self.planned = state;
+                        }
+                    }
+                    self.evaluate();
+                }
+                Ok(Message::Tried(tried)) => self.conclude(*tried),
+                Ok(Message::Propose(placement)) => {
+                    let challenger = Ranked { name: "proposed".into(), placement, score: 0.0 };
+                    let prepared = self.prepare(challenger, HardwareState::default(), true);
+                    self.offer(prepared.into_iter().collect());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    next = Instant::now() + self.options.period;
+                    // A session at rest has no state that matters.
+                    let inferences = self.shared.inferences.load(Ordering::Relaxed);
+                    if inferences != seen {
+                        seen = inferences;
+                        let snapshot = self.monitor.sample();
+                        self.estimator.sense(snapshot);
+                        self.evaluate();
+                    }
+                }
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Plans anew when the state has left the running plan's bucket, twice in a row and not right
+    /// after the last change. Where inferences take as long as after the last trials, that may be a
+    /// phantom: such states are explored more and more rarely as long as that leads nowhere.
+    fn evaluate(&mut self) {
+        let now = Instant::now();
+        let state = self.estimator.state(now);
+        self.shared.with_report(|report| {
+            report.state = state;
+            report.snapshot = self.estimator.snapshot().clone();
+            report.drift.clear();
+            let nodes = &self.subject.graph.nodes;
+            let drift = self.estimator.operator_drift();
+            report.drift.extend(drift.map(|(node, ratio)| (nodes[node].name.clone(), ratio)));
+        });
+        let elsewhere = self.planned.distance(&state) >= 1.0;
+        self.away = if elsewhere { self.away + 1 } else { 0 };
+        let changed = (self.latency_ns / self.tried_at_ns).ln().abs() > CHANGED.ln();
+        let rest = match changed || self.tried_at_ns == 0.0 {
+            true => self.options.dwell,
+            false => self.options.forget * (1 << self.lost.min(5)),
+        };
+        if self.outstanding > 0 || now < self.rested + rest {
+            return;
+        }
+        if self.away == 1 {
+            self.shared.sample_now.store(true, Ordering::Relaxed);
+        }
+        if self.away >= self.options.confirm {
+            self.plan(state);
+        }
+    }
+
+    fn plan(&mut self, state: HardwareState) {
+        self.away = 0;
+        self.planned = state;
+        let start = Instant::now();
+        let (ranked, cached) = match self.verdicts.get(&state.bucket()) {
+            Some(verdict) => (verdict.ranked.clone(), true),
+            None => match self.decide(state) {
+                Ok(ranked) => (ranked, false),
+                Err(e) => {
+                    tracing::warn!("no plan for the new state: {e}");
+                    return;
+                }
+            },
+        };
+        let took = start.elapsed();
+        self.shared.with_report(|report| {
+            if cached {
+                report.cache_hits += 1;
+            } else {
+                report.decisions += 1;
+                report.slowest_decision = report.slowest_decision.max(took);
+            }
+        });
+        let now = Instant::now();
+        let verdict = self.verdicts.entry(state.bucket()).or_default();
+        verdict.ranked = ranked;
+        let open = |placement: &Placement| {
+            !verdict.refuted.iter().any(|r| r.placement == *placement && r.until > now)
+        };
+        // What runs already is rated by the same estimate: only what promises more is tried.
+        let bar = verdict
+            .ranked
+            .iter()
+            .find(|r| r.placement == self.placed)
+            .map_or(f64::INFINITY, |r| r.score);
+        let challengers: Vec<Ranked> = verdict
+            .ranked
+            .iter()
+            .filter(|r| r.placement != self.placed && r.score < bar && open(&r.placement))
+            .take(self.options.challengers)
+            .cloned()
+            .collect();
+        let unconditional = !self.subject.objective.is_time();
+        let prepared: Vec<Challenger> =
+            challengers.into_iter().filter_map(|c| self.prepare(c, state, unconditional)).collect();
+        // Only now: to prepare one beside the trial of another would fall into its times.
+        self.offer(prepared);
+    }
+
+    /// Asks the policy. What runs now is among the answers.
+    fn decide(&self, state: HardwareState) -> Result<Vec<Ranked>, SessionError> {
+        let s = &self.subject;
+        let profile = state.slow(&self.estimator.corrected(&s.profile));
+        let thresholds = s.thresholds.predict(&s.graph, &s.analysis, &profile);
+        let problem = Problem {
+            graph: &s.graph,
+            support: &s.support,
+            topology: &s.topology,
+            analysis: &s.analysis,
+            profile: &profile,
+            thresholds: &thresholds,
+            state,
+            pins: &s.pins,
+            objective: s.objective,
+            learned: s.learned.as_deref(),
+        };
+        let mut ranked = shortlist(&problem, s.policy)?;
+        if !ranked.iter().any(|r| r.placement == self.placed) {
+            let placement = self.placed.clone();
+            let score = problem.estimate(&placement)?;
+            let at = ranked.partition_point(|r| r.score <= score);
+            ranked.insert(at, Ranked { name: self.name.clone(), placement, score });
+        }
+        Ok(ranked)
+    }
+
+    fn prepare(
+        &mut self,
+        ranked: Ranked,
+        state: HardwareState,
+        unconditional: bool,
+    ) -> Option<Challenger> {
+        let Ranked { name, placement, .. } = ranked;
+        match self.engine(&placement) {
+            Ok(engine) => Some(Challenger { engine, placement, name, state, unconditional }),
+            Err(e) => {
+                tracing::warn!("plan '{name}' cannot be prepared: {e}");
+                self.shared.with_report(|report| report.refused += 1);
+                None
+            }
+        }
+    }
+
+    /// Hands challengers to the runner.
+    fn offer(&mut self, prepared: Vec<Challenger>) {
+        self.outstanding += prepared.len();
+        prepared.into_iter().for_each(|challenger| self.shared.offer(challenger));
+    }
+
+    fn engine(&mut self, placement: &Placement) -> Result<Box<Engine>, SessionError> {
+        if let Some(at) = self.engines.iter().position(|(p, _)| p == placement) {
+            return Ok(self.engines.remove(at).1);
+        }
+        let s = &self.subject;
+        let plan = compile(&s.graph, placement, &s.support, Some(&s.profile))?;
+        let accelerator = s.accelerator.as_deref();
+        Ok(Box::new(Engine::new_beside(plan, &s.graph, &s.kernels, &s.pool, accelerator)?))
+    }
+
+    /// Learns from a trial.
+    fn conclude(&mut self, tried: Tried) {
+        let now = Instant::now();
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.rested = now;
+        let Tried { placement, won, engine, seen, name, state, failed } = tried;
+        if won {
+            self.settling = true;
+            self.lost = 0;
+            self.name = name;
+            let old = std::mem::replace(&mut self.placed, placement);
+            self.expected = self.expectation(&self.placed);
+            if let Some(seen) = seen {
+                self.estimator.observe(&self.expected, seen, now);
+            }
+            self.keep(old, engine);
+        } else {
+            let bucket = self.verdicts.entry(state.bucket()).or_default();
+            let refuted = &mut bucket.refuted;
+            let at = refuted.iter().position(|r| r.placement == placement).unwrap_or_else(|| {
+                refuted.push(Refuted { placement: placement.clone(), until: now, times: 0 });
+                refuted.len() - 1
+            });
+            // Twice as long every time: a load that stays is not asked about again and again.
+            let times_lost = refuted[at].times.min(5);
+            refuted[at].times += 1;
+            refuted[at].until = now + self.options.forget * (1 << times_lost);
+            if let Some(seen) = seen {
+                // It has seen processors that the running plan may not use.
+                let expected = self.expectation(&placement);
+                self.estimator.observe(&expected, seen, now);
+            }
+            self.lost += 1;
+            if !failed {
+                self.keep(placement, engine);
+            }
+        }
+        self.tried_at_ns = self.latency_ns;
+        self.subject.kernels.forget_unused();
+    }
+
+    fn expectation(&self, placement: &Placement) -> Expected {
+        let s = &self.subject;
+        let plan = compile(&s.graph, placement, &s.support, Some(&s.profile))
+            .expect("the placement of an engine that was prepared compiles");
+        Expected::of(plan, &s.profile)
+    }
+
+    /// Keeps an engine for its bucket's return, as long as there is room.
+    fn keep(&mut self, placement: Placement, engine: Box<Engine>) {
+        self.engines.push((placement, engine));
+        let spare = self.engines.len().saturating_sub(self.options.engines);
+        self.engines.drain(..spare);
+    }
+}
