@@ -26,7 +26,7 @@ pub use sparoa_core::{
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
     ir::{Dim, Graph, Model, NodeId, Shapes, SpecializeError, passes, specialize},
-    monitor::{ContainerLimits, GpuReadings, GpuSensors, Monitor, Snapshot},
+    monitor::{self, ContainerLimits, GpuReadings, GpuSensors, Monitor, Snapshot},
     onnx,
     ops::Variant,
     plan::{CompileError, Hardware, Place, Placement, Plan, PlanFile, compile, dot},
