@@ -39,16 +39,16 @@ pub(super) fn huge_pages(subject: &Subject<'_>) -> Verdict {
     let mode = modes.split('[').nth(1).and_then(|rest| rest.split_once(']')).map(|(mode, _)| mode);
     match mode {
         Some("always") => Verdict::ok("transparent huge pages: always"),
-        Some(mode @ ("madvise" | "never")) => {
-            let found = format!(
-                "transparent huge pages: {mode}; SparOA does not ask for them, so that weights and \
-                 activations lie on small pages"
-            );
-            Verdict::warn(
-                found,
-                "echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
-            )
-        }
+        Some("madvise") => Verdict::warn(
+            "transparent huge pages: madvise, which SparOA does not ask for: weights and activations \
+             lie on small pages",
+            "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 sparoa ..., or for all programs: echo always | \
+             sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+        ),
+        Some("never") => Verdict::warn(
+            "transparent huge pages: never: weights and activations lie on small pages",
+            "echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+        ),
         _ => Verdict::unavailable(format!("the kernel says '{modes}'")),
     }
 }
@@ -93,7 +93,7 @@ mod tests {
                 (&[(file, "garbage")], Unavailable, "'garbage'", ""),
                 (&[(file, "DIR")], Unavailable, "no transparent", ""),
                 (&[(file, "[always] madvise never\n")], Ok, "always", ""),
-                (&[(file, "always [madvise] never\n")], Warn, "madvise", "tee"),
+                (&[(file, "always [madvise] never\n")], Warn, "madvise", "hugetlb=1"),
                 (&[(file, "always madvise [never]\n")], Warn, "never", "tee"),
             ],
         );

@@ -1,6 +1,9 @@
 //! Which sensors there are: of the monitor, and of energy.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
     Subject, Verdict,
@@ -56,7 +59,7 @@ fn energy_files(root: &Path) -> (Vec<String>, Vec<String>) {
     }
     let (readable, refused): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|path| fs::read_to_string(path).is_ok());
-    let shown = |paths: Vec<_>| paths.iter().map(|p| shown(root, p)).collect();
+    let shown = |paths: Vec<PathBuf>| paths.iter().map(|p| shown(root, p)).collect();
     (shown(readable), shown(refused))
 }
 
