@@ -35,6 +35,8 @@ pub struct Cli {
 pub enum Command {
     /// List processors, their memory and features.
     Devices(DevicesArgs),
+    /// Say what on this machine costs speed or makes timings noisy, and what to do about it.
+    Doctor(DoctorArgs),
     /// Show a model's operators: shape, FLOPs, bytes, intensity, sparsity, quadrant, devices.
     Inspect(InspectArgs),
     /// Measure each operator's latency on each processor.
@@ -95,6 +97,13 @@ pub struct DevicesArgs {
     /// Measure the roofline: peak and attained rates of each processor and of the links.
     #[arg(long)]
     pub measure: bool,
+}
+
+/// `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// A model and its input shapes.

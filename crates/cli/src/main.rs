@@ -4,6 +4,7 @@ mod agreement;
 mod args;
 mod arrays;
 mod commands;
+mod doctor;
 mod environment;
 mod error;
 mod images;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let out = output::Output { json: cli.json, quiet: cli.quiet };
     let result = match &cli.command {
         Command::Devices(a) => commands::devices::run(a, &out),
+        Command::Doctor(a) => commands::doctor::run(a, &out),
         Command::Inspect(a) => commands::inspect::run(a, &out),
         Command::Profile(a) => commands::profile::run(a, &out),
         Command::Plan(a) => commands::plan::run(a, &out),

@@ -20,6 +20,17 @@ use crate::{
     shapes::ShapeArg,
 };
 
+/// What became of the GPU.
+#[derive(Clone, Debug)]
+pub enum GpuState {
+    /// It is open.
+    Open(DeviceInfo),
+    /// There is none, or it cannot be opened; why.
+    Failed(String),
+    /// Nobody asked for it; why.
+    Unused(String),
+}
+
 /// The processors of this machine, opened once per command.
 pub struct Machine {
     /// The CPU.
@@ -28,6 +39,8 @@ pub struct Machine {
     pub gpu: Option<Arc<dyn Accelerator>>,
     /// Why there is none.
     pub gpu_unavailable: Option<String>,
+    /// Whether a GPU was looked for.
+    gpu_wanted: bool,
     /// The CPU's threads.
     pub pool: Arc<Pool>,
     arithmetic: Arithmetic,
@@ -104,10 +117,22 @@ impl Machine {
             gpu_only: args.device == "gpu" && gpu.is_some(),
             gpu,
             gpu_unavailable,
+            gpu_wanted: open_gpu && args.device != "cpu",
             pool: Arc::new(Pool::new(threads)),
             arithmetic,
             allow_fallback: args.allow_fallback,
         })
+    }
+
+    /// What became of the GPU.
+    pub fn gpu_state(&self) -> GpuState {
+        match &self.gpu {
+            Some(gpu) => GpuState::Open(gpu.info().clone()),
+            None => {
+                let why = self.gpu_unavailable.clone().unwrap_or_default();
+                if self.gpu_wanted { GpuState::Failed(why) } else { GpuState::Unused(why) }
+            }
+        }
     }
 
     /// Every processor's description.

@@ -223,3 +223,40 @@ fn devices_lists_the_profiles() {
     let profiles = document["profiles"].as_array().unwrap();
     assert!(profiles.contains(&"jetson-agx-orin".into()));
 }
+
+#[test]
+fn doctor_answers_every_check_and_says_what_to_do() {
+    let document = json(&["doctor"]);
+    let findings = document["findings"].as_array().unwrap();
+    assert!(findings.len() > 15, "{document}");
+    for f in findings {
+        let status = f["status"].as_str().unwrap();
+        assert!(["ok", "warn", "problem", "unavailable"].contains(&status), "{f}");
+        assert!(
+            !f["check"].as_str().unwrap().is_empty() && !f["found"].as_str().unwrap().is_empty()
+        );
+        if ["warn", "problem"].contains(&status) {
+            assert!(!f["advice"].as_str().unwrap().is_empty(), "{f}");
+        }
+    }
+    let status = |check: &str| {
+        let finding = findings.iter().find(|f| f["check"] == check).expect(check);
+        finding["status"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(status("gpu-driver"), "ok", "there is no Vulkan driver");
+    // What is not fine is recorded with every measurement.
+    let environment = &document["environment"];
+    let noted = environment["doctor"].as_array().unwrap();
+    let fine = findings.iter().filter(|f| f["status"] == "ok").count();
+    assert_eq!(noted.len() + fine, findings.len());
+    for key in ["governor", "power_mode", "cgroup_cpus"] {
+        assert!(environment.as_object().unwrap().contains_key(key), "{key}");
+    }
+    assert!(environment["sensors"].get("cpu_clock").is_some());
+
+    let cache = tempfile::tempdir().unwrap();
+    let output = sparoa(cache.path(), &["doctor", "--threads", "1"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("cpu-governor") && text.contains(" unavailable, "), "{text}");
+}

@@ -23,7 +23,9 @@ mod backend;
 mod load;
 mod program;
 mod timing;
+mod nvml;
 
 pub use adapter::adapters;
 pub use backend::WgpuBackend;
+pub use nvml::{NvmlGpu, NvmlUnavailable};
 pub use options::{Transfer, WgpuOptions};

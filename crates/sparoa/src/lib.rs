@@ -26,7 +26,7 @@ pub use sparoa_core::{
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
     ir::{Dim, Graph, Model, NodeId, Shapes, SpecializeError, passes, specialize},
-    monitor::{Monitor, Snapshot},
+    monitor::{self, ContainerLimits, GpuReadings, GpuSensors, Monitor, Snapshot},
     onnx,
     ops::Variant,
     plan::{CompileError, Hardware, Place, Placement, Plan, PlanFile, compile, dot},
@@ -48,7 +48,7 @@ pub use sparoa_core::{
     tensor::{DType, Element, Tensor, TensorType},
     zoo,
 };
-pub use sparoa_gpu::{WgpuBackend, WgpuOptions};
+pub use sparoa_gpu::{NvmlGpu, NvmlUnavailable, WgpuBackend, WgpuOptions};
 pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};
 /// The learned parts: predictor of thresholds, policy `sac`, their weights, figures and training.
 pub use sparoa_learn as learn;

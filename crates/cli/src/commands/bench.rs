@@ -85,7 +85,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
     let policies = if named.is_empty() { &["auto"][..] } else { &named };
     let machine =
         Machine::open_for(&args.device, policies, args.plan.as_deref(), &args.policy_args)?;
-    let environment = Environment::read(machine.devices());
+    let environment = Environment::read(&machine);
     let bars = Bars::new(out);
     let (policies, skipped) = contenders(args, &machine)?;
     let simulates = nothing_asked(args) && !has_real_gpu(&machine);
@@ -302,6 +302,7 @@ fn text(d: &Document) -> String {
         let note = if device.software { " (software: emulated on the CPU)" } else { "" };
         text.push_str(&format!("{}: {}, {}{note}\n", device.device, device.name, device.driver));
     }
+    text.push_str(&d.environment.warning());
     if let Some(target) = simulated.first().and_then(|r| r.target.as_ref()) {
         text.push_str(&format!(
             "\nThis machine has no GPU of its own. Simulated, not measured: {target}, idle, from \

@@ -114,11 +114,9 @@ impl Measured {
 /// Device errors, where a processor was asked for that is absent.
 pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
     let machine = Machine::open(&args.device)?;
-    let mut devices = vec![machine.cpu.clone()];
-    devices.extend(machine.gpu.as_ref().map(|g| g.info().clone()));
     let document = Document {
-        environment: Environment::read(devices.clone()),
-        devices,
+        environment: Environment::read(&machine),
+        devices: machine.devices(),
         gpu_unavailable: machine.gpu_unavailable.clone(),
         profiles: DeviceProfile::names(),
         measured: args.measure.then(|| Measured::new(&machine)).transpose()?,

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod devices;
+pub mod doctor;
 pub mod evaluate;
 pub mod inspect;
 pub mod plan;

@@ -1,0 +1,115 @@
+//! NVIDIA's management library (NVML), which comes with the driver: finding the GPU there that the
+//! adapter is. The library is loaded when asked for; without it nothing here is available.
+
+mod sensors;
+
+use nvml_wrapper::{Device, Nvml, error::NvmlError};
+
+/// A GPU as NVML knows it.
+#[derive(Debug)]
+pub struct NvmlGpu {
+    nvml: Nvml,
+    index: u32,
+}
+
+/// Why NVML tells nothing of an adapter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NvmlUnavailable {
+    /// The library or the driver beneath it is missing or broken.
+    #[error("unavailable: NVML, part of NVIDIA's driver, cannot be used: {0}")]
+    Library(NvmlError),
+    /// The adapter is not among NVML's devices.
+    #[error("unavailable: NVML knows no \"{adapter}\"; it has: {}", .found.join(", "))]
+    NoSuchGpu {
+        /// The adapter's name.
+        adapter: String,
+        /// The names NVML gives.
+        found: Vec<String>,
+    },
+}
+
+impl NvmlGpu {
+    /// Finds the GPU with an adapter's name; with several of one name the first.
+    ///
+    /// # Errors
+    /// When the library cannot be loaded or started, or has no GPU of that name.
+    pub fn open(adapter_name: &str) -> Result<NvmlGpu, NvmlUnavailable> {
+        NvmlGpu::find(Nvml::init(), adapter_name)
+    }
+
+    fn find(nvml: Result<Nvml, NvmlError>, adapter: &str) -> Result<NvmlGpu, NvmlUnavailable> {
+        let nvml = nvml.map_err(NvmlUnavailable::Library)?;
+        let count = nvml.device_count().map_err(NvmlUnavailable::Library)?;
+        let mut found = Vec::new();
+        for index in 0..count {
+            // One that cannot be asked for its name is not ours to use either.
+            let Ok(name) = nvml.device_by_index(index).and_then(|d| d.name()) else { continue };
+            if same_gpu(&name, adapter) {
+                return Ok(NvmlGpu { nvml, index });
+            }
+            found.push(name);
+        }
+        Err(NvmlUnavailable::NoSuchGpu { adapter: adapter.to_owned(), found })
+    }
+
+    /// What a question to the device gives; `None` where the device does not tell.
+    pub(crate) fn with_device<T>(
+        &self,
+        f: impl FnOnce(&Device<'_>) -> Result<T, NvmlError>,
+    ) -> Option<T> {
+        self.nvml.device_by_index(self.index).and_then(|device| f(&device)).ok()
+    }
+}
+
+/// Whether NVML's and the adapter's name are of one GPU: they differ in the maker's name and, on
+/// Jetson, the chip family's.
+fn same_gpu(nvml: &str, adapter: &str) -> bool {
+    let words = |name: &str| -> Vec<String> {
+        let words = name.split_whitespace().map(str::to_lowercase);
+        words.filter(|word| !["nvidia", "tegra"].contains(&word.as_str())).collect()
+    };
+    let nvml = words(nvml);
+    !nvml.is_empty() && nvml == words(adapter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn a_missing_library_is_named() {
+        let missing = OsStr::new("/nonexistent/libnvidia-ml.so.1");
+        let nvml = Nvml::builder().lib_path(missing).init();
+        let error = NvmlGpu::find(nvml, "NVIDIA H100").unwrap_err().to_string();
+        assert!(
+            error.starts_with("unavailable: ") && error.contains("libnvidia-ml.so.1"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_adapter_that_nvml_does_not_know_is_an_error_here() {
+        match NvmlGpu::open("llvmpipe (LLVM 15.0.6, 256 bits)") {
+            Err(e) => assert!(e.to_string().starts_with("unavailable: "), "{e}"),
+            Ok(gpu) => panic!("{gpu:?} is no software rasteriser"),
+        }
+        let error = NvmlUnavailable::NoSuchGpu {
+            adapter: "llvmpipe".to_owned(),
+            found: vec!["NVIDIA T4".to_owned(), "NVIDIA H100".to_owned()],
+        };
+        let text = error.to_string();
+        assert_eq!(text, "unavailable: NVML knows no \"llvmpipe\"; it has: NVIDIA T4, NVIDIA H100");
+    }
+
+    #[test]
+    fn names_of_one_gpu() {
+        assert!(same_gpu("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"));
+        assert!(same_gpu("GeForce GTX 1080", "NVIDIA GeForce GTX 1080"));
+        assert!(same_gpu("Orin (nvgpu)", "NVIDIA Tegra Orin (nvgpu)"));
+        assert!(!same_gpu("NVIDIA GeForce RTX 3080", "NVIDIA GeForce RTX 3080 Ti"));
+        assert!(!same_gpu("", ""));
+        assert!(!same_gpu("NVIDIA", "NVIDIA"));
+    }
+}
