@@ -13,6 +13,7 @@ pub mod zoo;
 pub mod analyze;
 pub mod backend;
 pub mod profile;
+pub mod energy;
 pub mod plan;
 pub mod predict;
 pub mod schedule;

@@ -8,6 +8,7 @@ mod error;
 mod guard;
 mod inputs;
 mod measure;
+mod power;
 mod roofline;
 mod tolerance;
 mod verify;
@@ -40,7 +41,7 @@ use crate::{
 pub use builder::{Progress, SessionBuilder};
 pub use crossover::{Crossover, TRIED, crossover};
 pub use error::SessionError;
-pub use guard::{GuardEntry, GuardOptions, GuardReport, choose};
+pub use guard::{GuardEntry, GuardOptions, GuardReport, choose, choose_by_energy};
 pub use inputs::random_tensor;
 pub use measure::MeasureOptions;
 pub use roofline::{Attained, Roofline, measure_roofline};
