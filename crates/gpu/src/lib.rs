@@ -23,6 +23,7 @@ mod backend;
 mod load;
 mod program;
 mod timing;
+pub mod nvml;
 
 pub use adapter::adapters;
 pub use backend::WgpuBackend;

@@ -138,7 +138,10 @@ mod tests {
             modelled_power(root.path(), &device(Device::Cpu, cpu, 4), gpu)
         };
         let server = of("Intel(R) Xeon(R) Processor", None);
-        assert_eq!((server.power.idle_w, server.power.cpu_w, server.power.gpu_w), (60.0, 20.0, 0.0));
+        assert_eq!(
+            (server.power.idle_w, server.power.cpu_w, server.power.gpu_w),
+            (60.0, 20.0, 0.0)
+        );
         assert!(server.basis.starts_with("modelled: assumed"), "{}", server.basis);
         assert_eq!(of("Cortex-A72", None).power.cpu_w, 8.0);
         let card = device(Device::Gpu, "AMD Radeon RX 7600 (RADV NAVI33)", 0);

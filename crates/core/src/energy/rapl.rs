@@ -39,10 +39,10 @@ pub(super) fn find(root: &Path) -> Vec<Found> {
         };
         let (name, domain, role) = match (ids.split_once(':'), name.as_str()) {
             (None, "psys") => (name, Domain::Board, Role::LastResort),
-            (None, package) if package.starts_with("package") => (name, Domain::Package, Role::Part),
-            (Some((package, _)), "dram") => {
-                (format!("dram {package}"), Domain::Dram, Role::Part)
+            (None, package) if package.starts_with("package") => {
+                (name, Domain::Package, Role::Part)
             }
+            (Some((package, _)), "dram") => (format!("dram {package}"), Domain::Dram, Role::Part),
             _ => continue,
         };
         // Without a range the counter is good until it falls.

@@ -75,7 +75,13 @@ pub(super) fn open(
     for (sensor, reason) in found.into_iter().zip(reasons) {
         let Found { source, reader, .. } = sensor;
         let (name, domain, method) = (source.name, source.domain, source.method);
-        list.push(SensorInfo { name, domain, method, used: reason.is_none(), reason: reason.clone() });
+        list.push(SensorInfo {
+            name,
+            domain,
+            method,
+            used: reason.is_none(),
+            reason: reason.clone(),
+        });
         if let (Ok(reader), None) = (reader, reason) {
             readers.push(reader);
         }

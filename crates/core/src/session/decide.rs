@@ -11,9 +11,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{
     GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, choose_by_energy,
-    inputs::random_tensor,
-    measure::Measurer,
-    power::measure_runs,
+    inputs::random_tensor, measure::Measurer, power::measure_runs,
 };
 use crate::{
     backend::{Accelerator, DeviceInfo},

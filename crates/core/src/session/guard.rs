@@ -178,10 +178,7 @@ mod tests {
     }
 
     fn contest(times: &[u64], margin: f64) -> GuardReport {
-        let entries = times
-            .iter()
-            .map(|t| entry(&t.to_string()))
-            .collect();
+        let entries = times.iter().map(|t| entry(&t.to_string())).collect();
         choose(entries, &GuardOptions::default(), margin, |i| Ok::<_, Infallible>(times[i]))
             .unwrap()
     }

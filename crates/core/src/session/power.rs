@@ -83,7 +83,7 @@ impl Work<'_> {
         let idle_w = running.stop()?.watts();
         let inputs = self.random_inputs();
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        let mut busy = |place: Place| -> Result<(f64, [f64; 2]), SessionError> {
+        let busy = |place: Place| -> Result<(f64, [f64; 2]), SessionError> {
             let mut placement = Placement::uniform(self.graph, place);
             for (p, gpu) in placement.places.iter_mut().zip(&self.support.gpu) {
                 *p = if gpu.is_ok() { *p } else { Place::Cpu };
@@ -150,3 +150,6 @@ impl Session {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
