@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Session, SessionError, decide::Work};
 use crate::{
-    energy::{EnergyError, EnergyMeter, Measured, modelled_power, system_root},
+    energy::{EnergyError, EnergyMeter, Measured, ModelledPower, modelled_power, system_root},
     engine::Engine,
     plan::{Lane, Place, Placement},
     profile::{Power, PowerSource, Profile},
@@ -120,8 +120,8 @@ fn added(idle_w: f64, watts: f64, other_w: f64, share: f64) -> Result<f64, Energ
 
 impl Session {
     /// What one inference that takes so many seconds is modelled to take, for machines without an
-    /// energy sensor: watts of the session's profile or of [`modelled_power`], busy times of both
-    /// processors from three traced runs.
+    /// energy sensor: watts of [`modelled_power`], busy times of both processors from three traced
+    /// runs.
     ///
     /// # Errors
     /// Those of [`Session::run_traced`].
@@ -139,15 +139,8 @@ impl Session {
         }
         let busy = busy.map(|ns| (ns as f64 / whole.max(1) as f64).min(1.0) * seconds);
         let gpu = self.accelerator.as_ref().map(|a| a.info());
-        let modelled = modelled_power(&system_root(), &self.cpu, gpu);
-        let known = self.profile.as_ref().and_then(|profile| profile.power);
-        Ok(match known.filter(|power| power.source != PowerSource::Modelled) {
-            None => Measured::modelled(&modelled.power, &modelled.basis, seconds, busy),
-            Some(power) => {
-                let basis = format!("modelled: {} watts of this machine", power.source);
-                Measured::modelled(&power, &basis, seconds, busy)
-            }
-        })
+        let ModelledPower { power, basis } = modelled_power(&system_root(), &self.cpu, gpu);
+        Ok(Measured::modelled(&power, &basis, seconds, busy))
     }
 }
 

@@ -73,8 +73,8 @@ impl EnergyReader for NvmlReader {
 
     fn read(&mut self) -> Result<Sample, EnergyError> {
         match self.source.method {
-            EnergyMethod::Sampled => self.ask(Device::power_usage).map(of_milliwatts),
-            _ => self.ask(Device::total_energy_consumption).map(of_millijoules),
+            EnergyMethod::Sampled => self.ask(|d| d.power_usage()).map(of_milliwatts),
+            _ => self.ask(|d| d.total_energy_consumption()).map(of_millijoules),
         }
     }
 }
