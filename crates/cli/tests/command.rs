@@ -272,15 +272,15 @@ fn a_counter_is_read_where_there_is_one() {
         fs::rename(zone.join("new"), zone.join(file)).unwrap();
     };
     write("name", "package-0\n");
-    write("max_energy_range_uj", "1000000\n");
+    write("max_energy_range_uj", "30000000\n");
     write("energy_uj", "0\n");
     let ended = AtomicBool::new(false);
     let document = std::thread::scope(|scope| {
         scope.spawn(|| {
             let began = Instant::now();
             while !ended.load(Ordering::Relaxed) {
-                // 25 W; the counter starts again 25 times a second.
-                let uj = began.elapsed().as_micros() * 25 % 1_000_000;
+                // 25 W; the counter starts again after 1.2 seconds.
+                let uj = began.elapsed().as_micros() * 25 % 30_000_000;
                 write("energy_uj", &format!("{uj}\n"));
                 std::thread::sleep(Duration::from_millis(1));
             }

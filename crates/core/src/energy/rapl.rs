@@ -69,7 +69,7 @@ fn source(name: String, domain: Domain, range_uj: Option<u64>) -> EnergySource {
         method: EnergyMethod::Counter,
         update: UPDATE,
         // A range that is too small to be one must not make the meter spin.
-        read_every: fills.map(|d| d.max(Duration::from_secs(1))),
+        read_every: fills.map(|d| d.max(Duration::from_millis(100))),
     }
 }
 

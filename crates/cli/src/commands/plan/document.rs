@@ -124,16 +124,21 @@ impl Document {
             text.push_str(&format!("not planned, runs interpreted from here on: {cause}\n"));
         }
         if let Some(guard) = &self.guard {
-            let mut table =
-                Table::new(&["finalist", "predicted ms", "measured ms", "measured J", ""]);
+            let metered = guard.entries.iter().any(|e| e.median_j().is_some());
+            let joules = if metered { &["measured J"][..] } else { &[] };
+            let header = [&["finalist", "predicted ms", "measured ms"], joules, &[""]].concat();
+            let mut table = Table::new(&header);
             for (i, e) in guard.entries.iter().enumerate() {
-                table.row([
+                let mut row = vec![
                     e.name.clone(),
                     ms(e.predicted_ns as f64 / 1e6),
                     ms(e.median_ns() as f64 / 1e6),
-                    e.median_j().map_or("-".to_owned(), |j| format!("{j:.4}")),
-                    if i == guard.chosen { "chosen".to_owned() } else { String::new() },
-                ]);
+                ];
+                if metered {
+                    row.push(e.median_j().map_or("-".to_owned(), |j| format!("{j:.4}")));
+                }
+                row.push(if i == guard.chosen { "chosen".to_owned() } else { String::new() });
+                table.row(row);
             }
             text.push('\n');
             text.push_str(&table.render());
