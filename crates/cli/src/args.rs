@@ -139,7 +139,8 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "GLOB=PLACE")]
     pub pin: Vec<String>,
     /// What to minimise: latency, throughput (per-request time at the given batch), energy or edp
-    /// (energy times latency); the last two need power figures, which --target has.
+    /// (energy times latency). Watts are measured where this machine has sensors for them, else
+    /// modelled (docs/energy.md).
     #[arg(long, default_value = "latency")]
     pub objective: String,
     /// Measure again instead of using cached profiles and choices.

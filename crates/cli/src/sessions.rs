@@ -2,14 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EngineError, Model, Objective, Pin, Plan, PlanFile,
-    Policy, Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions,
-    available_threads, cpu_info, default_cache_dir, isa, onnx, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, Model, Objective, Pin, Plan,
+    PlanFile, Policy, Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions,
+    available_threads, cpu_info, default_cache_dir, energy_sensors, isa, onnx, system_root, zoo,
 };
 
 use crate::{
@@ -43,6 +43,7 @@ pub struct Machine {
     gpu_wanted: bool,
     /// The CPU's threads.
     pub pool: Arc<Pool>,
+    meter: OnceLock<EnergyMeter>,
     arithmetic: Arithmetic,
     allow_fallback: bool,
     gpu_only: bool,
@@ -119,6 +120,7 @@ impl Machine {
             gpu_unavailable,
             gpu_wanted: open_gpu && args.device != "cpu",
             pool: Arc::new(Pool::new(threads)),
+            meter: OnceLock::new(),
             arithmetic,
             allow_fallback: args.allow_fallback,
         })
@@ -139,6 +141,14 @@ impl Machine {
     pub fn devices(&self) -> Vec<DeviceInfo> {
         let gpu = self.gpu.as_ref().map(|g| g.info().clone());
         std::iter::once(self.cpu.clone()).chain(gpu).collect()
+    }
+
+    /// The energy sensors, opened when somebody asks: graphics cards take their time.
+    pub fn meter(&self) -> &EnergyMeter {
+        self.meter.get_or_init(|| {
+            let gpu = self.gpu.as_ref().map_or(Vec::new(), |gpu| energy_sensors(gpu.info()));
+            EnergyMeter::open(&system_root(), gpu)
+        })
     }
 
     /// The policy of this name; without a name the one that measures nothing: `gpu` where
@@ -186,6 +196,9 @@ impl Machine {
             if let Some(policy) = &learned.policy {
                 builder = builder.learned(policy.clone());
             }
+        }
+        if request.always_profile || !request.objective.is_time() {
+            builder = builder.energy_meter(self.meter().clone());
         }
         if let Some(why) = &self.gpu_unavailable {
             builder = builder.no_gpu_reason(why.clone());
@@ -437,9 +450,10 @@ pub fn session_error(e: SessionError) -> CliError {
         SessionError::Specialize(_) => Kind::Model,
         SessionError::Pin(_) | SessionError::Schedule(_) => Kind::Usage,
         SessionError::PlanFile(_) | SessionError::Compile(_) => Kind::Input,
-        SessionError::Device(_) | SessionError::NoGpu { .. } | SessionError::NoBf16 { .. } => {
-            Kind::Device
-        }
+        SessionError::Device(_)
+        | SessionError::NoGpu { .. }
+        | SessionError::NoBf16 { .. }
+        | SessionError::Energy(_) => Kind::Device,
         SessionError::Engine(e) => engine_kind(e),
         _ => Kind::Input,
     };

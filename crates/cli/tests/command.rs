@@ -1,17 +1,22 @@
 //! The command as scripts see it: exit codes, JSON keys, and that simulated figures say so.
 
 use std::{
+    fs,
     path::Path,
     process::{Command, Output},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
-/// Runs the command with a cache of its own and no Vulkan driver.
+/// Runs the command with a cache of its own, below which it also looks for energy sensors, and no
+/// Vulkan driver.
 fn sparoa(cache: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sparoa"))
         .args(args)
         .env("XDG_CACHE_HOME", cache)
+        .env("SPAROA_SYS_ROOT", cache)
         .env("VK_DRIVER_FILES", "/nonexistent")
         .env("VK_ICD_FILENAMES", "/nonexistent")
         .output()
@@ -19,8 +24,11 @@ fn sparoa(cache: &Path, args: &[&str]) -> Output {
 }
 
 fn json(args: &[&str]) -> Value {
-    let cache = tempfile::tempdir().unwrap();
-    let output = sparoa(cache.path(), &[args, &["--json"]].concat());
+    json_in(tempfile::tempdir().unwrap().path(), args)
+}
+
+fn json_in(cache: &Path, args: &[&str]) -> Value {
+    let output = sparoa(cache, &[args, &["--json"]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {stderr}");
     serde_json::from_slice(&output.stdout).expect("one JSON document")
@@ -259,4 +267,77 @@ fn doctor_answers_every_check_and_says_what_to_do() {
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("cpu-governor") && text.contains(" unavailable, "), "{text}");
+}
+
+#[test]
+fn without_sensors_energy_is_modelled_and_can_be_the_objective() {
+    let quick = ["--min-time-s", "0", "--min-iters", "2", "--warmup-ms", "0"];
+    let energy = ["--policy", "cpu,auto", "--objective", "energy"];
+    let document = json(&[&["bench", MODEL][..], &energy, &quick].concat());
+    for row in document["results"].as_array().unwrap() {
+        assert_eq!(
+            (&row["energy_method"], &row["energy_covers"]),
+            (&"modelled".into(), &"board".into())
+        );
+        let source = row["energy_sources"][0].as_str().unwrap();
+        assert!(source.starts_with("modelled: "), "{row}");
+        let (joules, watts) =
+            (row["energy_j"].as_f64().unwrap(), row["average_w"].as_f64().unwrap());
+        let mean_s = row["latency_ms"]["mean"].as_f64().unwrap() / 1e3;
+        assert!((joules / mean_s / watts - 1.0).abs() < 1e-3, "{row}");
+    }
+    let predicted = json(&["plan", MODEL, "--objective", "edp"])["predicted"].clone();
+    assert_eq!(predicted["energy_method"], "modelled");
+    for key in ["energy_j", "average_w", "cpu_only_j"] {
+        assert!(predicted[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {predicted}");
+    }
+    let devices = json(&["devices"]);
+    assert_eq!(devices["energy_sensors"], Value::Array(Vec::new()));
+    assert!(devices["energy_modelled"].as_str().unwrap().starts_with("modelled: "));
+    let cache = tempfile::tempdir().unwrap();
+    let output = sparoa(cache.path(), &[&["bench", MODEL, "--policy", "cpu"][..], &quick].concat());
+    assert!(String::from_utf8_lossy(&output.stdout).contains(" (modelled)"), "{output:?}");
+}
+
+#[test]
+fn a_counter_is_read_where_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let zone = dir.path().join("sys/class/powercap/intel-rapl:0");
+    fs::create_dir_all(&zone).unwrap();
+    let write = |file: &str, text: &str| {
+        fs::write(zone.join("new"), text).unwrap();
+        fs::rename(zone.join("new"), zone.join(file)).unwrap();
+    };
+    write("name", "package-0\n");
+    write("max_energy_range_uj", "30000000\n");
+    write("energy_uj", "0\n");
+    let ended = AtomicBool::new(false);
+    let document = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began = Instant::now();
+            while !ended.load(Ordering::Relaxed) {
+                // 25 W; the counter starts again after 1.2 seconds.
+                let uj = began.elapsed().as_micros() * 25 % 30_000_000;
+                write("energy_uj", &format!("{uj}\n"));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let args = ["bench", MODEL, "--policy", "cpu", "--min-time-s", "1", "--min-iters", "1"];
+        let document = json_in(dir.path(), &args);
+        ended.store(true, Ordering::Relaxed);
+        document
+    });
+    let row = &document["results"][0];
+    assert_eq!(row["energy_sources"], Value::Array(vec!["rapl package-0".into()]), "{row}");
+    assert_eq!(row["energy_method"], "counter");
+    assert_eq!(row["energy_covers"], "cpu package only");
+    assert!((20.0..30.0).contains(&row["average_w"].as_f64().unwrap()), "{row}");
+
+    let listed = json_in(dir.path(), &["devices"])["energy_sensors"][0].clone();
+    assert_eq!((&listed["name"], &listed["used"]), (&"rapl package-0".into(), &true.into()));
+    assert!(listed["reason"].is_null(), "{listed}");
+    fs::remove_file(zone.join("energy_uj")).unwrap();
+    let listed = json_in(dir.path(), &["devices"])["energy_sensors"][0].clone();
+    assert_eq!(listed["used"], false);
+    assert!(listed["reason"].as_str().unwrap().contains("energy_uj"), "{listed}");
 }

@@ -14,6 +14,7 @@ pub mod analyze;
 pub mod backend;
 pub mod profile;
 pub mod monitor;
+pub mod energy;
 pub mod plan;
 pub mod predict;
 pub mod schedule;

@@ -23,7 +23,7 @@ mod backend;
 mod load;
 mod program;
 mod timing;
-mod nvml;
+pub mod nvml;
 
 pub use adapter::adapters;
 pub use backend::WgpuBackend;

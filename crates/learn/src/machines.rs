@@ -4,7 +4,7 @@
 
 use rand::{Rng, RngExt as _};
 use sparoa_core::profile::{
-    Conditions, Contention, DeviceModel, HardwareState, Link, MachineModel, Power,
+    Conditions, Contention, DeviceModel, HardwareState, Link, MachineModel, Power, PowerSource,
 };
 
 /// Uniform on a logarithmic scale.
@@ -51,6 +51,7 @@ pub fn machine(rng: &mut dyn Rng) -> MachineModel {
             idle_w: log_uniform(rng, 2.0, 50.0),
             cpu_w,
             gpu_w: cpu_w * log_uniform(rng, 0.4, 2.5),
+            source: PowerSource::Modelled,
         }),
     }
 }

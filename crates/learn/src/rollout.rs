@@ -301,9 +301,8 @@ fn globals(
 ) -> [f32; GLOBAL] {
     let state = if blinders.hardware { HardwareState::default() } else { problem.state };
     let p: &Profile = problem.profile;
-    let power =
-        p.power.unwrap_or(sparoa_core::profile::Power { idle_w: 1.0, cpu_w: 1.0, gpu_w: 1.0 });
-    let watts = (power.idle_w + power.cpu_w + power.gpu_w).max(1e-9);
+    let [idle_w, cpu_w, gpu_w] = p.power.map_or([1.0; 3], |p| [p.idle_w, p.cpu_w, p.gpu_w]);
+    let watts = (idle_w + cpu_w + gpu_w).max(1e-9);
     let objective = problem.objective;
     [
         state.cpu_busy as f32,
@@ -324,8 +323,8 @@ fn globals(
             Objective::Edp => 0.5,
             Objective::Energy => 1.0,
         },
-        (power.cpu_w / watts) as f32,
-        (power.gpu_w / watts) as f32,
+        (cpu_w / watts) as f32,
+        (gpu_w / watts) as f32,
     ]
 }
 

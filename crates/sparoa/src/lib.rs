@@ -16,6 +16,28 @@
 //! # Ok::<(), sparoa::SessionError>(())
 //! ```
 //!
+//! What runs take, of whatever this machine can measure; a session that is to save energy
+//! (`Objective::Energy`) gets the same meter by [`SessionBuilder::energy_meter`]:
+//!
+//! ```no_run
+//! use sparoa::{EnergyMeter, SessionBuilder, Tensor, energy_sensors, system_root};
+//!
+//! let mut session = SessionBuilder::from_path("model.onnx").build()?;
+//! let image = Tensor::from_slice([1, 3, 224, 224], &vec![0f32; 3 * 224 * 224]);
+//! // Graphics cards are asked through their own library; the rest is found below `/sys`.
+//! let gpu = session.accelerator().map_or(Vec::new(), |gpu| energy_sensors(gpu.info()));
+//! let meter = EnergyMeter::open(&system_root(), gpu);
+//! let running = meter.start();
+//! for _ in 0..100 {
+//!     session.run(&[("input", image.clone())])?;
+//! }
+//! match running.stop() {
+//!     Ok(m) => println!("{} J each ({}, {})", m.joules / 100.0, m.method, m.coverage()),
+//!     Err(e) => println!("not known: {e}"),
+//! }
+//! # Ok::<(), sparoa::SessionError>(())
+//! ```
+//!
 //! A [`Session`] is a model made ready for this machine: imported, optimised, measured, placed and
 //! planned. Its stages are plain values that can be looked at ([`Graph`], [`Analysis`],
 //! [`Profile`], [`Placement`], [`Plan`]).
@@ -24,6 +46,10 @@ pub use half::f16;
 pub use sparoa_core::{
     analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
+    energy::{
+        Domain, EnergyError, EnergyMeter, EnergyMethod, EnergyReader, EnergySource, Measured,
+        ModelledPower, Running, Sample, Sensor, SensorInfo, modelled_power, system_root,
+    },
     engine::{Engine, EngineError, Trace, TraceSource, chrome_trace},
     ir::{Dim, Graph, Model, NodeId, Shapes, SpecializeError, passes, specialize},
     monitor::{self, ContainerLimits, GpuReadings, GpuSensors, Monitor, Snapshot},
@@ -32,8 +58,9 @@ pub use sparoa_core::{
     plan::{CompileError, Hardware, Place, Placement, Plan, PlanFile, compile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
     profile::{
-        Conditions, CostCache, DeviceProfile, HardwareState, Link, MachineModel, Precision,
-        Profile, ProfileError, PublishedLatency, Workload, default_cache_dir,
+        Conditions, CostCache, DeviceProfile, HardwareState, Link, MachineModel, Power,
+        PowerSource, Precision, Profile, ProfileError, PublishedLatency, Workload,
+        default_cache_dir,
     },
     schedule::{
         Candidate, Contest, Decides, Objective, Outcome, Pin, PinError, PinTo, Policy, Problem,
@@ -48,7 +75,7 @@ pub use sparoa_core::{
     tensor::{DType, Element, Tensor, TensorType},
     zoo,
 };
-pub use sparoa_gpu::{NvmlGpu, NvmlUnavailable, WgpuBackend, WgpuOptions};
+pub use sparoa_gpu::{NvmlGpu, NvmlUnavailable, WgpuBackend, WgpuOptions, nvml::energy_sensors};
 pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};
 /// The learned parts: predictor of thresholds, policy `sac`, their weights, figures and training.
 pub use sparoa_learn as learn;

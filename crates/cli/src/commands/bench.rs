@@ -1,11 +1,14 @@
 //! `sparoa bench`.
 
+mod energy;
 mod simulated;
 
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sparoa::{Policy, Session, Tensor, TraceSource, chrome_trace};
+use sparoa::{
+    EnergyMeter, EnergyMethod, Policy, Running, Session, Tensor, TraceSource, chrome_trace,
+};
 
 use crate::{
     args::{BenchArgs, InputArgs},
@@ -19,6 +22,7 @@ use crate::{
     sessions::{BuildRequest, Counts, Machine, session_error},
     table::{Table, ms},
 };
+use energy::{Energy, Slices};
 
 #[derive(Serialize)]
 struct Document {
@@ -45,8 +49,8 @@ struct Row {
     load_ms: Option<f64>,
     /// Of the whole process so far: it grows over the rows.
     peak_rss_bytes: Option<u64>,
-    /// No energy counter is read yet: known of simulated rows only.
-    energy_j: Option<f64>,
+    #[serde(flatten)]
+    energy: Energy,
     iterations: u64,
     placement: Counts,
     /// What the policy chose.
@@ -71,6 +75,7 @@ struct Contender {
     load_ms: f64,
     first_ms: f64,
     latencies: Latencies,
+    slices: Slices,
 }
 
 /// Measures every model, batch and policy.
@@ -97,7 +102,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
             for policy in &policies {
                 contenders.push(prepare(args, &machine, &bars, model, batch, *policy)?);
             }
-            measure(args, &bars, &mut contenders)?;
+            measure(args, &bars, machine.meter(), &mut contenders)?;
             if let (Some(path), Some(last)) = (&args.trace, contenders.last_mut()) {
                 trace(path, last)?;
             }
@@ -107,7 +112,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
             }
             let base = contenders.first().map_or(f64::NAN, |c| c.latencies.summary().p50);
             for c in contenders {
-                rows.push(row(args, &machine, model, batch, base, c));
+                rows.push(row(args, &machine, model, batch, base, c)?);
             }
         }
     }
@@ -189,6 +194,7 @@ fn prepare(
         load_ms,
         first_ms,
         latencies: Latencies::new(),
+        slices: Slices::default(),
     })
 }
 
@@ -205,7 +211,12 @@ fn infer(c: &mut Contender, refs: &[&Tensor]) -> CliResult<Duration> {
 }
 
 /// Measures the contenders in turns, so that a drift of the machine meets all of them.
-fn measure(args: &BenchArgs, bars: &Bars, contenders: &mut [Contender]) -> CliResult {
+fn measure(
+    args: &BenchArgs,
+    bars: &Bars,
+    meter: &EnergyMeter,
+    contenders: &mut [Contender],
+) -> CliResult {
     let inputs: Vec<Vec<Tensor>> =
         contenders.iter().map(|c| c.inputs.iter().map(|(_, t)| t.clone()).collect()).collect();
     let refs: Vec<Vec<&Tensor>> = inputs.iter().map(|v| v.iter().collect()).collect();
@@ -215,6 +226,13 @@ fn measure(args: &BenchArgs, bars: &Bars, contenders: &mut [Contender]) -> CliRe
             infer(c, r)?;
         }
     }
+    let running = (!meter.is_empty()).then(|| meter.start());
+    // Long enough that the caches are the contender's own, and that the figures of its energy come
+    // often against what a border may cut off.
+    let slice = match running {
+        None => Duration::from_millis(100),
+        Some(_) => meter.shortest() / 2,
+    };
     let bar = bars.bar(1000, "measuring");
     loop {
         let mut finished = true;
@@ -225,17 +243,18 @@ fn measure(args: &BenchArgs, bars: &Bars, contenders: &mut [Contender]) -> CliRe
             if done(c) {
                 continue;
             }
-            // A slice long enough that the caches are the contender's own.
-            let slice = Instant::now() + Duration::from_millis(100);
             // The first inference after another contender is warm-up again.
             infer(c, r)?;
+            let (before, count) = (running.as_ref().map(Running::so_far), c.latencies.count());
+            let end = Instant::now() + slice;
             while !done(c) {
                 let took = infer(c, r)?;
                 c.latencies.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-                if Instant::now() >= slice {
+                if Instant::now() >= end {
                     break;
                 }
             }
+            c.slices.add(before, running.as_ref(), c.latencies.count() - count);
             finished &= done(c);
         }
         let progress = contenders
@@ -266,11 +285,14 @@ fn row(
     model: &str,
     batch: usize,
     base_p50: f64,
-    c: Contender,
-) -> Row {
+    mut c: Contender,
+) -> CliResult<Row> {
     let latency_ms = c.latencies.summary();
+    let named = inputs::borrowed(&c.inputs);
+    let mean_s = latency_ms.mean / 1e3;
+    let energy = c.slices.energy(machine.meter(), &mut c.session, &named, mean_s)?;
     let placement = Counts::of(&c.session);
-    Row {
+    Ok(Row {
         model: model.to_owned(),
         policy: c.label,
         batch,
@@ -283,18 +305,19 @@ fn row(
         first_inference_ms: Some(c.first_ms),
         load_ms: Some(c.load_ms),
         peak_rss_bytes: peak_rss_bytes(),
-        energy_j: None,
+        energy,
         iterations: c.latencies.count(),
         placement,
         plan: c.session.decision().source.clone(),
         speedup: base_p50 / latency_ms.p50,
         precision: args.device.precision.clone(),
-    }
+    })
 }
 
 fn text(d: &Document) -> String {
     let (simulated, measured): (Vec<&Row>, Vec<&Row>) = d.results.iter().partition(|r| r.simulated);
     let mut text = measured_table(&measured);
+    text.push_str(&energy_lines(&measured));
     for s in &d.skipped {
         text.push_str(&format!("{} not measured: {}\n", s.policy, s.reason));
     }
@@ -313,6 +336,24 @@ fn text(d: &Document) -> String {
     text
 }
 
+/// What the energies are, once for all rows that have it in common.
+fn energy_lines(rows: &[&Row]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for e in rows.iter().map(|r| &r.energy) {
+        let (Some(method), Some(covers)) = (e.energy_method, &e.energy_covers) else { continue };
+        let why = e.energy_note.as_ref().map_or(String::new(), |why| format!("; {why}"));
+        let sources = e.energy_sources.join(", ");
+        let line = match method {
+            EnergyMethod::Modelled => format!("energy {sources}{why}\n"),
+            _ => format!("energy of {covers}, {method}: {sources}\n"),
+        };
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines.concat()
+}
+
 fn counts(r: &Row) -> String {
     format!("{}/{}/{}", r.placement.cpu, r.placement.gpu, r.placement.split)
 }
@@ -328,6 +369,8 @@ fn measured_table(rows: &[&Row]) -> String {
         "p99 ms",
         "images/s",
         "speed-up",
+        "J",
+        "W",
         "load ms",
         "first ms",
         "cpu/gpu/split",
@@ -344,6 +387,8 @@ fn measured_table(rows: &[&Row]) -> String {
             ms(r.latency_ms.p99),
             format!("{:.1}", r.throughput_ips),
             format!("{:.2}", r.speedup),
+            r.energy.cell(r.energy.energy_j, 4),
+            r.energy.cell(r.energy.average_w, 1),
             r.load_ms.map_or("-".to_owned(), |v| format!("{v:.0}")),
             r.first_inference_ms.map_or("-".to_owned(), ms),
             counts(r),
@@ -363,6 +408,7 @@ fn simulated_table(rows: &[&Row]) -> String {
         "images/s",
         "speed-up",
         "J",
+        "W",
         "cpu/gpu/split",
         "plan",
     ]);
@@ -375,7 +421,8 @@ fn simulated_table(rows: &[&Row]) -> String {
             ms(r.latency_ms.p50),
             format!("{:.1}", r.throughput_ips),
             format!("{:.2}", r.speedup),
-            r.energy_j.map_or("-".to_owned(), |j| format!("{j:.4}")),
+            r.energy.cell(r.energy.energy_j, 4),
+            r.energy.cell(r.energy.average_w, 1),
             counts(r),
             r.plan.clone(),
         ]);

@@ -1,7 +1,10 @@
 //! `sparoa devices`.
 
 use serde::Serialize;
-use sparoa::{DeviceInfo, DeviceProfile, Pool, Roofline, measure_roofline, peaks};
+use sparoa::{
+    DeviceInfo, DeviceProfile, ModelledPower, Pool, Roofline, SensorInfo, measure_roofline,
+    modelled_power, peaks, system_root,
+};
 
 use crate::{
     args::DevicesArgs,
@@ -16,6 +19,11 @@ use crate::{
 struct Document {
     devices: Vec<DeviceInfo>,
     gpu_unavailable: Option<String>,
+    /// Energy sensors, used or not.
+    energy_sensors: Vec<SensorInfo>,
+    /// What energies are modelled from where no sensor can be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    energy_modelled: Option<String>,
     /// Names for `--target`.
     profiles: Vec<&'static str>,
     environment: Environment,
@@ -108,6 +116,33 @@ impl Measured {
     }
 }
 
+fn modelled(machine: &Machine) -> String {
+    let gpu = machine.gpu.as_ref().map(|gpu| gpu.info());
+    let ModelledPower { basis, .. } = modelled_power(&system_root(), &machine.cpu, gpu);
+    basis
+}
+
+impl Document {
+    fn energy_text(&self) -> String {
+        let mut text = String::from("\n");
+        if !self.energy_sensors.is_empty() {
+            let mut table = Table::new(&["energy sensor", "covers", "kind", "used"]);
+            for s in &self.energy_sensors {
+                let used = match &s.reason {
+                    None => "yes".to_owned(),
+                    Some(reason) => format!("no: {reason}"),
+                };
+                table.row([s.name.clone(), s.domain.to_string(), s.method.to_string(), used]);
+            }
+            text.push_str(&table.render());
+        }
+        if let Some(basis) = &self.energy_modelled {
+            text.push_str(&format!("no energy sensor can be read; energies are {basis}\n"));
+        }
+        text
+    }
+}
+
 /// Lists processors.
 ///
 /// # Errors
@@ -118,6 +153,8 @@ pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
         environment: Environment::read(&machine),
         devices: machine.devices(),
         gpu_unavailable: machine.gpu_unavailable.clone(),
+        energy_sensors: machine.meter().sensors().to_vec(),
+        energy_modelled: machine.meter().is_empty().then(|| modelled(&machine)),
         profiles: DeviceProfile::names(),
         measured: args.measure.then(|| Measured::new(&machine)).transpose()?,
     };
@@ -144,6 +181,7 @@ pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
         if let Some(why) = &document.gpu_unavailable {
             text.push_str(&format!("gpu     {why}\n"));
         }
+        text.push_str(&document.energy_text());
         if let Some(measured) = &document.measured {
             text.push_str(&measured.text());
         }

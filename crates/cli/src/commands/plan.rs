@@ -113,7 +113,15 @@ fn annotated(
 
 fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
     let profile = session.profile();
-    let total = |device| profile.and_then(|p| p.total_ns(device)).map(|ns| ns as f64 / 1e6);
+    let total_ns = |device| profile.and_then(|p| p.total_ns(device));
+    let total = |device| total_ns(device).map(|ns| ns as f64 / 1e6);
+    let power = profile.and_then(|p| p.power);
+    let alone = |device, busy: fn(u64) -> [u64; 2]| {
+        let (ns, power) = (total_ns(device)?, power?);
+        Some(power.energy_j(ns, busy(ns)[0], busy(ns)[1]))
+    };
+    let timeline = session.timeline();
+    let energy_j = timeline.as_ref().zip(profile).and_then(|(t, p)| t.energy_j(p));
     let methods: HashMap<_, _> = session.engine().cpu_methods().collect();
     let nodes = rows(
         session.graph(),
@@ -131,13 +139,15 @@ fn describe(session: &Session, plan: PlanFile, files: Vec<String>) -> Document {
         source: session.decision().source.clone(),
         predicted: Predicted {
             simulated: true,
-            makespan_ms: session.timeline().map(|t| t.makespan_ns as f64 / 1e6),
+            makespan_ms: timeline.as_ref().map(|t| t.makespan_ns as f64 / 1e6),
             dense_makespan_ms: None,
             cpu_only_ms: total(sparoa::Device::Cpu),
             gpu_only_ms: total(sparoa::Device::Gpu),
-            energy_j: None,
-            cpu_only_j: None,
-            gpu_only_j: None,
+            energy_j,
+            average_w: energy_j.zip(timeline).map(|(j, t)| j * 1e9 / t.makespan_ns as f64),
+            energy_method: energy_j.and(power).map(|power| power.source),
+            cpu_only_j: alone(sparoa::Device::Cpu, |ns| [ns, 0]),
+            gpu_only_j: alone(sparoa::Device::Gpu, |ns| [0, ns]),
             copied_bytes_to_gpu: to_gpu,
             copied_bytes_to_cpu: to_cpu,
         },

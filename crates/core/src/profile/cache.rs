@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Contention, Cost, Link};
+use super::{Contention, Cost, Link, Power};
 use crate::{
     backend::Device,
     ir::{Graph, Node, Value},
@@ -40,6 +40,9 @@ pub struct CostCache {
     pub links: Option<Links>,
     /// Results of the guard, by plan set; see the session's guard.
     pub verdicts: BTreeMap<String, serde_json::Value>,
+    /// Electrical power, where it was measured.
+    #[serde(default)]
+    pub power: Option<Power>,
     /// Kernels chosen for layers with pruned weights.
     #[serde(default)]
     pub variants: Choices,
@@ -96,6 +99,7 @@ impl CostCache {
         merged.verdicts.extend(self.verdicts.clone());
         merged.variants.extend(self.variants.clone());
         merged.links = self.links.or(merged.links);
+        merged.power = self.power.or(merged.power);
         let text = serde_json::to_string(&merged).expect("a cost cache is plain data");
         write_atomically(&path, text.as_bytes()).map_err(|source| CacheError { path, source })
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Contention, DeviceModel, Link, MachineModel, Power};
+use super::{Contention, DeviceModel, Link, MachineModel, Power, PowerSource};
 
 /// A number and where it comes from: a document, an address, or `assumed: ` and the reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,6 +237,22 @@ const BUILT_IN: [(&str, &str); 5] = [
     ("raspberry-pi-5", include_str!("devices/raspberry-pi-5.json")),
 ];
 
+/// What a machine says of itself (device tree, DMI, CPU), and the built-in profile of such
+/// machines. The desktop's is missing: nothing in a desktop's name says which card it has.
+const BOARDS: [(&str, &str); 6] = [
+    ("Jetson AGX Orin", "jetson-agx-orin"),
+    ("Jetson Orin Nano", "jetson-orin-nano"),
+    ("Raspberry Pi 5", "raspberry-pi-5"),
+    ("Ryzen 7 7840HS", "minipc-780m"),
+    ("Ryzen 7 7840U", "minipc-780m"),
+    ("Ryzen 7 8845HS", "minipc-780m"),
+];
+
+/// Name of the built-in profile of a machine that gives itself this name.
+pub fn profile_of_board(name: &str) -> Option<&'static str> {
+    BOARDS.iter().find(|(board, _)| name.contains(board)).map(|(_, profile)| *profile)
+}
+
 impl DeviceProfile {
     /// Names of the built-in profiles.
     pub fn names() -> Vec<&'static str> {
@@ -329,6 +345,7 @@ impl DeviceProfile {
                 idle_w: self.idle_w.value,
                 cpu_w: self.cpu.power_w.value,
                 gpu_w: self.gpu.power_w.value,
+                source: PowerSource::Published,
             }),
         }
     }
@@ -446,6 +463,17 @@ mod tests {
         json["cpu"]["fp32_gflops"] = serde_json::Value::Null;
         write(&json);
         assert!(matches!(find(), Err(ProfileError::Invalid { .. })));
+    }
+
+    #[test]
+    fn boards_find_their_profiles() {
+        let nano = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super";
+        assert_eq!(profile_of_board(nano), Some("jetson-orin-nano"));
+        assert_eq!(profile_of_board("Raspberry Pi 5 Model B Rev 1.0"), Some("raspberry-pi-5"));
+        assert_eq!(profile_of_board("NVIDIA Jetson Orin NX Engineering Reference"), None);
+        for (_, profile) in BOARDS {
+            assert!(DeviceProfile::find(profile).is_ok(), "{profile}");
+        }
     }
 
     #[test]

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::{backend::Device, ir::NodeId};
 
 pub use cache::{CacheError, CostCache, Links, default_cache_dir, hash_text, write_atomically};
-pub use device::{DeviceProfile, Figure, PowerMode, Precision, ProfileError, PublishedLatency};
+pub use device::{
+    DeviceProfile, Figure, PowerMode, Precision, ProfileError, PublishedLatency, profile_of_board,
+};
 pub use published::{Prediction, predict_ms, predictions};
 pub use roofline::{DeviceModel, MachineModel};
 pub use state::{Conditions, HardwareState, StateBucket};
@@ -135,6 +137,32 @@ pub struct Power {
     pub cpu_w: f64,
     /// Added while the GPU computes.
     pub gpu_w: f64,
+    /// Where the figures come from.
+    #[serde(default)]
+    pub source: PowerSource,
+}
+
+/// Where figures of electrical power come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerSource {
+    /// This machine's own sensors.
+    Measured,
+    /// The profile of a board that is not here.
+    Published,
+    /// Figures of a board of this kind, or stated assumptions.
+    #[default]
+    Modelled,
+}
+
+impl fmt::Display for PowerSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PowerSource::Measured => "measured",
+            PowerSource::Published => "published",
+            PowerSource::Modelled => "modelled",
+        })
+    }
 }
 
 impl Power {

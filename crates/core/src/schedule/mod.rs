@@ -195,8 +195,8 @@ pub enum ScheduleError {
     },
     /// The objective needs figures that the profile does not have.
     #[error(
-        "--objective {objective} needs power figures, and this machine's profile has none: \
-         use --objective latency, or a --target with published power"
+        "--objective {objective} needs power figures, and this profile has none: use --objective \
+         latency, or a profile with power"
     )]
     NoPower {
         /// The objective.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     analyze::analyze,
     backend::{NullAccelerator, NullOptions},
-    profile::{Cost, Link, NodeCosts, Power},
+    profile::{Cost, Link, NodeCosts, Power, PowerSource},
     toy::{self, Toy, ToyGraph},
 };
 
@@ -357,7 +357,7 @@ fn energy_needs_power_figures() {
     };
     let error = place(&p).unwrap_err().to_string();
     assert!(error.contains("--objective energy"), "{error}");
-    p.power = Some(Power { idle_w: 1.0, cpu_w: 100.0, gpu_w: 1.0 });
+    p.power = Some(Power { idle_w: 1.0, cpu_w: 100.0, gpu_w: 1.0, source: PowerSource::Modelled });
     assert_eq!(place(&p).unwrap().places, [Place::Gpu; 4]);
 }
 

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     analyze::analyze,
     backend::{Accelerator, available_threads, cpu_info},
+    energy::EnergyMeter,
     engine::KernelCache,
     ir::{Graph, Model, OutputSource, Shapes, passes, specialize},
     onnx::{self, LoadOptions},
@@ -73,6 +74,7 @@ pub struct SessionBuilder {
     profile: Option<Profile>,
     accelerator: Option<Arc<dyn Accelerator>>,
     no_gpu_reason: String,
+    meter: Option<EnergyMeter>,
     allow_fallback: bool,
     always_profile: bool,
     fresh: bool,
@@ -116,6 +118,7 @@ impl SessionBuilder {
             profile: None,
             accelerator: None,
             no_gpu_reason: "none was given".to_owned(),
+            meter: None,
             allow_fallback: false,
             always_profile: false,
             fresh: false,
@@ -211,6 +214,14 @@ impl SessionBuilder {
     #[must_use]
     pub fn no_gpu_reason(mut self, reason: impl Into<String>) -> Self {
         self.no_gpu_reason = reason.into();
+        self
+    }
+
+    /// The machine's energy sensors, for its watts and to confirm `auto`'s choice by energy.
+    /// Without them both are modelled.
+    #[must_use]
+    pub fn energy_meter(mut self, meter: EnergyMeter) -> Self {
+        self.meter = Some(meter);
         self
     }
 
@@ -378,6 +389,8 @@ impl SessionBuilder {
             machine: format!("sparoa {}; {hardware}", env!("CARGO_PKG_VERSION")),
             cache_dir: self.cache_dir.clone().unwrap_or_else(default_cache_dir),
             cache: None,
+            cpu: &cpu,
+            meter: self.meter.take(),
             fresh: self.fresh,
         };
 
@@ -399,12 +412,18 @@ impl SessionBuilder {
         // With one processor there is nothing to decide, and nothing to measure.
         let decides = self.policy.needs_profile() && !given && self.accelerator.is_some();
         let remembered = if decides && self.profile.is_none() { work.verdict(&self) } else { None };
-        let profile = match self.profile.take() {
+        let mut profile = match self.profile.take() {
             Some(profile) => Some(profile),
             // A verdict is stored after the measurements on which it rests: they are known too.
             None if decides || self.always_profile => Some(work.profile(&mut self)?),
             None => None,
         };
+        if let Some(profile) = &mut profile
+            && profile.power.is_none()
+        {
+            let measure = self.always_profile || !self.objective.is_time();
+            profile.power = Some(work.power(measure, profile)?);
+        }
         let thresholds: Arc<dyn ThresholdModel> =
             self.thresholds.take().unwrap_or_else(|| Arc::new(FixedThresholds::default()));
         let mut prepared = None;
@@ -412,7 +431,10 @@ impl SessionBuilder {
             choice = Choice { placement, source, guard: Some(report) };
         } else if !given {
             self.tell(Progress::Scheduling);
-            let empty = Profile::default();
+            let mut empty = Profile::default();
+            if profile.is_none() {
+                empty.power = Some(work.power(false, &empty)?);
+            }
             let costs = profile.as_ref().unwrap_or(&empty);
             let (topology, predicted) = match decides {
                 true => {

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use sparoa_kernels::pool::Pool;
 
 use super::{
-    GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, inputs::random_tensor,
-    measure::Measurer,
+    GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, choose_by_energy,
+    inputs::random_tensor, measure::Measurer, power::measure_runs,
 };
 use crate::{
-    backend::Accelerator,
+    backend::{Accelerator, DeviceInfo},
+    energy::EnergyMeter,
     engine::{Engine, KernelCache},
     ir::Graph,
     ops::variant,
@@ -52,12 +53,16 @@ pub(super) struct Work<'a> {
     pub machine: String,
     pub cache_dir: PathBuf,
     pub cache: Option<CostCache>,
+    /// The CPU as the session uses it.
+    pub cpu: &'a DeviceInfo,
+    /// The machine's energy sensors.
+    pub meter: Option<EnergyMeter>,
     /// Measure again whatever the cache knows.
     pub fresh: bool,
 }
 
 impl Work<'_> {
-    fn cache(&mut self) -> &mut CostCache {
+    pub fn cache(&mut self) -> &mut CostCache {
         self.cache.get_or_insert_with(|| match self.fresh {
             true => CostCache::new(&self.machine),
             false => CostCache::load(&self.cache_dir, &self.machine),
@@ -65,7 +70,7 @@ impl Work<'_> {
     }
 
     /// Writes the cache; a failure costs the next start time, not this one its result.
-    fn store(&mut self) {
+    pub fn store(&mut self) {
         if let Some(cache) = &self.cache
             && let Err(e) = cache.store(&self.cache_dir)
         {
@@ -95,6 +100,12 @@ impl Work<'_> {
         let plan = compile(self.graph, placement, self.support, profile)?;
         let accelerator = self.accelerator.as_deref();
         Ok(Engine::new(plan, self.graph, self.kernels, self.pool, accelerator)?)
+    }
+
+    /// Random inputs of the graph.
+    pub fn random_inputs(&self) -> Vec<Tensor> {
+        let types = self.graph.inputs.iter().map(|&id| &self.graph.value(id).ty);
+        types.zip(1..).map(|(ty, seed)| random_tensor(ty, seed)).collect()
     }
 
     pub fn profile(&mut self, builder: &mut SessionBuilder) -> Result<Profile, SessionError> {
@@ -131,14 +142,17 @@ impl Work<'_> {
 
     /// Everything that `auto`'s choice depends on, besides the machine.
     fn question(&self, builder: &SessionBuilder) -> String {
+        // Measured energies and simulated ones may choose differently.
+        let metered = !builder.objective.is_time() && self.covering_meter().is_some();
         let text = format!(
-            "{} {:?} {} {} {:?} {:?}",
+            "{} {:?} {} {} {:?} {:?}{}",
             fingerprint(self.graph),
             builder.pins,
             builder.policy,
             builder.objective,
             self.pins,
             builder.guard,
+            if metered { " metered" } else { "" },
         );
         format!("{:016x}", hash_text(&text))
     }
@@ -156,7 +170,11 @@ impl Work<'_> {
         }
         let others = all.iter().filter(|c| c.name != "cpu" && c.name != "gpu");
         finalists.extend(others.take(builder.guard.finalists));
-        if !problem.objective.is_time() {
+        let meter = match problem.objective.is_time() {
+            true => None,
+            false => self.covering_meter(),
+        };
+        if !problem.objective.is_time() && meter.is_none() {
             // Without a meter the simulation's word stands.
             finalists = all.iter().take(1).collect();
         }
@@ -179,6 +197,7 @@ impl Work<'_> {
                 name: candidate.name.clone(),
                 predicted_ns: candidate.timeline.makespan_ns,
                 measured_ns: Vec::new(),
+                measured_j: Vec::new(),
             });
             kept.push(candidate);
         }
@@ -186,24 +205,34 @@ impl Work<'_> {
         let software = self.accelerator.as_ref().is_some_and(|a| a.info().software);
         let options = builder.guard;
         let margin = if software { options.software_margin } else { options.margin };
-        let tensors: Vec<Tensor> = self
-            .graph
-            .inputs
-            .iter()
-            .zip(1..)
-            .map(|(&id, seed)| random_tensor(&self.graph.value(id).ty, seed))
-            .collect();
+        let tensors = self.random_inputs();
         let tensors: Vec<&Tensor> = tensors.iter().collect();
         let mut outputs: Vec<Tensor> = engines.first().map(Engine::new_outputs).unwrap_or_default();
         let runs = entries.len() * (options.rounds + 1);
         let mut done = 0;
-        let report = choose(entries, &options, margin, |i| -> Result<u64, SessionError> {
+        let mut begin = || {
             builder.tell(Progress::Guarding { done, total: runs });
             done += 1;
-            let start = Instant::now();
-            engines[i].run(&tensors, &mut outputs)?;
-            Ok(nanoseconds(start.elapsed()))
-        })?;
+        };
+        let report = match &meter {
+            None => choose(entries, &options, margin, |i| -> Result<u64, SessionError> {
+                begin();
+                let start = Instant::now();
+                engines[i].run(&tensors, &mut outputs)?;
+                Ok(nanoseconds(start.elapsed()))
+            })?,
+            Some(meter) => choose_by_energy(
+                entries,
+                &options,
+                margin,
+                problem.objective,
+                |i| -> Result<(f64, u64), SessionError> {
+                    begin();
+                    let run = measure_runs(meter, &mut engines[i], &tensors, &mut outputs)?;
+                    Ok((run.joules, run.ns))
+                },
+            )?,
+        };
         builder.tell(Progress::Guarding { done: runs, total: runs });
         let winner = kept[report.chosen];
         let choice = Choice {

@@ -3,6 +3,7 @@
 use crate::{
     analyze::WalkError,
     backend::BackendError,
+    energy::EnergyError,
     engine::EngineError,
     ir::{InterpretError, SpecializeError},
     onnx::LoadError,
@@ -41,6 +42,9 @@ pub enum SessionError {
     /// The reference.
     #[error("reference: {0}")]
     Reference(#[from] WalkError),
+    /// An energy objective is measured, and a sensor failed.
+    #[error("energy: {0}; try again, or use --objective latency")]
+    Energy(#[from] EnergyError),
     /// The policy needs a GPU.
     #[error("policy {policy} needs a GPU: {reason}; use --policy cpu, or --allow-fallback")]
     NoGpu {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::schedule::Objective;
+
 /// How much the guard may spend, and what counts as faster.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GuardOptions {
@@ -41,6 +43,9 @@ pub struct GuardEntry {
     pub predicted_ns: u64,
     /// Measured times, in the order of the rounds.
     pub measured_ns: Vec<u64>,
+    /// Measured joules per inference, likewise, where energy is the matter and sensors tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured_j: Vec<f64>,
 }
 
 impl GuardEntry {
@@ -49,6 +54,13 @@ impl GuardEntry {
         let mut sorted = self.measured_ns.clone();
         sorted.sort_unstable();
         sorted.get(sorted.len() / 2).copied().unwrap_or(u64::MAX)
+    }
+
+    /// The median of the measured joules, if there are any.
+    pub fn median_j(&self) -> Option<f64> {
+        let mut sorted = self.measured_j.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
     }
 }
 
@@ -113,17 +125,60 @@ pub fn choose<E>(
     Ok(GuardReport { entries, chosen: if wins { fastest } else { 0 }, cached: false })
 }
 
+/// [`choose`] by energy, or by energy times latency. `measure` runs a contender as often as the
+/// sensors need and returns joules and nanoseconds of one inference.
+///
+/// # Errors
+/// The first error of `measure`.
+pub fn choose_by_energy<E>(
+    mut entries: Vec<GuardEntry>,
+    options: &GuardOptions,
+    margin: f64,
+    objective: Objective,
+    mut measure: impl FnMut(usize) -> Result<(f64, u64), E>,
+) -> Result<GuardReport, E> {
+    let start = Instant::now();
+    let score = |entry: &GuardEntry| {
+        let joules = entry.median_j().unwrap_or(f64::INFINITY);
+        if objective == Objective::Edp { joules * entry.median_ns() as f64 } else { joules }
+    };
+    let mut racing = vec![true; entries.len()];
+    for round in 0..options.rounds.max(2) {
+        if round >= 2 && start.elapsed() >= options.max_time {
+            break;
+        }
+        for i in (0..entries.len()).filter(|&i| racing[i]) {
+            let (joules, ns) = measure(i)?;
+            entries[i].measured_j.push(joules);
+            entries[i].measured_ns.push(ns);
+        }
+        if round == 0 {
+            // A measurement is a mean over many runs: twice the best is out of reach of noise.
+            let best = entries.iter().map(&score).fold(f64::INFINITY, f64::min);
+            for (entry, racing) in entries.iter().zip(&mut racing) {
+                *racing = score(entry) <= 2.0 * best;
+            }
+        }
+    }
+    let scores: Vec<f64> = entries.iter().map(score).collect();
+    let best = (0..scores.len()).min_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0);
+    let wins = scores.get(best).is_some_and(|&s| s < scores[0] * (1.0 - margin));
+    Ok(GuardReport { entries, chosen: if wins { best } else { 0 }, cached: false })
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
 
     use super::*;
 
+    fn entry(name: &str) -> GuardEntry {
+        let name = name.to_owned();
+        GuardEntry { name, predicted_ns: 0, measured_ns: vec![], measured_j: vec![] }
+    }
+
     fn contest(times: &[u64], margin: f64) -> GuardReport {
-        let entries = times
-            .iter()
-            .map(|t| GuardEntry { name: t.to_string(), predicted_ns: 0, measured_ns: vec![] })
-            .collect();
+        let entries = times.iter().map(|t| entry(&t.to_string())).collect();
         choose(entries, &GuardOptions::default(), margin, |i| Ok::<_, Infallible>(times[i]))
             .unwrap()
     }
@@ -146,9 +201,23 @@ mod tests {
     }
 
     #[test]
+    fn energy_and_its_product_with_time_choose_differently() {
+        // The third takes the least energy, the second is fastest; the fourth has no chance.
+        let figures = [(2.0, 100), (1.8, 40), (1.0, 90), (9.0, 30)];
+        let contest = |objective| {
+            let entries = figures.iter().map(|_| entry("")).collect();
+            let measure = |i: usize| Ok::<_, Infallible>(figures[i]);
+            choose_by_energy(entries, &GuardOptions::default(), 0.01, objective, measure).unwrap()
+        };
+        let report = contest(Objective::Energy);
+        assert_eq!((report.chosen, report.entries[2].median_j()), (2, Some(1.0)));
+        assert_eq!(report.entries[3].measured_j.len(), 1);
+        assert_eq!(contest(Objective::Edp).chosen, 1);
+    }
+
+    #[test]
     fn errors_end_the_contest() {
-        let entry = GuardEntry { name: String::new(), predicted_ns: 0, measured_ns: vec![] };
-        let result = choose(vec![entry], &GuardOptions::default(), 0.0, |_| Err("lost"));
+        let result = choose(vec![entry("")], &GuardOptions::default(), 0.0, |_| Err("lost"));
         assert_eq!(result.unwrap_err(), "lost");
     }
 }

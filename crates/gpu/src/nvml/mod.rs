@@ -1,9 +1,12 @@
 //! NVIDIA's management library (NVML), which comes with the driver: finding the GPU there that the
 //! adapter is. The library is loaded when asked for; without it nothing here is available.
 
+mod energy;
 mod sensors;
 
 use nvml_wrapper::{Device, Nvml, error::NvmlError};
+
+pub use energy::energy_sensors;
 
 /// A GPU as NVML knows it.
 #[derive(Debug)]
@@ -27,13 +30,21 @@ pub enum NvmlUnavailable {
         /// The names NVML gives.
         found: Vec<String>,
     },
+    /// Several devices are called like the adapter.
+    #[error("unavailable: NVML knows {count} devices \"{adapter}\", and not which of them it is")]
+    Ambiguous {
+        /// The adapter's name.
+        adapter: String,
+        /// How many devices have it.
+        count: usize,
+    },
 }
 
 impl NvmlGpu {
-    /// Finds the GPU with an adapter's name; with several of one name the first.
+    /// Finds the GPU with an adapter's name.
     ///
     /// # Errors
-    /// When the library cannot be loaded or started, or has no GPU of that name.
+    /// When the library cannot be loaded or started, or has no GPU of that name, or several.
     pub fn open(adapter_name: &str) -> Result<NvmlGpu, NvmlUnavailable> {
         NvmlGpu::find(Nvml::init(), adapter_name)
     }
@@ -41,16 +52,19 @@ impl NvmlGpu {
     fn find(nvml: Result<Nvml, NvmlError>, adapter: &str) -> Result<NvmlGpu, NvmlUnavailable> {
         let nvml = nvml.map_err(NvmlUnavailable::Library)?;
         let count = nvml.device_count().map_err(NvmlUnavailable::Library)?;
-        let mut found = Vec::new();
-        for index in 0..count {
-            // One that cannot be asked for its name is not ours to use either.
-            let Ok(name) = nvml.device_by_index(index).and_then(|d| d.name()) else { continue };
-            if same_gpu(&name, adapter) {
-                return Ok(NvmlGpu { nvml, index });
+        // One that cannot be asked for its name is not ours to use either.
+        let name = |index| Some((index, nvml.device_by_index(index).and_then(|d| d.name()).ok()?));
+        let found: Vec<(u32, String)> = (0..count).filter_map(name).collect();
+        let mut same = found.iter().filter(|(_, name)| same_gpu(name, adapter));
+        let adapter = adapter.to_owned();
+        match (same.next(), same.count()) {
+            (Some(&(index, _)), 0) => Ok(NvmlGpu { nvml, index }),
+            (Some(_), more) => Err(NvmlUnavailable::Ambiguous { adapter, count: more + 1 }),
+            (None, _) => {
+                let found = found.into_iter().map(|(_, name)| name).collect();
+                Err(NvmlUnavailable::NoSuchGpu { adapter, found })
             }
-            found.push(name);
         }
-        Err(NvmlUnavailable::NoSuchGpu { adapter: adapter.to_owned(), found })
     }
 
     /// What a question to the device gives; `None` where the device does not tell.

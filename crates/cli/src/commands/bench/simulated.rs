@@ -1,8 +1,8 @@
 //! What a machine without a GPU cannot show: the same model on a board that has one, simulated.
 
-use sparoa::{Policy, Session, Subject};
+use sparoa::{EnergyMethod, Policy, Session, Subject};
 
-use super::Row;
+use super::{Row, energy::Energy};
 use crate::{
     error::CliResult,
     latency::LatencyMs,
@@ -52,7 +52,14 @@ pub fn rows(model: &str, batch: usize, precision: &str, session: &Session) -> Cl
             first_inference_ms: None,
             load_ms: None,
             peak_rss_bytes: None,
-            energy_j: answer.energy_j,
+            energy: Energy {
+                energy_j: answer.energy_j,
+                average_w: answer.energy_j.map(|j| j * 1e3 / ms),
+                energy_method: answer.energy_j.map(|_| EnergyMethod::Modelled),
+                energy_sources: vec![format!("published watts of {}", target.board.name)],
+                energy_covers: answer.energy_j.map(|_| "board".to_owned()),
+                energy_note: None,
+            },
             iterations: 0,
             placement,
             plan: answer.source,

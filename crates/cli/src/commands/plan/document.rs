@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 use sparoa::{
-    Analysis, Device, Graph, GuardReport, Place, Placement, PlanFile, Profile, Quadrant, Thresholds,
+    Analysis, Device, Graph, GuardReport, Place, Placement, PlanFile, PowerSource, Profile,
+    Quadrant, Thresholds,
 };
 
 use crate::{
@@ -48,6 +49,10 @@ pub struct Predicted {
     pub gpu_only_ms: Option<f64>,
     /// Energy of an inference, where the machine's power is known.
     pub energy_j: Option<f64>,
+    /// Over the makespan.
+    pub average_w: Option<f64>,
+    /// Where the watts come from: measured here, published for the target, or modelled.
+    pub energy_method: Option<PowerSource>,
     pub cpu_only_j: Option<f64>,
     pub gpu_only_j: Option<f64>,
     pub copied_bytes_to_gpu: usize,
@@ -119,14 +124,21 @@ impl Document {
             text.push_str(&format!("not planned, runs interpreted from here on: {cause}\n"));
         }
         if let Some(guard) = &self.guard {
-            let mut table = Table::new(&["finalist", "predicted ms", "measured ms", ""]);
+            let metered = guard.entries.iter().any(|e| e.median_j().is_some());
+            let joules = if metered { &["measured J"][..] } else { &[] };
+            let header = [&["finalist", "predicted ms", "measured ms"], joules, &[""]].concat();
+            let mut table = Table::new(&header);
             for (i, e) in guard.entries.iter().enumerate() {
-                table.row([
+                let mut row = vec![
                     e.name.clone(),
                     ms(e.predicted_ns as f64 / 1e6),
                     ms(e.median_ns() as f64 / 1e6),
-                    if i == guard.chosen { "chosen".to_owned() } else { String::new() },
-                ]);
+                ];
+                if metered {
+                    row.push(e.median_j().map_or("-".to_owned(), |j| format!("{j:.4}")));
+                }
+                row.push(if i == guard.chosen { "chosen".to_owned() } else { String::new() });
+                table.row(row);
             }
             text.push('\n');
             text.push_str(&table.render());
@@ -196,11 +208,13 @@ impl Document {
             time(p.cpu_only_ms),
             time(p.gpu_only_ms),
         );
-        if let Some(energy) = p.energy_j {
+        if let (Some(energy), Some(watts), Some(method)) =
+            (p.energy_j, p.average_w, p.energy_method)
+        {
             let joules = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.4}"));
             text.push_str(&format!(
-                "energy {energy:.4} J per inference (simulated likewise; cpu alone {}, gpu alone \
-                 {})\n",
+                "energy {energy:.4} J ({method}) per inference, {watts:.1} W on average (simulated \
+                 likewise; cpu alone {}, gpu alone {} J)\n",
                 joules(p.cpu_only_j),
                 joules(p.gpu_only_j),
             ));

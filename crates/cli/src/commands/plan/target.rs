@@ -70,6 +70,8 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
             cpu_only_ms: ms(&cpu),
             gpu_only_ms: ms(&gpu),
             energy_j: chosen.energy_j,
+            average_w: chosen.energy_j.map(|j| j * 1e9 / chosen.timeline.makespan_ns as f64),
+            energy_method: profile.power.map(|power| power.source),
             cpu_only_j: cpu.energy_j,
             gpu_only_j: gpu.energy_j,
             copied_bytes_to_gpu: to_gpu,

@@ -245,13 +245,18 @@ impl Planner {
             .iter()
             .find(|r| r.placement == self.placed)
             .map_or(f64::INFINITY, |r| r.score);
-        let challengers: Vec<Ranked> = verdict
+        let mut others = verdict
             .ranked
             .iter()
-            .filter(|r| r.placement != self.placed && r.score < bar && open(&r.placement))
-            .take(self.options.challengers)
-            .cloned()
-            .collect();
+            .filter(|r| r.placement != self.placed && r.score < bar && open(&r.placement));
+        let mut challengers: Vec<Ranked> =
+            others.by_ref().take(self.options.challengers).cloned().collect();
+        // One processor alone needs no hand-over: what a loaded core does to those is the least
+        // certain of all predictions.
+        let alone = |r: &Ranked| matches!(r.name.as_str(), "cpu" | "gpu");
+        if !challengers.iter().any(alone) {
+            challengers.extend(others.find(|r| alone(r)).cloned());
+        }
         let unconditional = !self.subject.objective.is_time();
         let prepared: Vec<Challenger> =
             challengers.into_iter().filter_map(|c| self.prepare(c, state, unconditional)).collect();
