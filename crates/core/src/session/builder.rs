@@ -76,6 +76,7 @@ pub struct SessionBuilder {
     no_gpu_reason: String,
     meter: Option<EnergyMeter>,
     allow_fallback: bool,
+    memory_limit: Option<usize>,
     always_profile: bool,
     fresh: bool,
     optimize: bool,
@@ -120,6 +121,7 @@ impl SessionBuilder {
             no_gpu_reason: "none was given".to_owned(),
             meter: None,
             allow_fallback: false,
+            memory_limit: None,
             always_profile: false,
             fresh: false,
             optimize: true,
@@ -229,6 +231,15 @@ impl SessionBuilder {
     #[must_use]
     pub fn allow_fallback(mut self, allow: bool) -> Self {
         self.allow_fallback = allow;
+        self
+    }
+
+    /// Bytes that the prepared plan may take on both processors together: weights, values, scratch,
+    /// staging. Plans that take more are out of the question, and finalists of `auto` are then measured
+    /// one after the other, so that one at a time is prepared.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = Some(bytes);
         self
     }
 
@@ -392,7 +403,9 @@ impl SessionBuilder {
             cpu: &cpu,
             meter: self.meter.take(),
             fresh: self.fresh,
+            memory_limit: self.memory_limit,
         };
+        work.check_limit()?;
 
         work.recall_variants();
         let mut choice = Choice::default();
@@ -507,6 +520,7 @@ impl SessionBuilder {
             support: if gpu_matters { OnceLock::from(support) } else { OnceLock::new() },
             kernels,
             runner: None,
+            memory_limit: self.memory_limit,
             pool,
             accelerator: self.accelerator,
             cpu,

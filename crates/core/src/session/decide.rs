@@ -11,7 +11,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{
     GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, choose_by_energy,
-    inputs::random_tensor, measure::Measurer, power::measure_runs,
+    inputs::random_tensor, measure::Measurer, memory::Footprint, power::measure_runs,
 };
 use crate::{
     backend::{Accelerator, DeviceInfo},
@@ -59,6 +59,8 @@ pub(super) struct Work<'a> {
     pub meter: Option<EnergyMeter>,
     /// Measure again whatever the cache knows.
     pub fresh: bool,
+    /// Bytes that a prepared plan may take.
+    pub memory_limit: Option<usize>,
 }
 
 impl Work<'_> {
@@ -98,8 +100,27 @@ impl Work<'_> {
         profile: Option<&Profile>,
     ) -> Result<Engine, SessionError> {
         let plan = compile(self.graph, placement, self.support, profile)?;
+        Footprint::least(&plan, self.graph).within(self.memory_limit)?;
         let accelerator = self.accelerator.as_deref();
-        Ok(Engine::new(plan, self.graph, self.kernels, self.pool, accelerator)?)
+        let engine = Engine::new(plan, self.graph, self.kernels, self.pool, accelerator)?;
+        Footprint::of(&engine).within(self.memory_limit)?;
+        Ok(engine)
+    }
+
+    /// Refuses a limit that no plan can keep, before anything is measured: every plan holds the
+    /// weights once, and the values on one processor alone are the fewest.
+    pub fn check_limit(&self) -> Result<(), SessionError> {
+        if self.memory_limit.is_none() {
+            return Ok(());
+        }
+        let least = |place| -> Result<Footprint, SessionError> {
+            let placement = alone(self.graph, self.support, place);
+            let plan = compile(self.graph, &placement, self.support, None)?;
+            Ok(Footprint::least(&plan, self.graph))
+        };
+        let (cpu, gpu) = (least(Place::Cpu)?, least(Place::Gpu)?);
+        let smaller = if gpu.total() < cpu.total() { gpu } else { cpu };
+        smaller.within(self.memory_limit)
     }
 
     /// Random inputs of the graph.
@@ -117,6 +138,7 @@ impl Work<'_> {
             kernels: self.kernels,
             accelerator: accelerator.as_deref(),
             options: builder.measure,
+            memory_limit: self.memory_limit,
         };
         let cache = self.cache();
         let before = cache.clone();
@@ -145,7 +167,7 @@ impl Work<'_> {
         // Measured energies and simulated ones may choose differently.
         let metered = !builder.objective.is_time() && self.covering_meter().is_some();
         let text = format!(
-            "{} {:?} {} {} {:?} {:?}{}",
+            "{} {:?} {} {} {:?} {:?}{}{}",
             fingerprint(self.graph),
             builder.pins,
             builder.policy,
@@ -153,6 +175,7 @@ impl Work<'_> {
             self.pins,
             builder.guard,
             if metered { " metered" } else { "" },
+            self.memory_limit.map_or(String::new(), |bytes| format!(" {bytes}")),
         );
         format!("{:016x}", hash_text(&text))
     }
@@ -179,19 +202,30 @@ impl Work<'_> {
             finalists = all.iter().take(1).collect();
         }
         let total = finalists.len();
-        let mut engines = Vec::with_capacity(total);
+        let mut lineup = Lineup { engines: Vec::with_capacity(total), alone: None };
+        let mut refusal = None;
         let mut entries = Vec::with_capacity(total);
         let mut kept: Vec<&Candidate> = Vec::with_capacity(total);
         for (done, candidate) in finalists.into_iter().enumerate() {
             builder.tell(Progress::Preparing { done, total });
             match self.engine(&candidate.placement, Some(problem.profile)) {
-                Ok(engine) => engines.push(engine),
+                Ok(engine) => lineup.engines.push(Some(engine)),
+                Err(e @ SessionError::MemoryLimit { .. }) => {
+                    tracing::info!("candidate '{}' is out: {e}", candidate.name);
+                    refusal.get_or_insert(e);
+                    continue;
+                }
                 // The CPU alone must work; another that does not fit into memory is out.
                 Err(e) if candidate.name == "cpu" => return Err(e),
                 Err(e) => {
                     tracing::warn!("candidate '{}' is out: {e}", candidate.name);
                     continue;
                 }
+            }
+            if self.memory_limit.is_some() {
+                // Together they may not fit.
+                lineup.engines.fill_with(|| None);
+                self.kernels.forget_unused();
             }
             entries.push(GuardEntry {
                 name: candidate.name.clone(),
@@ -201,13 +235,22 @@ impl Work<'_> {
             });
             kept.push(candidate);
         }
+        if let (true, Some(refusal)) = (kept.is_empty(), refusal) {
+            return Err(refusal);
+        }
         builder.tell(Progress::Preparing { done: total, total });
         let software = self.accelerator.as_ref().is_some_and(|a| a.info().software);
-        let options = builder.guard;
+        let mut options = builder.guard;
+        if self.memory_limit.is_some() {
+            // Every turn prepares its engine anew.
+            options.rounds = options.rounds.min(2);
+        }
         let margin = if software { options.software_margin } else { options.margin };
         let tensors = self.random_inputs();
         let tensors: Vec<&Tensor> = tensors.iter().collect();
-        let mut outputs: Vec<Tensor> = engines.first().map(Engine::new_outputs).unwrap_or_default();
+        let outputs = self.graph.outputs.iter();
+        let mut outputs: Vec<Tensor> =
+            outputs.map(|&id| Tensor::zeros(self.graph.value(id).ty.clone())).collect();
         let runs = entries.len() * (options.rounds + 1);
         let mut done = 0;
         let mut begin = || {
@@ -217,8 +260,12 @@ impl Work<'_> {
         let report = match &meter {
             None => choose(entries, &options, margin, |i| -> Result<u64, SessionError> {
                 begin();
+                let (engine, cold) = lineup.engine(i, self, kept[i], problem.profile)?;
+                if cold {
+                    engine.run(&tensors, &mut outputs)?;
+                }
                 let start = Instant::now();
-                engines[i].run(&tensors, &mut outputs)?;
+                engine.run(&tensors, &mut outputs)?;
                 Ok(nanoseconds(start.elapsed()))
             })?,
             Some(meter) => choose_by_energy(
@@ -228,7 +275,8 @@ impl Work<'_> {
                 problem.objective,
                 |i| -> Result<(f64, u64), SessionError> {
                     begin();
-                    let run = measure_runs(meter, &mut engines[i], &tensors, &mut outputs)?;
+                    let (engine, _) = lineup.engine(i, self, kept[i], problem.profile)?;
+                    let run = measure_runs(meter, engine, &tensors, &mut outputs)?;
                     Ok((run.joules, run.ns))
                 },
             )?,
@@ -250,9 +298,59 @@ impl Work<'_> {
             self.cache().verdicts.insert(key, value);
             self.store();
         }
-        let chosen = verdict.report.chosen;
-        Ok((choice, engines.swap_remove(chosen)))
+        let engine = lineup.take(verdict.report.chosen, self, winner, problem.profile)?;
+        Ok((choice, engine))
     }
+}
+
+/// The finalists' engines: all of them, or under a memory limit one at a time.
+struct Lineup {
+    engines: Vec<Option<Engine>>,
+    /// The only one that is prepared, by index.
+    alone: Option<usize>,
+}
+
+impl Lineup {
+    /// A finalist's engine, and whether it was prepared just now.
+    fn engine(
+        &mut self,
+        i: usize,
+        work: &Work<'_>,
+        candidate: &Candidate,
+        profile: &Profile,
+    ) -> Result<(&mut Engine, bool), SessionError> {
+        let cold = self.engines[i].is_none();
+        if cold {
+            if let Some(other) = self.alone.replace(i) {
+                self.engines[other] = None;
+                work.kernels.forget_unused();
+            }
+            self.engines[i] = Some(work.engine(&candidate.placement, Some(profile))?);
+        }
+        Ok((self.engines[i].as_mut().expect("it is there, or was prepared"), cold))
+    }
+
+    fn take(
+        mut self,
+        i: usize,
+        work: &Work<'_>,
+        candidate: &Candidate,
+        profile: &Profile,
+    ) -> Result<Engine, SessionError> {
+        self.engine(i, work, candidate, profile)?;
+        Ok(self.engines.swap_remove(i).expect("it was prepared"))
+    }
+}
+
+/// Everything on one processor that runs there.
+pub(super) fn alone(graph: &Graph, support: &Support, place: Place) -> Placement {
+    let mut placement = Placement::uniform(graph, place);
+    for (p, gpu) in placement.places.iter_mut().zip(&support.gpu) {
+        if *p == Place::Gpu && gpu.is_err() {
+            *p = Place::Cpu;
+        }
+    }
+    placement
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -12,7 +12,7 @@ use std::{
 
 use sparoa_kernels::pool::Pool;
 
-use super::{SessionError, inputs::random_tensor};
+use super::{SessionError, decide::alone, inputs::random_tensor, memory::Footprint};
 use crate::{
     backend::{Accelerator, BackendError, Device, ProgramSpec, View},
     engine::{Engine, KernelCache, handoff_ns},
@@ -56,6 +56,8 @@ pub(super) struct Measurer<'a> {
     pub kernels: &'a KernelCache,
     pub accelerator: Option<&'a dyn Accelerator>,
     pub options: MeasureOptions,
+    /// Bytes that prepared plans may take; what no longer runs is let go where there is a limit.
+    pub memory_limit: Option<usize>,
 }
 
 /// Median latency by node, of whole nodes or of their parts.
@@ -83,6 +85,7 @@ impl Measurer<'_> {
         if missing(cache, Device::Cpu) {
             let (whole, half) = self.cpu_times()?;
             remember(cache, Device::Cpu, &signatures, &whole, &half);
+            self.let_go();
         }
         progress(1, 3);
         if let Some(accelerator) = self.accelerator
@@ -90,6 +93,7 @@ impl Measurer<'_> {
         {
             let (whole, half) = self.gpu_times(accelerator)?;
             remember(cache, Device::Gpu, &signatures, &whole, &half);
+            self.let_go();
         }
         progress(2, 3);
         let links = match (cache.links, self.accelerator) {
@@ -102,8 +106,10 @@ impl Measurer<'_> {
                 contention: Contention::default(),
             },
             (None, Some(accelerator)) => {
-                let links = self.links(accelerator)?;
-                cache.links = Some(links);
+                let (links, complete) = self.links(accelerator)?;
+                if complete {
+                    cache.links = Some(links);
+                }
                 links
             }
         };
@@ -138,6 +144,12 @@ impl Measurer<'_> {
             power: None,
             sparse_efficiency: SPARSE_EFFICIENCY,
         })
+    }
+
+    fn let_go(&self) {
+        if self.memory_limit.is_some() {
+            self.kernels.forget_unused();
+        }
     }
 
     fn engine(&self, place: Place, kernels: &KernelCache) -> Result<Engine, SessionError> {
@@ -230,7 +242,9 @@ impl Measurer<'_> {
             && self.support.split.iter().any(Option::is_some)
     }
 
-    fn links(&self, accelerator: &dyn Accelerator) -> Result<Links, SessionError> {
+    /// The links, and whether everything was measured: both processors at work take the memory of
+    /// both, which a limit may not allow.
+    fn links(&self, accelerator: &dyn Accelerator) -> Result<(Links, bool), SessionError> {
         const LARGE: usize = 4 << 20;
         let view = |bytes| View { slot: 0, offset: 0, bytes };
         let copies = vec![view(4), view(LARGE)];
@@ -255,16 +269,23 @@ impl Measurer<'_> {
         };
         drop(program);
         let mut gpu = self.engine(Place::Gpu, self.kernels)?;
+        let inputs = self.inputs();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
         if !gpu.plan().gpu.is_empty() {
-            let mut cpu = self.engine(Place::Cpu, self.kernels)?;
-            let inputs = self.inputs();
-            let inputs: Vec<&Tensor> = inputs.iter().collect();
             gpu.run(&inputs, &mut gpu.new_outputs())?;
-            cpu.run(&inputs, &mut cpu.new_outputs())?;
             links.submit_ns = submit_ns(&gpu, accelerator)?;
+            let cpu_alone = alone(self.graph, self.support, Place::Cpu);
+            let cpu_plan = compile(self.graph, &cpu_alone, self.support, None)?;
+            let both =
+                Footprint::of(&gpu).total() + Footprint::least(&cpu_plan, self.graph).total();
+            if self.memory_limit.is_some_and(|limit| both > limit) {
+                return Ok((links, false));
+            }
+            let mut cpu = self.engine(Place::Cpu, self.kernels)?;
+            cpu.run(&inputs, &mut cpu.new_outputs())?;
             links.contention = self.contention(&mut cpu, &gpu, &inputs)?;
         }
-        Ok(links)
+        Ok((links, true))
     }
 
     /// How much both processors slow each other down: each runs the graph again and again beside

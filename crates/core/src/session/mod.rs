@@ -101,6 +101,7 @@ pub struct Session {
     support: OnceLock<Support>,
     kernels: Arc<KernelCache>,
     runner: Option<adapt::Runner>,
+    memory_limit: Option<usize>,
     pool: Arc<Pool>,
     accelerator: Option<Arc<dyn Accelerator>>,
     cpu: DeviceInfo,
@@ -327,6 +328,11 @@ impl Session {
         Ok(named)
     }
 
+    /// Bytes that the prepared plan takes.
+    pub fn footprint(&self) -> Footprint {
+        Footprint::of(&self.engine)
+    }
+
     /// Runs the same model with another placement from now on. A session that adapted no longer
     /// does; [`Session::propose`] changes the placement of one that does.
     ///
@@ -339,8 +345,10 @@ impl Session {
         source: impl Into<String>,
     ) -> Result<(), SessionError> {
         let plan = compile(&self.graph, &placement, self.support(), self.profile.as_ref())?;
-        self.engine =
-            Engine::new(plan, &self.graph, &self.kernels, &self.pool, self.accelerator.as_deref())?;
+        let accelerator = self.accelerator.as_deref();
+        let engine = Engine::new(plan, &self.graph, &self.kernels, &self.pool, accelerator)?;
+        Footprint::of(&engine).within(self.memory_limit)?;
+        self.engine = engine;
         self.kernels.forget_unused();
         self.runner = None;
         self.placement = placement;

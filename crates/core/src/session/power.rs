@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Session, SessionError, decide::Work};
+use super::{
+    Session, SessionError,
+    decide::{Work, alone},
+};
 use crate::{
     energy::{EnergyError, EnergyMeter, Measured, ModelledPower, modelled_power, system_root},
     engine::Engine,
-    plan::{Lane, Place, Placement},
+    plan::{Lane, Place},
     profile::{Power, PowerSource, Profile},
     schedule::simulate,
     tensor::Tensor,
@@ -84,10 +87,7 @@ impl Work<'_> {
         let inputs = self.random_inputs();
         let inputs: Vec<&Tensor> = inputs.iter().collect();
         let busy = |place: Place| -> Result<(f64, [f64; 2]), SessionError> {
-            let mut placement = Placement::uniform(self.graph, place);
-            for (p, gpu) in placement.places.iter_mut().zip(&self.support.gpu) {
-                *p = if gpu.is_ok() { *p } else { Place::Cpu };
-            }
+            let placement = alone(self.graph, self.support, place);
             let mut engine = self.engine(&placement, Some(profile))?;
             let timeline = simulate(engine.plan(), profile);
             let share = |ns: u64| ns as f64 / timeline.makespan_ns.max(1) as f64;

@@ -68,6 +68,7 @@ pub fn measure_roofline(
         kernels: &KernelCache::new(),
         accelerator,
         options: MeasureOptions { max_halves: Duration::ZERO, ..MeasureOptions::default() },
+        memory_limit: None,
     };
     let profile = measurer.measure(&mut CostCache::new(""), &mut |_, _| {})?;
     let nodes = || session.analysis().nodes.iter().zip(&profile.nodes);

@@ -309,3 +309,44 @@ fn kernels_are_pinned_recorded_and_read_back() {
     let error = session("features.10.block.1.0=sparse", None).unwrap_err().to_string();
     assert!(error.contains("features.10.block.1.0") && error.contains("sparse kernel"), "{error}");
 }
+
+#[test]
+fn a_memory_limit_is_kept_or_refused_with_the_shortfall() {
+    let dir = tempfile::tempdir().unwrap();
+    let null = null(NullOptions::default());
+    let free = builder(&null, &dir).policy(Policy::Cpu).build().unwrap();
+    let needed = free.footprint().total();
+    assert!(needed > 0);
+    for policy in [Policy::Cpu, Policy::Auto, Policy::Gpu, Policy::Heft] {
+        let limited = |bytes| builder(&null, &dir).policy(policy).memory_limit(bytes).build();
+        match limited(needed / 4).map(|_| ()).unwrap_err() {
+            SessionError::MemoryLimit { limit, host, device, shortfall } => {
+                assert_eq!((limit, host + device), (needed / 4, limit + shortfall), "{policy}");
+                assert!(shortfall > 0);
+            }
+            other => panic!("{policy}: {other}"),
+        }
+        let mut roomy = limited(8 * needed).unwrap();
+        assert!(roomy.footprint().total() <= 8 * needed);
+        let given = inputs(&roomy);
+        roomy.run(&given).unwrap();
+    }
+    // What fits exactly is enough, and another placement of that session must fit as well.
+    let mut exact = builder(&null, &dir).policy(Policy::Cpu).memory_limit(needed).build().unwrap();
+    let seeds = (0..20).map(|seed| random_placement(exact.graph(), exact.support(), seed));
+    for placement in seeds.collect::<Vec<_>>() {
+        let before = exact.placement().clone();
+        match exact.set_placement(placement.clone(), "random") {
+            Ok(()) => assert!(exact.footprint().total() <= needed),
+            Err(SessionError::MemoryLimit { .. }) => assert_eq!(exact.placement(), &before),
+            Err(other) => panic!("{placement}: {other}"),
+        }
+    }
+    let text = limited_text(&null, &dir);
+    assert!(text.contains("bytes more than --memory-limit 10"), "{text}");
+}
+
+fn limited_text(null: &Arc<NullAccelerator>, dir: &tempfile::TempDir) -> String {
+    let refused = builder(null, dir).policy(Policy::Auto).memory_limit(10).build();
+    refused.map(|_| ()).unwrap_err().to_string()
+}

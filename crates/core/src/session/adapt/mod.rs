@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Session, SessionError};
+use super::{Session, SessionError, memory::Footprint};
 use crate::{
     engine::Engine,
     monitor::{Monitor, Snapshot},
@@ -131,6 +131,8 @@ struct Tried {
     won: bool,
     /// The loser's.
     engine: Box<Engine>,
+    /// The challenger's.
+    footprint: Footprint,
     /// The challenger's step times.
     seen: Option<Observation>,
     name: String,
@@ -231,11 +233,12 @@ impl Session {
             kernels: self.kernels.clone(),
             pool: self.pool.clone(),
             accelerator: self.accelerator.clone(),
+            memory_limit: self.memory_limit,
         };
         let shared = Arc::<Shared>::default();
         let planner =
             Planner::new(subject, shared.clone(), options.clone(), monitor, &self.placement)?
-                .named(&self.decision.source);
+                .running(&self.decision.source, self.footprint());
         let (messages, inbox) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("sparoa-planner".to_owned())

@@ -27,7 +27,7 @@ use crate::{
     predict::ThresholdModel,
     profile::{HardwareState, Profile, StateBucket},
     schedule::{Objective, Policy, Problem, Ranked, Scheduler, Topology, shortlist},
-    session::SessionError,
+    session::{SessionError, memory::Footprint},
 };
 
 /// An inference that takes this much more or less tells that something has changed.
@@ -52,6 +52,8 @@ pub(super) struct Subject {
     pub kernels: Arc<KernelCache>,
     pub pool: Arc<Pool>,
     pub accelerator: Option<Arc<dyn Accelerator>>,
+    /// Bytes for the running plan and whatever is prepared beside it.
+    pub memory_limit: Option<usize>,
 }
 
 /// Attempts with a placement that lost, in one bucket.
@@ -77,6 +79,7 @@ pub(super) struct Planner {
     /// The placement that runs, and where it comes from.
     placed: Placement,
     name: String,
+    footprint: Footprint,
     expected: Expected,
     /// The state for which it was confirmed.
     planned: HardwareState,
@@ -115,6 +118,7 @@ impl Planner {
             monitor,
             placed: placed.clone(),
             name: String::new(),
+            footprint: Footprint { host: 0, device: 0 },
             planned: HardwareState::default(),
             settling: false,
             away: 0,
@@ -128,9 +132,10 @@ impl Planner {
         })
     }
 
-    /// With the source of the placement that runs.
-    pub fn named(mut self, source: &str) -> Planner {
+    /// With the source of the placement that runs, and what its engine takes.
+    pub fn running(mut self, source: &str, footprint: Footprint) -> Planner {
         source.clone_into(&mut self.name);
+        self.footprint = footprint;
         self
     }
 
@@ -258,6 +263,9 @@ impl Planner {
             challengers.extend(others.find(|r| alone(r)).cloned());
         }
         let unconditional = !self.subject.objective.is_time();
+        if self.subject.memory_limit.is_some() {
+            challengers.truncate(1);
+        }
         let prepared: Vec<Challenger> =
             challengers.into_iter().filter_map(|c| self.prepare(c, state, unconditional)).collect();
         // Only now: to prepare one beside the trial of another would fall into its times.
@@ -320,8 +328,13 @@ impl Planner {
         }
         let s = &self.subject;
         let plan = compile(&s.graph, placement, &s.support, Some(&s.profile))?;
+        // Beside the running engine.
+        let room = s.memory_limit.map(|limit| limit.saturating_sub(self.footprint.total()));
+        Footprint::least(&plan, &s.graph).within(room)?;
         let accelerator = s.accelerator.as_deref();
-        Ok(Box::new(Engine::new_beside(plan, &s.graph, &s.kernels, &s.pool, accelerator)?))
+        let engine = Engine::new_beside(plan, &s.graph, &s.kernels, &s.pool, accelerator)?;
+        Footprint::of(&engine).within(room)?;
+        Ok(Box::new(engine))
     }
 
     /// Learns from a trial.
@@ -329,11 +342,12 @@ impl Planner {
         let now = Instant::now();
         self.outstanding = self.outstanding.saturating_sub(1);
         self.rested = now;
-        let Tried { placement, won, engine, seen, name, state, failed } = tried;
+        let Tried { placement, won, engine, footprint, seen, name, state, failed } = tried;
         if won {
             self.settling = true;
             self.lost = 0;
             self.name = name;
+            self.footprint = footprint;
             let old = std::mem::replace(&mut self.placed, placement);
             self.expected = self.expectation(&self.placed);
             if let Some(seen) = seen {
@@ -375,7 +389,8 @@ impl Planner {
     /// Keeps an engine for its bucket's return, as long as there is room.
     fn keep(&mut self, placement: Placement, engine: Box<Engine>) {
         self.engines.push((placement, engine));
-        let spare = self.engines.len().saturating_sub(self.options.engines);
+        let room = if self.subject.memory_limit.is_some() { 0 } else { self.options.engines };
+        let spare = self.engines.len().saturating_sub(room);
         self.engines.drain(..spare);
     }
 }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     engine::{Engine, EngineError, StepTimes},
     plan::Placement,
+    session::memory::Footprint,
     tensor::Tensor,
 };
 
@@ -275,7 +276,8 @@ impl Runner {
     fn lost(&mut self, trial: Trial, failed: bool) {
         let Challenger { engine, placement, name, state, .. } = trial.challenger;
         let seen = (trial.burst.runs > 0).then(|| trial.burst.observation(&engine));
-        let tried = Tried { placement, won: false, engine, seen, name, state, failed };
+        let footprint = Footprint::of(&engine);
+        let tried = Tried { placement, won: false, engine, footprint, seen, name, state, failed };
         self.tell(Message::Tried(Box::new(tried)));
     }
 
@@ -305,6 +307,7 @@ impl Runner {
             placement: placement.clone(),
             won: true,
             engine: other,
+            footprint: Footprint::of(engine),
             seen,
             name: name.clone(),
             state,
