@@ -11,7 +11,10 @@ use sparoa_kernels::pool::Pool;
 
 use super::{
     GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, choose_by_energy,
-    inputs::random_tensor, measure::Measurer, memory::Footprint, power::measure_runs,
+    inputs::random_tensor,
+    measure::Measurer,
+    memory::Footprint,
+    power::{measure_runs, model_runs},
 };
 use crate::{
     backend::{Accelerator, DeviceInfo},
@@ -197,10 +200,6 @@ impl Work<'_> {
             true => None,
             false => self.covering_meter(),
         };
-        if !problem.objective.is_time() && meter.is_none() {
-            // Without a meter the simulation's word stands.
-            finalists = all.iter().take(1).collect();
-        }
         let total = finalists.len();
         let mut lineup = Lineup { engines: Vec::with_capacity(total), alone: None };
         let mut refusal = None;
@@ -257,7 +256,8 @@ impl Work<'_> {
             builder.tell(Progress::Guarding { done, total: runs });
             done += 1;
         };
-        let report = match &meter {
+        let power = problem.profile.power.filter(|_| !problem.objective.is_time());
+        let report = match power {
             None => choose(entries, &options, margin, |i| -> Result<u64, SessionError> {
                 begin();
                 let (engine, cold) = lineup.engine(i, self, kept[i], problem.profile)?;
@@ -268,7 +268,7 @@ impl Work<'_> {
                 engine.run(&tensors, &mut outputs)?;
                 Ok(nanoseconds(start.elapsed()))
             })?,
-            Some(meter) => choose_by_energy(
+            Some(power) => choose_by_energy(
                 entries,
                 &options,
                 margin,
@@ -276,7 +276,10 @@ impl Work<'_> {
                 |i| -> Result<(f64, u64), SessionError> {
                     begin();
                     let (engine, _) = lineup.engine(i, self, kept[i], problem.profile)?;
-                    let run = measure_runs(meter, engine, &tensors, &mut outputs)?;
+                    let run = match &meter {
+                        Some(meter) => measure_runs(meter, engine, &tensors, &mut outputs)?,
+                        None => model_runs(&power, engine, &tensors, &mut outputs)?,
+                    };
                     Ok((run.joules, run.ns))
                 },
             )?,

@@ -43,7 +43,8 @@ pub struct GuardEntry {
     pub predicted_ns: u64,
     /// Measured times, in the order of the rounds.
     pub measured_ns: Vec<u64>,
-    /// Measured joules per inference, likewise, where energy is the matter and sensors tell.
+    /// Joules per inference, likewise, where energy is the matter: of the sensors, or where they do
+    /// not tell the model's over the measured times.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measured_j: Vec<f64>,
 }
@@ -56,7 +57,7 @@ impl GuardEntry {
         sorted.get(sorted.len() / 2).copied().unwrap_or(u64::MAX)
     }
 
-    /// The median of the measured joules, if there are any.
+    /// The median of the joules, if there are any.
     pub fn median_j(&self) -> Option<f64> {
         let mut sorted = self.measured_j.clone();
         sorted.sort_by(f64::total_cmp);

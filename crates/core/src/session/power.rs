@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     energy::{EnergyError, EnergyMeter, Measured, ModelledPower, modelled_power, system_root},
-    engine::Engine,
+    engine::{Engine, StepTimes},
     plan::{Lane, Place},
     profile::{Power, PowerSource, Profile},
     schedule::simulate,
@@ -40,6 +40,29 @@ pub(super) fn measure_runs(
     let measured = running.stop()?;
     let ns = (measured.seconds * 1e9 / runs) as u64;
     Ok(PerInference { joules: measured.joules / runs, ns, watts: measured.watts() })
+}
+
+/// The same without sensors: the watts of the model over the measured times of both processors.
+pub(super) fn model_runs(
+    power: &Power,
+    engine: &mut Engine,
+    inputs: &[&Tensor],
+    outputs: &mut [Tensor],
+) -> Result<PerInference, SessionError> {
+    const RUNS: u32 = 3;
+    engine.run(inputs, outputs)?;
+    let (mut times, mut sums) = (StepTimes::default(), StepTimes::default());
+    let mut took = Duration::ZERO;
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        engine.run_timed(inputs, outputs, &mut times)?;
+        took += start.elapsed();
+        sums.add(&times);
+    }
+    let busy = |lane: Lane| sums.0[lane.index()].iter().sum::<u64>() / u64::from(RUNS);
+    let ns = (took / RUNS).as_nanos() as u64;
+    let joules = power.energy_j(ns, busy(Lane::Cpu), busy(Lane::Gpu));
+    Ok(PerInference { joules, ns, watts: joules / (ns.max(1) as f64 / 1e9) })
 }
 
 impl Work<'_> {

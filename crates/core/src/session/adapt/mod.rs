@@ -204,8 +204,8 @@ impl Session {
     /// ([`Monitor::new`] for this machine's).
     ///
     /// # Errors
-    /// [`SessionError::NotAdaptable`] when there is nothing to decide: no GPU, no costs, or a
-    /// placement that the user gave.
+    /// [`SessionError::NotAdaptable`] when there is nothing to decide (no GPU, no costs, or a
+    /// placement that the user gave), or the objective is not one of time.
     pub fn adapt(&mut self, options: AdaptOptions, monitor: Monitor) -> Result<(), SessionError> {
         let refuse = |reason: &str| SessionError::NotAdaptable { reason: reason.to_owned() };
         if self.accelerator.is_none() {
@@ -213,6 +213,9 @@ impl Session {
         }
         if matches!(self.decision.policy, Policy::Cpu | Policy::Gpu) {
             return Err(refuse("the policy leaves nothing to decide; use policy auto"));
+        }
+        if !self.decision.objective.is_time() {
+            return Err(refuse("a trial between inferences can measure time, not energy"));
         }
         let Some(profile) = self.profile.clone() else {
             return Err(refuse("the placement was given, and no costs are known"));

@@ -262,12 +262,11 @@ impl Planner {
         if !challengers.iter().any(alone) {
             challengers.extend(others.find(|r| alone(r)).cloned());
         }
-        let unconditional = !self.subject.objective.is_time();
         if self.subject.memory_limit.is_some() {
             challengers.truncate(1);
         }
         let prepared: Vec<Challenger> =
-            challengers.into_iter().filter_map(|c| self.prepare(c, state, unconditional)).collect();
+            challengers.into_iter().filter_map(|c| self.prepare(c, state, false)).collect();
         // Only now: to prepare one beside the trial of another would fall into its times.
         self.offer(prepared);
     }

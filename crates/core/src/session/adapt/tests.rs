@@ -7,6 +7,7 @@ use crate::{
     backend::{NullAccelerator, NullOptions},
     ir::{Dim, Model, ModelBuilder},
     plan::Place,
+    schedule::Objective,
     session::{SessionBuilder, random_placement},
     tensor::{DType, Tensor},
     toy::Toy,
@@ -155,4 +156,15 @@ fn what_cannot_adapt_says_why() {
     let error = alone.adapt(AdaptOptions::default(), Monitor::new()).unwrap_err().to_string();
     assert!(error.contains("no GPU"), "{error}");
     assert!(alone.propose(alone.placement().clone()).is_err());
+    let dir = tempfile::tempdir().unwrap();
+    let mut frugal = SessionBuilder::new(model())
+        .threads(1)
+        .optimize(false)
+        .accelerator(null)
+        .cache_dir(dir.path())
+        .objective(Objective::Energy)
+        .build()
+        .unwrap();
+    let error = frugal.adapt(AdaptOptions::default(), Monitor::new()).unwrap_err().to_string();
+    assert!(error.contains("energy"), "{error}");
 }
