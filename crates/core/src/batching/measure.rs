@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Probe;
 use crate::{
-    session::{Session, SessionError},
+    session::{Session, SessionError, random_tensor},
     tensor::Tensor,
 };
 
@@ -30,7 +30,8 @@ impl Default for ProbeOptions {
 /// # Errors
 /// Those of [`Session::run_into`]: outputs that depend on run-time values cannot be batched.
 pub fn measure_batch(session: &mut Session, options: &ProbeOptions) -> Result<Probe, SessionError> {
-    let inputs: Vec<Tensor> = session.random_inputs(0).into_iter().map(|(_, t)| t).collect();
+    let types = session.inputs().iter().filter_map(|input| input.ty.as_ref());
+    let inputs: Vec<Tensor> = types.zip(0..).map(|(ty, seed)| random_tensor(ty, seed)).collect();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let mut outputs = session.new_outputs();
     session.run_into(&inputs, &mut outputs)?;

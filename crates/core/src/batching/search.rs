@@ -329,7 +329,7 @@ impl Limited {
 }
 
 fn is_round(batch: usize) -> bool {
-    batch.ilog2() + 1 <= batch.trailing_zeros() + BITS
+    batch.ilog2() < batch.trailing_zeros() + BITS
 }
 
 fn throughput(batch: usize, latency_ns: f64) -> f64 {

@@ -70,7 +70,8 @@ pub fn search(
     limits: &BatchLimits,
 ) -> CliResult<BatchSearch> {
     let choice = find_batch(limits, |batch| {
-        let request = BuildRequest { batch: Some(batch), ..request.clone() };
+        let mut request = request.clone();
+        request.batch = Some(batch);
         let mut session = machine.build(&request, bars)?;
         measure_batch(&mut session, &ProbeOptions::default()).map_err(session_error)
     });
