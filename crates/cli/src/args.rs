@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{images::Normalize, shapes::ShapeArg};
+use crate::{
+    bytes::BytesArg,
+    images::Normalize,
+    shapes::{BatchArg, ShapeArg},
+};
 
 /// Runs ONNX models on the CPU and the GPU of one machine at once, and decides operator by
 /// operator where each runs.
@@ -148,6 +152,14 @@ pub struct PolicyArgs {
     pub fresh: bool,
 }
 
+/// How much memory may be used.
+#[derive(Args, Clone, Debug)]
+pub struct MemoryArgs {
+    /// The most memory of a session, host and device together: 2000000, 512M or 2G.
+    #[arg(long, value_name = "BYTES")]
+    pub memory_limit: Option<BytesArg>,
+}
+
 /// `inspect`.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
@@ -271,9 +283,15 @@ pub struct BenchArgs {
     /// Measure this plan file too.
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
-    /// Batch sizes (the leading dimension of every input).
-    #[arg(long, value_delimiter = ',', default_value = "1")]
-    pub batch: Vec<usize>,
+    /// Batch sizes (the leading dimension of every input); `auto` finds for each policy the batch
+    /// with the best throughput, from at most six probes.
+    #[arg(long, value_name = "N|auto", value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<BatchArg>,
+    /// The longest latency of a batch that `--batch auto` may choose.
+    #[arg(long, value_name = "MS")]
+    pub slo_ms: Option<f64>,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Warm-up per measurement.
     #[arg(long, default_value_t = 200, value_name = "MS")]
     pub warmup_ms: u64,

@@ -3,6 +3,7 @@
 mod agreement;
 mod args;
 mod arrays;
+mod bytes;
 mod commands;
 mod doctor;
 mod environment;

@@ -177,6 +177,9 @@ impl Machine {
         for (name, dims) in shapes {
             builder = builder.shape(name, dims);
         }
+        if let Some(batch) = request.batch {
+            builder = builder.batch(batch);
+        }
         builder = builder
             .pool(self.pool.clone())
             .policy(request.policy.unwrap_or_default())
@@ -312,13 +315,12 @@ impl BuildRequest {
         Ok(())
     }
 
-    /// Shapes by input name: `--shape` with the name filled in, and `--batch` applied.
+    /// Shapes by input name: `--shape` with the name filled in.
     ///
     /// # Errors
-    /// Shapes and batches that the model's inputs cannot have.
+    /// Shapes without a name where the model has several inputs.
     pub fn resolve_shapes(&self) -> CliResult<Vec<(String, Vec<usize>)>> {
-        let nameless = self.shapes.iter().any(|s| s.name.is_none());
-        if !nameless && self.batch.is_none() {
+        if self.shapes.iter().all(|s| s.name.is_some()) {
             let named = |s: &ShapeArg| Some((s.name.clone()?, s.dims.clone()));
             return Ok(self.shapes.iter().filter_map(named).collect());
         }
@@ -337,9 +339,6 @@ impl BuildRequest {
                 }
             };
             shapes.push((name, shape.dims.clone()));
-        }
-        if let Some(batch) = self.batch {
-            apply_batch(&model, batch, &mut shapes)?;
         }
         Ok(shapes)
     }
@@ -369,44 +368,6 @@ impl BuildRequest {
                 .map_err(|e| CliError::new(Kind::Model, e)),
         }
     }
-}
-
-/// Sets the leading dimension of every input that has a free one.
-fn apply_batch(model: &Model, batch: usize, shapes: &mut Vec<(String, Vec<usize>)>) -> CliResult {
-    if batch == 0 {
-        return Err(CliError::usage("--batch: must be at least 1"));
-    }
-    for input in &model.inputs {
-        if let Some((_, dims)) = shapes.iter_mut().find(|(n, _)| *n == input.name) {
-            if let Some(first) = dims.first_mut() {
-                *first = batch;
-            }
-            continue;
-        }
-        let dims = input.dims.as_deref().unwrap_or(&[]);
-        let fixed = |d: &sparoa::Dim| match d {
-            sparoa::Dim::Fixed(n) => Some(*n),
-            _ => None,
-        };
-        match (dims.first(), dims.iter().skip(1).map(fixed).collect::<Option<Vec<_>>>()) {
-            (None, _) => {}
-            (Some(sparoa::Dim::Fixed(n)), _) if *n == batch => {}
-            (Some(sparoa::Dim::Fixed(n)), _) => {
-                return Err(CliError::usage(format!(
-                    "--batch {batch}: input '{}' has the fixed batch {n}; export the model with a \
-                     free batch dimension",
-                    input.name
-                )));
-            }
-            (Some(_), Some(rest)) => {
-                let dims = std::iter::once(batch).chain(rest).collect();
-                shapes.push((input.name.clone(), dims));
-            }
-            // Other free dimensions: the importer asks for --shape.
-            (Some(_), None) => {}
-        }
-    }
-    Ok(())
 }
 
 /// Operators per processor.

@@ -1,4 +1,28 @@
-//! The syntax of `--shape`: `name:1x3x224x224`, commas accepted for `x`.
+//! The syntax of `--shape` (`name:1x3x224x224`, commas accepted for `x`) and of `--batch` (a
+//! number or `auto`).
+
+/// One `--batch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchArg {
+    /// So many rows.
+    Rows(usize),
+    /// The batch with the best throughput.
+    Auto,
+}
+
+impl std::str::FromStr for BatchArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BatchArg, String> {
+        match text {
+            "auto" => Ok(BatchArg::Auto),
+            _ => match text.parse() {
+                Ok(rows) if rows > 0 => Ok(BatchArg::Rows(rows)),
+                _ => Err("must be a number of at least 1, or auto".to_owned()),
+            },
+        }
+    }
+}
 
 /// One `--shape` argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +68,15 @@ mod tests {
         assert_eq!(arg, ShapeArg { name: Some("input:0".into()), dims: vec![1, 224, 224, 3] });
         assert_eq!("2,3".parse::<ShapeArg>().unwrap().dims, [2, 3]);
         assert_eq!("sr:scalar".parse::<ShapeArg>().unwrap().dims, [] as [usize; 0]);
+    }
+
+    #[test]
+    fn batches_are_numbers_or_auto() {
+        assert_eq!("8".parse(), Ok(BatchArg::Rows(8)));
+        assert_eq!("auto".parse(), Ok(BatchArg::Auto));
+        for text in ["0", "-1", "", "x", "Auto", "1x2"] {
+            assert!(text.parse::<BatchArg>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod predict;
 pub mod schedule;
 pub mod engine;
 pub mod session;
+pub mod batching;
 
 #[cfg(test)]
 mod toy;

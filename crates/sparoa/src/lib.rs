@@ -46,6 +46,11 @@ pub use half::f16;
 pub use sparoa_core::{
     analyze::{ActivationZeros, Analysis, NodeAnalysis, WeightZeros, record_activation_sparsity},
     backend::{Accelerator, BackendError, Device, DeviceInfo, available_threads, cpu_info},
+    batching::{
+        BatchChoice, BatchLimits, BatchQueue, Cuts, LatencyCurve, Probe, ProbeOptions, Probed,
+        QueueError, QueueOptions, QueueStats, SearchError, Stopped, Target, Ticket, find_batch,
+        ladder, measure_batch,
+    },
     energy::{
         Domain, EnergyError, EnergyMeter, EnergyMethod, EnergyReader, EnergySource, Measured,
         ModelledPower, Running, Sample, Sensor, SensorInfo, modelled_power, system_root,

@@ -1,5 +1,6 @@
 //! `sparoa bench`.
 
+mod batches;
 mod energy;
 mod simulated;
 
@@ -20,8 +21,10 @@ use crate::{
     output::{Output, write_file},
     progress::Bars,
     sessions::{BuildRequest, Counts, Machine, session_error},
+    shapes::BatchArg,
     table::{Table, ms},
 };
+use batches::BatchSearch;
 use energy::{Energy, Slices};
 
 #[derive(Serialize)]
@@ -55,9 +58,13 @@ struct Row {
     placement: Counts,
     /// What the policy chose.
     plan: String,
-    /// Time of the first row of the same machine, model and batch over this row's, by medians.
+    /// Time per image of the first row of the same machine, model and `--batch` over this row's, by
+    /// medians.
     speedup: f64,
     precision: String,
+    /// How `--batch auto` came to the batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_search: Option<BatchSearch>,
 }
 
 #[derive(Clone, Serialize)]
@@ -69,6 +76,8 @@ struct Skipped {
 /// A contender: a session with its inputs and times.
 struct Contender {
     label: String,
+    batch: usize,
+    search: Option<BatchSearch>,
     session: Session,
     inputs: Vec<(String, Tensor)>,
     outputs: Vec<Tensor>,
@@ -86,6 +95,7 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
     if !(args.min_time_s.is_finite() && args.min_time_s >= 0.0) {
         return Err(CliError::usage("--min-time-s: must be a number of seconds, 0 or more"));
     }
+    let limits = batches::limits(args)?;
     let named: Vec<&str> = args.policy.iter().map(String::as_str).collect();
     let policies = if named.is_empty() { &["auto"][..] } else { &named };
     let machine =
@@ -100,7 +110,20 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
         for &batch in &args.batch {
             let mut contenders = Vec::new();
             for policy in &policies {
-                contenders.push(prepare(args, &machine, &bars, model, batch, *policy)?);
+                let request = request(args, model, *policy)?;
+                contenders.push(match batch {
+                    // Batch 1 is the default and must not override a model's fixed batch.
+                    BatchArg::Rows(1) if args.batch.len() == 1 => {
+                        prepare(args, &machine, &bars, request, None)?
+                    }
+                    BatchArg::Rows(n) => prepare(args, &machine, &bars, request, Some(n))?,
+                    BatchArg::Auto => {
+                        let search = batches::search(&machine, &bars, &request, &limits)?;
+                        let chosen = Some(search.chosen);
+                        let prepared = prepare(args, &machine, &bars, request, chosen)?;
+                        Contender { search: Some(search), ..prepared }
+                    }
+                });
             }
             measure(args, &bars, machine.meter(), &mut contenders)?;
             if let (Some(path), Some(last)) = (&args.trace, contenders.last_mut()) {
@@ -108,11 +131,12 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
             }
             if let (true, Some(any)) = (simulates, contenders.first()) {
                 let precision = &args.device.precision;
-                simulated.extend(simulated::rows(model, batch, precision, &any.session)?);
+                simulated.extend(simulated::rows(model, any.batch, precision, &any.session)?);
             }
-            let base = contenders.first().map_or(f64::NAN, |c| c.latencies.summary().p50);
+            let per_image = |c: &Contender| c.latencies.summary().p50 / c.batch as f64;
+            let base = contenders.first().map_or(f64::NAN, per_image);
             for c in contenders {
-                rows.push(row(args, &machine, model, batch, base, c)?);
+                rows.push(row(args, &machine, model, base, c)?);
             }
         }
     }
@@ -161,23 +185,26 @@ fn contenders(
     Ok((policies, skipped))
 }
 
-fn prepare(
-    args: &BenchArgs,
-    machine: &Machine,
-    bars: &Bars,
-    model: &str,
-    batch: usize,
-    policy: Option<Policy>,
-) -> CliResult<Contender> {
-    let start = Instant::now();
+/// `None` stands for the plan file.
+fn request(args: &BenchArgs, model: &str, policy: Option<Policy>) -> CliResult<BuildRequest> {
     let mut request = BuildRequest::new(model, &args.shape)?;
     request.with_policy_args(&args.policy_args)?;
-    // `--batch 1` is the default and must not override a model's fixed batch.
-    request.batch = (batch != 1 || args.batch.len() > 1).then_some(batch);
     request.policy = policy;
     if policy.is_none() {
         request.plan.clone_from(&args.plan);
     }
+    Ok(request)
+}
+
+fn prepare(
+    args: &BenchArgs,
+    machine: &Machine,
+    bars: &Bars,
+    mut request: BuildRequest,
+    batch: Option<usize>,
+) -> CliResult<Contender> {
+    let start = Instant::now();
+    request.batch = batch;
     let mut session = machine.build(&request, bars)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let input_args =
@@ -187,7 +214,9 @@ fn prepare(
     session.run(&inputs::borrowed(&inputs)).map_err(session_error)?;
     let first_ms = start.elapsed().as_secs_f64() * 1e3;
     Ok(Contender {
-        label: policy.map_or("plan".to_owned(), |p| p.to_string()),
+        label: request.policy.map_or("plan".to_owned(), |p| p.to_string()),
+        batch: batch.unwrap_or(1),
+        search: None,
         outputs: session.new_outputs(),
         session,
         inputs,
@@ -283,8 +312,7 @@ fn row(
     args: &BenchArgs,
     machine: &Machine,
     model: &str,
-    batch: usize,
-    base_p50: f64,
+    base_per_image: f64,
     mut c: Contender,
 ) -> CliResult<Row> {
     let latency_ms = c.latencies.summary();
@@ -295,13 +323,13 @@ fn row(
     Ok(Row {
         model: model.to_owned(),
         policy: c.label,
-        batch,
+        batch: c.batch,
         threads: machine.cpu.threads.unwrap_or(1),
         device: placement.device(),
         simulated: false,
         target: None,
         latency_ms,
-        throughput_ips: batch as f64 * 1e3 / latency_ms.mean,
+        throughput_ips: c.batch as f64 * 1e3 / latency_ms.mean,
         first_inference_ms: Some(c.first_ms),
         load_ms: Some(c.load_ms),
         peak_rss_bytes: peak_rss_bytes(),
@@ -309,8 +337,9 @@ fn row(
         iterations: c.latencies.count(),
         placement,
         plan: c.session.decision().source.clone(),
-        speedup: base_p50 / latency_ms.p50,
+        speedup: base_per_image / (latency_ms.p50 / c.batch as f64),
         precision: args.device.precision.clone(),
+        batch_search: c.search,
     })
 }
 
@@ -318,6 +347,11 @@ fn text(d: &Document) -> String {
     let (simulated, measured): (Vec<&Row>, Vec<&Row>) = d.results.iter().partition(|r| r.simulated);
     let mut text = measured_table(&measured);
     text.push_str(&energy_lines(&measured));
+    for row in &measured {
+        if let Some(search) = &row.batch_search {
+            text.push_str(&format!("{} {}: {search}\n", row.model, row.policy));
+        }
+    }
     for s in &d.skipped {
         text.push_str(&format!("{} not measured: {}\n", s.policy, s.reason));
     }

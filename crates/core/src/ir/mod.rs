@@ -1,5 +1,6 @@
 //! The graph: models as imported (symbolic shapes) and graphs as executed (concrete types).
 
+mod batch;
 mod graph;
 mod ids;
 mod interpret;
@@ -8,6 +9,7 @@ mod prepared;
 mod specialize;
 pub mod passes;
 
+pub use batch::set_batch;
 pub use graph::{Graph, GraphError, Node, Value};
 pub use ids::{NodeId, ValueId};
 pub use interpret::{InterpretError, interpret};

@@ -85,6 +85,22 @@ pub enum SpecializeError {
         /// Its dimensions as declared.
         dims: String,
     },
+    /// A batch of no images.
+    #[error("--batch: must be at least 1")]
+    NoBatch,
+    /// The model was exported with another batch.
+    #[error(
+        "--batch {batch}: input '{name}' has the fixed batch {fixed}; export the model with a free \
+         batch dimension (torch.onnx.export: dynamic_axes={{'{name}': {{0: 'batch'}}}})"
+    )]
+    FixedBatch {
+        /// The input.
+        name: String,
+        /// Its leading dimension.
+        fixed: usize,
+        /// What was asked for.
+        batch: usize,
+    },
     /// An input would be larger than memory can hold.
     #[error("--shape {name}:{given} is too large")]
     InputTooLarge {
@@ -120,8 +136,15 @@ pub enum SpecializeError {
 impl SpecializeError {
     /// Whether the shapes asked for are at fault, not the model.
     pub fn is_usage(&self) -> bool {
-        use SpecializeError::{ShapeMismatch, ShapeNeeded, UnknownInput};
-        matches!(self, UnknownInput { .. } | ShapeNeeded { .. } | ShapeMismatch { .. })
+        use SpecializeError::{FixedBatch, NoBatch, ShapeMismatch, ShapeNeeded, UnknownInput};
+        matches!(
+            self,
+            UnknownInput { .. }
+                | ShapeNeeded { .. }
+                | ShapeMismatch { .. }
+                | NoBatch
+                | FixedBatch { .. }
+        )
     }
 }
 

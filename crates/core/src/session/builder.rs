@@ -17,7 +17,7 @@ use crate::{
     backend::{Accelerator, available_threads, cpu_info},
     energy::EnergyMeter,
     engine::KernelCache,
-    ir::{Graph, Model, OutputSource, Shapes, passes, specialize},
+    ir::{Graph, Model, OutputSource, Shapes, passes, set_batch, specialize},
     onnx::{self, LoadOptions},
     plan::{Hardware, Placement, PlanFile, Support},
     predict::{FixedThresholds, ThresholdModel},
@@ -64,6 +64,7 @@ enum Source {
 pub struct SessionBuilder {
     source: Source,
     shapes: Shapes,
+    batch: Option<usize>,
     threads: Option<usize>,
     pool: Option<Arc<Pool>>,
     pub(super) policy: Policy,
@@ -109,6 +110,7 @@ impl SessionBuilder {
         SessionBuilder {
             source,
             shapes: Shapes::new(),
+            batch: None,
             threads: None,
             pool: None,
             policy: Policy::Auto,
@@ -146,6 +148,13 @@ impl SessionBuilder {
     #[must_use]
     pub fn shapes(mut self, shapes: Shapes) -> Self {
         self.shapes.extend(shapes);
+        self
+    }
+
+    /// The batch: the leading dimension of every input, whatever [`SessionBuilder::shape`] says.
+    #[must_use]
+    pub fn batch(mut self, batch: usize) -> Self {
+        self.batch = Some(batch);
         self
     }
 
@@ -342,6 +351,9 @@ impl SessionBuilder {
                     self.shapes.insert(name.clone(), shape.clone());
                 }
             }
+        }
+        if let Some(batch) = self.batch {
+            set_batch(&model, batch, &mut self.shapes)?;
         }
         self.tell(Progress::Specializing);
         let mut specialized = specialize(&model, &self.shapes)?;

@@ -65,6 +65,7 @@ pub fn rows(model: &str, batch: usize, precision: &str, session: &Session) -> Cl
             plan: answer.source,
             speedup: base / ms,
             precision: precision.to_owned(),
+            batch_search: None,
         });
     }
     Ok(rows)

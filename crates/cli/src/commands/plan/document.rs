@@ -125,7 +125,8 @@ impl Document {
         }
         if let Some(guard) = &self.guard {
             let metered = guard.entries.iter().any(|e| e.median_j().is_some());
-            let joules = if metered { &["measured J"][..] } else { &[] };
+            // Of the sensors, or the model's over measured times: the prediction says which.
+            let joules = if metered { &["J"][..] } else { &[] };
             let header = [&["finalist", "predicted ms", "measured ms"], joules, &[""]].concat();
             let mut table = Table::new(&header);
             for (i, e) in guard.entries.iter().enumerate() {
