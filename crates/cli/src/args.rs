@@ -150,12 +150,8 @@ pub struct PolicyArgs {
     /// Measure again instead of using cached profiles and choices.
     #[arg(long)]
     pub fresh: bool,
-}
-
-/// How much memory may be used.
-#[derive(Args, Clone, Debug)]
-pub struct MemoryArgs {
-    /// The most memory of a session, host and device together: 2000000, 512M or 2G.
+    /// The most memory that a prepared plan may take, host and GPU together: 2000000, 512M or 2G.
+    /// The weights count once, on the processor that uses them.
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: Option<BytesArg>,
 }
@@ -214,7 +210,7 @@ pub struct PlanArgs {
     /// Plan for a machine that is not here, by its published figures: the name of a device profile
     /// (see `sparoa devices`) or the path of one. Everything is then simulated.
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = [
-        "threads", "cpus", "gpu", "device", "allow_fallback", "exact", "fresh",
+        "threads", "cpus", "gpu", "device", "allow_fallback", "exact", "fresh", "memory_limit",
     ])]
     pub target: Option<String>,
     /// Write the plan: edit it, then pass it to `run --plan`.
@@ -290,8 +286,9 @@ pub struct BenchArgs {
     /// The longest latency of a batch that `--batch auto` may choose.
     #[arg(long, value_name = "MS")]
     pub slo_ms: Option<f64>,
-    #[command(flatten)]
-    pub memory: MemoryArgs,
+    /// Let plans follow the state of the machine while they are measured.
+    #[arg(long)]
+    pub adapt: bool,
     /// Warm-up per measurement.
     #[arg(long, default_value_t = 200, value_name = "MS")]
     pub warmup_ms: u64,

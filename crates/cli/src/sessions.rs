@@ -7,9 +7,10 @@ use std::{
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, Model, Objective, Pin, Plan,
-    PlanFile, Policy, Pool, Session, SessionBuilder, SessionError, WgpuBackend, WgpuOptions,
-    available_threads, cpu_info, default_cache_dir, energy_sensors, isa, onnx, system_root, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, Model, Monitor, NvmlGpu,
+    Objective, Pin, Plan, PlanFile, Policy, Pool, Session, SessionBuilder, SessionError,
+    WgpuBackend, WgpuOptions, available_threads, cpu_info, default_cache_dir, energy_sensors, isa,
+    onnx, system_root, zoo,
 };
 
 use crate::{
@@ -151,6 +152,16 @@ impl Machine {
         })
     }
 
+    /// The sensors of this machine, an NVIDIA GPU's through its own library.
+    pub fn monitor(&self) -> Monitor {
+        let monitor = Monitor::new();
+        let nvml = self.gpu.as_ref().and_then(|gpu| NvmlGpu::open(&gpu.info().name).ok());
+        match nvml {
+            Some(gpu) => monitor.with_gpu(Box::new(gpu)),
+            None => monitor,
+        }
+    }
+
     /// The policy of this name; without a name the one that measures nothing: `gpu` where
     /// `--device gpu` says so, else `cpu`.
     ///
@@ -202,6 +213,9 @@ impl Machine {
         }
         if request.always_profile || !request.objective.is_time() {
             builder = builder.energy_meter(self.meter().clone());
+        }
+        if let Some(bytes) = request.memory_limit {
+            builder = builder.memory_limit(bytes);
         }
         if let Some(why) = &self.gpu_unavailable {
             builder = builder.no_gpu_reason(why.clone());
@@ -264,6 +278,8 @@ pub struct BuildRequest {
     pub always_profile: bool,
     /// Ignore cached measurements.
     pub fresh: bool,
+    /// Bytes that the prepared plan may take.
+    pub memory_limit: Option<usize>,
     /// Run the graph passes.
     pub optimize: bool,
     /// How the CPU computes products, whatever the flags say.
@@ -294,6 +310,7 @@ impl BuildRequest {
             plan: None,
             always_profile: false,
             fresh: false,
+            memory_limit: None,
             optimize: true,
             arithmetic: None,
         })
@@ -312,6 +329,7 @@ impl BuildRequest {
             .map(|p| p.parse().map_err(|e| CliError::usage(format!("--pin: {e}"))))
             .collect::<CliResult<_>>()?;
         self.fresh = args.fresh;
+        self.memory_limit = args.memory_limit.map(|limit| limit.0);
         Ok(())
     }
 

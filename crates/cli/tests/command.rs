@@ -341,3 +341,25 @@ fn a_counter_is_read_where_there_is_one() {
     assert_eq!(listed["used"], false);
     assert!(listed["reason"].as_str().unwrap().contains("energy_uj"), "{listed}");
 }
+
+#[test]
+fn a_memory_limit_is_kept_or_the_shortfall_is_named() {
+    let cache = tempfile::tempdir().unwrap();
+    let refused = sparoa(cache.path(), &["plan", MODEL, "--memory-limit", "1M", "--policy", "cpu"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("bytes more than --memory-limit 1048576"), "{error}");
+    let kept = json(&["plan", MODEL, "--memory-limit", "1G", "--policy", "cpu"]);
+    assert!(kept["placement"].is_object() || kept["nodes"].is_array(), "{kept}");
+    let nonsense = sparoa(cache.path(), &["bench", MODEL, "--memory-limit", "1.5G"]);
+    assert_eq!(nonsense.status.code(), Some(2));
+}
+
+#[test]
+fn adapting_without_a_second_processor_says_why() {
+    let cache = tempfile::tempdir().unwrap();
+    let refused = sparoa(cache.path(), &["bench", MODEL, "--policy", "cpu", "--adapt"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("--adapt: ") && error.contains("GPU"), "{error}");
+}

@@ -1,5 +1,6 @@
 //! `sparoa bench`.
 
+mod adaptation;
 mod batches;
 mod energy;
 mod simulated;
@@ -24,6 +25,7 @@ use crate::{
     shapes::BatchArg,
     table::{Table, ms},
 };
+use adaptation::Adaptation;
 use batches::BatchSearch;
 use energy::{Energy, Slices};
 
@@ -65,6 +67,9 @@ struct Row {
     /// How `--batch auto` came to the batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     batch_search: Option<BatchSearch>,
+    /// Of a session that adapted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adaptation: Option<Adaptation>,
 }
 
 #[derive(Clone, Serialize)]
@@ -124,6 +129,10 @@ pub fn run(args: &BenchArgs, out: &Output) -> CliResult {
                         Contender { search: Some(search), ..prepared }
                     }
                 });
+            }
+            if args.adapt {
+                let sessions = contenders.iter_mut().map(|c| &mut c.session);
+                adaptation::start(&machine, sessions)?;
             }
             measure(args, &bars, machine.meter(), &mut contenders)?;
             if let (Some(path), Some(last)) = (&args.trace, contenders.last_mut()) {
@@ -340,6 +349,7 @@ fn row(
         speedup: base_per_image / (latency_ms.p50 / c.batch as f64),
         precision: args.device.precision.clone(),
         batch_search: c.search,
+        adaptation: Adaptation::of(&c.session),
     })
 }
 
@@ -348,6 +358,9 @@ fn text(d: &Document) -> String {
     let mut text = measured_table(&measured);
     text.push_str(&energy_lines(&measured));
     for row in &measured {
+        if let Some(adaptation) = &row.adaptation {
+            text.push_str(&format!("{} {}: {}\n", row.model, row.policy, adaptation.text()));
+        }
         if let Some(search) = &row.batch_search {
             text.push_str(&format!("{} {}: {search}\n", row.model, row.policy));
         }

@@ -38,16 +38,11 @@ struct Tried {
 /// Reads `--slo-ms` and `--memory-limit`.
 ///
 /// # Errors
-/// An SLO that is no time, and limits where nothing is searched.
+/// An SLO that is no time, or given where nothing is searched.
 pub fn limits(args: &BenchArgs) -> CliResult<BatchLimits> {
     let searches = args.batch.contains(&BatchArg::Auto);
-    for (flag, given) in [
-        ("--slo-ms", args.slo_ms.is_some()),
-        ("--memory-limit", args.memory.memory_limit.is_some()),
-    ] {
-        if given && !searches {
-            return Err(CliError::usage(format!("{flag}: only --batch auto heeds it, add that")));
-        }
+    if args.slo_ms.is_some() && !searches {
+        return Err(CliError::usage("--slo-ms: only --batch auto heeds it, add that"));
     }
     let slo_ns = match args.slo_ms {
         Some(slo) if !(slo.is_finite() && slo > 0.0) => {
@@ -55,7 +50,7 @@ pub fn limits(args: &BenchArgs) -> CliResult<BatchLimits> {
         }
         slo => slo.map(|ms| (ms * 1e6) as u64),
     };
-    let memory_bytes = args.memory.memory_limit.map(|limit| limit.0);
+    let memory_bytes = args.policy_args.memory_limit.map(|limit| limit.0);
     Ok(BatchLimits { slo_ns, memory_bytes, ..BatchLimits::default() })
 }
 

@@ -66,6 +66,7 @@ pub fn rows(model: &str, batch: usize, precision: &str, session: &Session) -> Cl
             speedup: base / ms,
             precision: precision.to_owned(),
             batch_search: None,
+            adaptation: None,
         });
     }
     Ok(rows)
