@@ -54,7 +54,7 @@ pub struct AdaptOptions {
     pub margin: f64,
     /// Evidence of a processor that the running plan does not use is believed for so long. While
     /// inferences take as long as they did, other plans are tried no more often than this, and half as
-    /// often after every trial that is lost, down to a 32nd.
+    /// often after every round of trials that is lost, down to a 32nd.
     pub forget: Duration,
 }
 

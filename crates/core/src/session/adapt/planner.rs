@@ -90,8 +90,9 @@ pub(super) struct Planner {
     /// Engines under way to the runner, or on trial there.
     outstanding: usize,
     rested: Instant,
-    /// Trials in a row that were lost.
+    /// Series of trials in a row of which none was won, and whether the present one has a winner.
     lost: u32,
+    won: bool,
     /// Nanoseconds of an inference lately, and when the last trials ended.
     latency_ns: f64,
     tried_at_ns: f64,
@@ -125,6 +126,7 @@ impl Planner {
             outstanding: 0,
             rested: Instant::now(),
             lost: 0,
+            won: false,
             latency_ns: 0.0,
             tried_at_ns: 0.0,
             verdicts: HashMap::new(),
@@ -344,7 +346,7 @@ impl Planner {
         let Tried { placement, won, engine, footprint, seen, name, state, failed } = tried;
         if won {
             self.settling = true;
-            self.lost = 0;
+            self.won = true;
             self.name = name;
             self.footprint = footprint;
             let old = std::mem::replace(&mut self.placed, placement);
@@ -369,10 +371,12 @@ impl Planner {
                 let expected = self.expectation(&placement);
                 self.estimator.observe(&expected, seen, now);
             }
-            self.lost += 1;
             if !failed {
                 self.keep(placement, engine);
             }
+        }
+        if self.outstanding == 0 {
+            self.lost = if std::mem::take(&mut self.won) { 0 } else { self.lost + 1 };
         }
         self.tried_at_ns = self.latency_ns;
         self.subject.kernels.forget_unused();

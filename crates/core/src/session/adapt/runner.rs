@@ -130,10 +130,13 @@ impl Runner {
     ) -> Result<Option<Adopted>, EngineError> {
         self.inferences += 1;
         self.background.shared.inferences.store(self.inferences, Ordering::Relaxed);
-        if self.trial.is_none() && self.background.shared.ready.load(Ordering::Acquire) {
-            if let Some(adopted) = self.begin(engine) {
-                engine.run(inputs, outputs)?;
-                return Ok(Some(adopted));
+        if self.trial.is_none()
+            && self.background.shared.ready.load(Ordering::Acquire)
+            && let Some(mut challenger) = self.begin()
+        {
+            match challenger.engine.run(inputs, outputs) {
+                Ok(()) => return Ok(Some(self.adopt(engine, challenger, None, None))),
+                Err(error) => self.failed(challenger, &error),
             }
         }
         if self.trial.is_some() {
@@ -192,12 +195,12 @@ impl Runner {
             || self.reference_ns == 0
     }
 
-    /// Takes the next challenger: to a trial, or at once.
-    fn begin(&mut self, engine: &mut Engine) -> Option<Adopted> {
+    /// Takes the next challenger: to a trial, or to be adopted at once, which it returns.
+    fn begin(&mut self) -> Option<Challenger> {
         let challenger = self.background.shared.take()?;
         self.burst = None;
         if challenger.unconditional {
-            return Some(self.adopt(engine, challenger, None, None));
+            return Some(challenger);
         }
         self.background.shared.with_report(|report| report.trials += 1);
         let one = u128::from(self.median().max(1));
@@ -234,10 +237,8 @@ impl Runner {
             };
             let took = start.elapsed();
             if let Err(error) = result {
-                tracing::warn!("plan '{}' failed and is out: {error}", trial.challenger.name);
                 let trial = self.trial.take().expect("there is one");
-                self.background.shared.with_report(|report| report.refused += 1);
-                self.lost(trial, true);
+                self.failed(trial.challenger, &error);
                 engine.run(inputs, outputs)?;
                 return Ok(None);
             }
@@ -250,7 +251,7 @@ impl Runner {
                 && trial.challenging.iter().min() > trial.running.iter().max();
             if hopeless {
                 let trial = self.trial.take().expect("there is one");
-                self.lost(trial, false);
+                self.lost(trial);
             } else if trial.challenging.len() == trial.goal {
                 trial.warming.0 = 0;
             }
@@ -269,13 +270,24 @@ impl Runner {
             let seen = trial.burst.observation(&trial.challenger.engine);
             return Ok(Some(self.adopt(engine, trial.challenger, Some(seen), Some((old, new)))));
         }
-        self.lost(trial, false);
+        self.lost(trial);
         Ok(None)
     }
 
-    fn lost(&mut self, trial: Trial, failed: bool) {
-        let Challenger { engine, placement, name, state, .. } = trial.challenger;
-        let seen = (trial.burst.runs > 0).then(|| trial.burst.observation(&engine));
+    fn lost(&mut self, trial: Trial) {
+        let engine = &trial.challenger.engine;
+        let seen = (trial.burst.runs > 0).then(|| trial.burst.observation(engine));
+        self.rejected(trial.challenger, seen, false);
+    }
+
+    fn failed(&mut self, challenger: Challenger, error: &EngineError) {
+        tracing::warn!("plan '{}' failed and is out: {error}", challenger.name);
+        self.background.shared.with_report(|report| report.refused += 1);
+        self.rejected(challenger, None, true);
+    }
+
+    fn rejected(&mut self, challenger: Challenger, seen: Option<Observation>, failed: bool) {
+        let Challenger { engine, placement, name, state, .. } = challenger;
         let footprint = Footprint::of(&engine);
         let tried = Tried { placement, won: false, engine, footprint, seen, name, state, failed };
         self.tell(Message::Tried(Box::new(tried)));
