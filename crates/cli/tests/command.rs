@@ -218,6 +218,35 @@ fn without_a_gpu_bench_adds_what_a_board_would_do() {
 }
 
 #[test]
+fn bench_finds_a_batch_and_says_how() {
+    let quick = ["--policy", "cpu", "--min-time-s", "0", "--min-iters", "1", "--warmup-ms", "0"];
+    let auto = [&["bench", MODEL, "--batch", "auto"][..], &quick].concat();
+    let document = json(&[&auto[..], &["--memory-limit", "32M"]].concat());
+    let row = &document["results"][0];
+    let search = &row["batch_search"];
+    assert_eq!(search["chosen"], row["batch"]);
+    assert!(search["reason"].is_string());
+    let probes = search["probes"].as_array().unwrap();
+    assert!((1..=6).contains(&probes.len()) && probes[0]["batch"] == 1, "{search}");
+    for probe in probes {
+        assert!(probe["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{probe}");
+        assert!(probe["bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{probe}");
+    }
+    for (rest, word) in [
+        (&["--batch", "auto", "--slo-ms", "0.001"][..], "0.001 ms"),
+        (&["--batch", "auto", "--slo-ms", "nan"], "--slo-ms"),
+        (&["--batch", "auto", "--memory-limit", "1M"], "1048576"),
+        (&["--memory-limit", "1.5G"], "512M"),
+        (&["--slo-ms", "5"], "--batch auto"),
+        (&["--batch", "0"], "--batch"),
+    ] {
+        let (code, error) = failure(&[&["bench", MODEL][..], &quick, rest].concat());
+        assert_eq!(code, Some(2), "{rest:?}: {error}");
+        assert!(error.contains(word), "{rest:?}: {error}");
+    }
+}
+
+#[test]
 fn devices_lists_the_profiles() {
     let document = json(&["devices"]);
     let profiles = document["profiles"].as_array().unwrap();

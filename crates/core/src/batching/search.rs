@@ -90,7 +90,7 @@ pub enum Stopped {
     Memory,
     /// Larger batches may be faster per image, but the next one could not be run.
     Refused,
-    /// Larger batches than were allowed may be faster per image.
+    /// It is the largest batch that was to be considered.
     Most,
     /// The probes were used up; another batch may still be faster per image.
     Probes,
@@ -275,8 +275,6 @@ impl<E> Search<E> {
             Some(Stopped::Slo)
         } else if self.expected_bytes(batch) > bytes as f64 {
             Some(Stopped::Memory)
-        } else if batch > self.limits.most {
-            Some(Stopped::Most)
         } else {
             None
         }
@@ -299,9 +297,9 @@ impl<E> Search<E> {
 
     /// Why there is no better batch: what keeps the one from being tried that could be better.
     fn stopped(&self) -> Stopped {
-        let largest = self.curve.points().last().map_or(1, |p| p.0);
-        // Far enough to see whether throughput still rises.
-        let reach = self.limits.most.max(largest).saturating_mul(2);
+        if self.choice().0 == self.limits.most {
+            return Stopped::Most;
+        }
         let enough = self.best() * (1.0 + GAIN);
         let last = self.last();
         let promising = |b: &usize| self.ceiling(*b) > enough;
@@ -309,7 +307,7 @@ impl<E> Search<E> {
             Some(limit) => Some(limit),
             None => self.is_open(b, last).then_some(Stopped::Probes),
         };
-        (2..=reach).filter(promising).find_map(why).unwrap_or(Stopped::Knee)
+        (2..=self.limits.most).filter(promising).find_map(why).unwrap_or(Stopped::Knee)
     }
 }
 
