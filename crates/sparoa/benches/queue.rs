@@ -1,8 +1,8 @@
 //! The batching queue: what it adds to a request, and what it makes of arrivals.
 //!
-//! `cargo bench -p sparoa --bench queue [MODEL] [SECONDS]`. Rates are shares of the throughput of the
-//! best batch alone. Latencies count from when a request was due, not from when the generator got
-//! round to it.
+//! `cargo bench -p sparoa --bench queue -- [MODEL] [SECONDS] [cpu|gpu]`. Rates are shares of the
+//! throughput of the best batch alone; as many requests may wait as can be computed within the
+//! SLO. Latencies count from when a request was due, not from when the generator got round to it.
 
 use std::{
     sync::{Arc, mpsc},
@@ -11,8 +11,8 @@ use std::{
 };
 
 use sparoa::{
-    BatchQueue, Model, Policy, Pool, QueueOptions, Session, SessionBuilder, Target, Tensor, Ticket,
-    ladder, zoo,
+    Accelerator, BatchQueue, Model, Policy, Pool, QueueOptions, Session, SessionBuilder, Target,
+    Tensor, Ticket, WgpuBackend, WgpuOptions, ladder, zoo,
 };
 use sparoa_core::{
     ir::{Dim, ModelBuilder},
@@ -23,7 +23,6 @@ use sparoa_core::{
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const LARGEST: usize = 16;
-const CAPACITY: usize = 64;
 const SLO: Duration = Duration::from_millis(150);
 /// What fixed batches wait for their rows.
 const MAX_WAIT: Duration = Duration::from_millis(50);
@@ -32,23 +31,37 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let name = args.next().unwrap_or("mobilenet_v2".to_owned());
     let seconds: f64 = args.next().map_or(Ok(5.0), |s| s.parse())?;
+    let gpu: Option<Arc<dyn Accelerator>> = match args.next().as_deref() {
+        Some("gpu") => Some(Arc::new(WgpuBackend::new(&WgpuOptions::from_env())?)),
+        _ => None,
+    };
     for threads in [1, 2] {
         added(threads)?;
     }
-    let model = Arc::new(zoo::build(&name)?);
-    let pool = Arc::new(Pool::new(2));
-    load(&name, &model, &pool, seconds)
+    let subject =
+        Subject { model: Arc::new(zoo::build(&name)?), pool: Arc::new(Pool::new(2)), gpu };
+    load(&name, &subject, seconds)
 }
 
-fn sessions(model: &Arc<Model>, pool: &Arc<Pool>, most: usize) -> Result<Vec<Session>> {
-    let build = |batch| {
-        SessionBuilder::new(model.clone())
-            .pool(pool.clone())
-            .policy(Policy::Cpu)
-            .batch(batch)
-            .build()
-    };
-    Ok(ladder(most).into_iter().map(build).collect::<std::result::Result<_, _>>()?)
+/// A model and where it runs: on the GPU where there is one here, else on the CPU.
+struct Subject {
+    model: Arc<Model>,
+    pool: Arc<Pool>,
+    gpu: Option<Arc<dyn Accelerator>>,
+}
+
+impl Subject {
+    fn sessions(&self, most: usize) -> Result<Vec<Session>> {
+        let build = |batch| {
+            let builder =
+                SessionBuilder::new(self.model.clone()).pool(self.pool.clone()).batch(batch);
+            match &self.gpu {
+                Some(gpu) => builder.policy(Policy::Gpu).accelerator(gpu.clone()).build(),
+                None => builder.policy(Policy::Cpu).build(),
+            }
+        };
+        Ok(ladder(most).into_iter().map(build).collect::<std::result::Result<_, _>>()?)
+    }
 }
 
 /// A model that computes next to nothing: the time of a request is the queue's.
@@ -57,10 +70,10 @@ fn added(threads: usize) -> Result<()> {
     let x = m.input("x", DType::F32, [Dim::Symbol("n".into()), Dim::Fixed(64)]);
     let y = m.node("abs", Arc::new(Elementwise::new(Expr::unary(Unary::Abs))), &[x]);
     m.output(y);
-    let model = Arc::new(m.finish());
     let pool = Arc::new(Pool::new(threads));
-    let mut session = sessions(&model, &pool, 1)?.remove(0);
-    let queue = BatchQueue::new(sessions(&model, &pool, 1)?, &QueueOptions::default())?;
+    let subject = Subject { model: Arc::new(m.finish()), pool, gpu: None };
+    let mut session = subject.sessions(1)?.remove(0);
+    let queue = BatchQueue::new(subject.sessions(1)?, &QueueOptions::default())?;
     let input = Tensor::from_slice([1, 64], &[1f32; 64]);
     let mut outputs = session.new_outputs();
     let (mut alone, mut queued, mut woken) = (Vec::new(), Vec::new(), Vec::new());
@@ -105,15 +118,17 @@ fn percentiles(mut values: Vec<f64>) -> Percentiles {
     Percentiles { p50: at(0.5), p90: at(0.9), p99: at(0.99) }
 }
 
-fn load(name: &str, model: &Arc<Model>, pool: &Arc<Pool>, seconds: f64) -> Result<()> {
+fn load(name: &str, subject: &Subject, seconds: f64) -> Result<()> {
     let open = |options: &QueueOptions, most| -> Result<BatchQueue> {
-        Ok(BatchQueue::new(sessions(model, pool, most)?, options)?)
+        Ok(BatchQueue::new(subject.sessions(most)?, options)?)
     };
     let known = open(&QueueOptions::default(), LARGEST)?.stats().latency_ns;
     let capacity = known.iter().map(|&(b, ns)| b as f64 * 1e9 / ns as f64).fold(0.0, f64::max);
+    let room = ((capacity * SLO.as_secs_f64()) as usize).max(LARGEST);
     println!(
-        "{name}, 2 threads: {} ms; capacity {capacity:.0}/s; SLO {} ms, {CAPACITY} wait at most, \
+        "{name}, {}: {} ms; capacity {capacity:.0}/s; SLO {} ms, {room} wait at most, \
          fixed batches wait {} ms\n",
+        if subject.gpu.is_some() { "GPU" } else { "CPU, 2 threads" },
         known
             .iter()
             .map(|(b, ns)| format!("batch {b} {:.1}", *ns as f64 / 1e6))
@@ -127,7 +142,7 @@ fn load(name: &str, model: &Arc<Model>, pool: &Arc<Pool>, seconds: f64) -> Resul
     for poisson in [false, true] {
         for share in [0.5, 0.8, 0.95, 1.2] {
             for target in [None, Some(1), Some(4), Some(8), Some(16)] {
-                let base = QueueOptions { capacity: CAPACITY, ..QueueOptions::default() };
+                let base = QueueOptions { capacity: room, ..QueueOptions::default() };
                 let options = match target {
                     None => QueueOptions { slo: Some(SLO), ..base },
                     Some(n) => {
@@ -135,7 +150,7 @@ fn load(name: &str, model: &Arc<Model>, pool: &Arc<Pool>, seconds: f64) -> Resul
                     }
                 };
                 let queue = open(&options, target.unwrap_or(LARGEST))?;
-                let row = drive(&queue, model, share * capacity, poisson, seconds)?;
+                let row = drive(&queue, &subject.model, share * capacity, poisson, seconds)?;
                 let stats = queue.stats();
                 let batches: u64 = stats.batches.values().sum();
                 println!(

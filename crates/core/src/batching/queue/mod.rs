@@ -52,7 +52,9 @@ pub enum Target {
 /// How a queue behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueOptions {
-    /// The most requests that wait; further ones are refused.
+    /// The most requests that wait; further ones are refused. Under overload the queue stays full
+    /// and a request waits for as many batches as that takes: to answer within the SLO even then,
+    /// allow no more than the SLO times the throughput.
     pub capacity: usize,
     /// From a request to its answer, the time to aim for. A request that misses it is computed all
     /// the same: only deadlines are hard.
