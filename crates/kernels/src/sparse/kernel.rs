@@ -229,6 +229,13 @@ fn pixels(grid: &Grid, n: usize, first: usize, count: usize) -> [u32; MAX_TILE] 
     pixels
 }
 
+/// Whether `lanes` pixels, which come in order, follow each other without a gap. The first may be
+/// one that is not there.
+#[inline(always)]
+fn are_consecutive(first: u32, last: u32, lanes: usize) -> bool {
+    last != NONE && first <= last && (last - first) as usize == lanes - 1
+}
+
 /// Stores the sums of a group of rows as channels of pixels.
 #[inline(always)]
 unsafe fn store_group<S: Simd>(
@@ -251,8 +258,7 @@ unsafe fn store_group<S: Simd>(
             }
             s.transpose(&mut square);
             let (first, last) = (pixels[0], pixels[S::LANES - 1]);
-            // Pixels come in order; those that are not there have the largest number.
-            let whole = last != NONE && last.wrapping_sub(first) as usize == S::LANES - 1;
+            let whole = are_consecutive(first, last, S::LANES);
             // SAFETY: the caller's contract.
             unsafe {
                 if whole && lanes == S::LANES && out.residual.is_none() {
@@ -319,6 +325,23 @@ unsafe fn store_square<S: Simd>(
             } else {
                 s.store_partial(y, lanes, sum);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_that_are_not_there_make_gaps() {
+        for lanes in [1usize, 4, 8, 16] {
+            let last = lanes as u32 - 1;
+            assert!(are_consecutive(0, last, lanes) && are_consecutive(7, 7 + last, lanes));
+            assert!(!are_consecutive(0, last + 1, lanes) && !are_consecutive(0, NONE, lanes));
+            // NONE and the pixel `lanes` after it, if numbers went round.
+            assert!(!are_consecutive(NONE, last.wrapping_sub(1), lanes));
+            assert!(!are_consecutive(NONE, NONE, lanes));
         }
     }
 }
