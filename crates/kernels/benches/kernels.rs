@@ -294,6 +294,12 @@ fn main() {
     b.gemm("vit proj", 197, 768, 768);
     b.gemm("vit mlp1", 197, 3072, 768);
     b.gemm("vit mlp2", 197, 768, 3072);
+    b.gemm("vit mlp1 x8", 1576, 3072, 768);
+    b.gemm("vit mlp2 x8", 1576, 768, 3072);
+    b.gemm("swin mlp1", 3136, 384, 96);
+    b.gemm("swin mlp2", 3136, 96, 384);
+    b.gemm("swin mlp1", 49, 3072, 768);
+    b.gemm("swin mlp2", 49, 768, 3072);
     b.gemm("mobilenet expand", 12544, 96, 16);
     b.gemm("mobilenet project", 3136, 24, 144);
     b.gemm("mobilenet last", 49, 1280, 320);

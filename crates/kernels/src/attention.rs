@@ -52,8 +52,10 @@ pub struct AttentionBias<'a> {
     pub row_stride: usize,
 }
 
-/// Query rows whose scores are in memory at a time.
+/// Query rows whose scores are in memory at a time, and how many more a last block may have: a
+/// little beyond the block is better than a second, tiny one.
 const Q_BLOCK: usize = 48;
+const Q_MORE: usize = Q_BLOCK / 4;
 /// Key rows packed at a time.
 const KV_BLOCK: usize = 512;
 
@@ -70,13 +72,13 @@ struct Layout {
 
 impl Layout {
     fn new(isa: Isa, shape: &AttentionShape) -> Layout {
-        // A little beyond the block is better than a second, tiny block.
+        // As with queries: no tiny last block.
         let blocks = (shape.kv_len.saturating_sub(KV_BLOCK / 4)).div_ceil(KV_BLOCK).max(1);
         let kv_block = shape.kv_len.div_ceil(blocks).next_multiple_of(16);
         let scores_stride = kv_block + 16;
         let keys = PackedB::empty(isa, shape.head_dim, kv_block).packed_len();
         let values = PackedB::empty(isa, kv_block, shape.v_dim).packed_len();
-        let scores = Q_BLOCK * scores_stride;
+        let scores = (Q_BLOCK + Q_MORE) * scores_stride;
         let total = (keys + values + scores + 2 * shape.q_len).next_multiple_of(16);
         Layout { kv_block, scores_stride, keys, values, scores, total }
     }
@@ -271,7 +273,8 @@ impl Kernel for Part<'_> {
             pack_panels(self.isa, count, v_dim, v_part, self.v.1, false, panels, values);
             let mut row = self.rows.start;
             while row < self.rows.end {
-                let m = Q_BLOCK.min(self.rows.end - row);
+                let rest = self.rows.end - row;
+                let m = if rest <= Q_BLOCK + Q_MORE { rest } else { Q_BLOCK };
                 let last_visible = visible(row + m - 1);
                 if first_key > 0 && last_visible <= first_key {
                     row += m;

@@ -149,8 +149,8 @@ impl Conv2d {
             && !options.exact
         {
             let [oh, ow] = params.output_size(h, w);
-            if winograd::pays(&params, n, oh, ow) {
-                let algorithm = Algorithm::Winograd(Winograd::new(isa, &params, weight));
+            if let Some(tiling) = winograd::choose(&params, n, oh, ow) {
+                let algorithm = Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight));
                 let bias = bias.map(<[f32]>::to_vec);
                 return Conv2d { params, given: params, isa, algorithm, bias };
             }

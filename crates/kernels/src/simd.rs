@@ -37,7 +37,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Runs `kernel` in a function of its own compiled for this instruction set.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
-    /// Asks for the cache line at `p`, which need not be readable, in the second-level cache.
+    /// Asks for the cache line at `p`, which need not be readable, in the first-level cache.
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
         let _ = p;

@@ -192,10 +192,7 @@ pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
         Activation::Sigmoid => sigmoid(s, x),
         Activation::Silu => gated(s, x, sigmoid(s, x)),
         Activation::Tanh => tanh(s, x),
-        Activation::Gelu => {
-            let e = erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2)));
-            gated(s, x, s.mul_add(e, half, half))
-        }
+        Activation::Gelu => gelu(s, x),
         Activation::GeluTanh => {
             let inner = s.mul_add(s.mul(s.mul(x, x), s.splat(0.044_715)), x, x);
             gated(s, x, sigmoid(s, s.mul(inner, s.splat(1.595_769))))
@@ -209,6 +206,25 @@ pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
         Activation::Softplus => softplus(s, x),
         Activation::Mish => gated(s, x, tanh(s, softplus(s, x))),
     }
+}
+
+/// x times the normal distribution function, which is 1/2 + x P(x^2) / Q(x^2) within 2e-7: a
+/// least-squares fit of our own, reweighted until its error was even. Below -5.2, where it is
+/// below 1e-7, zero.
+#[inline(always)]
+fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
+    const BOUND: f32 = 5.2;
+    let c = s.min(s.splat(BOUND), s.max(s.splat(-BOUND), x));
+    let z = s.mul(c, c);
+    let p = poly(
+        s,
+        z,
+        [2.495_534e-8, 6.393_967_4e-6, 1.543_665e-4, 4.593_85e-3, 3.229_766_7e-2, 3.989_423e-1],
+    );
+    let q =
+        poly(s, z, [1.264_313e-6, 6.970_755e-5, 1.803_225_8e-3, 2.778_617_3e-2, 2.476_248e-1, 1.0]);
+    let gate = s.mul_add(c, s.div(p, q), s.splat(0.5));
+    s.select(s.lt(x, s.splat(-BOUND)), s.splat(0.0), s.mul(x, gate))
 }
 
 /// x * gate, and zero where the gate is closed (an infinite x would make it NaN).

@@ -1,5 +1,7 @@
-//! Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2015, arXiv:1509.09308): a tile of 4x4
-//! outputs takes 36 multiplications per channel instead of 144.
+//! Winograd's minimal filtering (Lavin and Gray 2015, arXiv:1509.09308). F(4x4, 3x3): a tile of 4x4
+//! outputs takes 36 multiplications per channel instead of 144. F(2x2, 3x3): a tile of 2x2 takes 16
+//! instead of 36, with less than half the transformed weights to read; it serves small images,
+//! which few tiles cover.
 //!
 //! A block of tiles goes through three stages that stay in the second-level cache: the inputs'
 //! transform V, for each panel of output channels 36 small matrix products M = V U, and the
@@ -18,12 +20,9 @@ use crate::pool::Pool;
 use crate::simd::{self, Kernel, MAX_LANES, Simd};
 use crate::vmath;
 
-/// Side of the input tile.
-const IN: usize = 6;
-/// Side of the output tile.
-const OUT: usize = 4;
-/// Elements of a transformed tile.
-const POINTS: usize = IN * IN;
+pub(crate) use transform::Tiling;
+use transform::{F2, F4, Filters, Transform};
+
 /// Floats that a block's transformed inputs may have: they stay in the second-level cache.
 const V_LEN: usize = 150 * 1024;
 
@@ -32,6 +31,7 @@ const V_LEN: usize = 150 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Winograd {
     isa: Isa,
+    tiling: Tiling,
     c_in: usize,
     c_out: usize,
     weight: AlignedBuffer,
@@ -51,97 +51,54 @@ struct Blocking {
     shared: bool,
 }
 
-/// Whether it is defined for the shape, and pays for `n` images of `oh` x `ow` outputs.
-pub(crate) fn pays(p: &Conv2dParams, n: usize, oh: usize, ow: usize) -> bool {
+/// Multiply-adds in the time that a weight takes to come from memory.
+const READ: f64 = 11.0;
+
+/// The transform that is defined for the shape and pays for `n` images of `oh` x `ow` outputs, if
+/// any does.
+pub(crate) fn choose(p: &Conv2dParams, n: usize, oh: usize, ow: usize) -> Option<Tiling> {
     let defined = p.kernel == [3, 3] && p.stride == [1, 1] && p.dilation == [1, 1] && p.groups == 1;
     if !defined || p.c_in < 16 || p.c_out < 16 {
-        return false;
+        return None;
     }
     let (ci, co) = (p.c_in as f64, p.c_out as f64);
-    let tiles = (n * oh.div_ceil(OUT) * ow.div_ceil(OUT)) as f64;
-    // In multiply-adds: the products (with few tiles as long as reading the weights takes, which
-    // are four times as many), the transforms' operations per channel.
-    let products = (POINTS as f64 * tiles).max(384.0) * ci * co;
-    let transforms = tiles * (216.0 * ci + 170.0 * co);
-    let direct = (n * oh * ow * 9) as f64 * ci * co;
-    products + transforms < 0.75 * direct
-}
-
-/// G of the 3-tap filter, 6 x 3.
-const G: [[f64; 3]; IN] = [
-    [1.0 / 4.0, 0.0, 0.0],
-    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-    [0.0, 0.0, 1.0],
-];
-
-/// G g G^T of the 3x3 filters of one input channel and a panel of output channels, in double
-/// precision.
-struct TransformFilters<'a> {
-    /// Weights (c_out, c_in, 3, 3), from the panel's first output channel on.
-    weight: &'a [f32],
-    c_in: usize,
-    /// Output channels of the panel, and as many with padding.
-    columns: usize,
-    width: usize,
-    /// The panel.
-    out: &'a mut [f32],
-}
-
-/// The widest panel of any instruction set.
-const MAX_WIDTH: usize = 64;
-
-impl Kernel for TransformFilters<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let columns = self.columns;
-        assert!(columns <= MAX_WIDTH, "a panel is at most MAX_WIDTH wide");
-        for i in 0..self.c_in {
-            // One element of all filters side by side.
-            let mut g = [[0.0f64; MAX_WIDTH]; 9];
-            for (o, filters) in self.weight.chunks(self.c_in * 9).take(columns).enumerate() {
-                for (g, &w) in g.iter_mut().zip(&filters[i * 9..][..9]) {
-                    g[o] = f64::from(w);
-                }
-            }
-            for (row, left) in G.iter().enumerate() {
-                let mut half = [[0.0f64; MAX_WIDTH]; 3];
-                for (j, half) in half.iter_mut().enumerate() {
-                    for o in 0..columns {
-                        half[o] = (0..3).map(|k| left[k] * g[k * 3 + j][o]).sum();
-                    }
-                }
-                for (column, right) in G.iter().enumerate() {
-                    let point = row * IN + column;
-                    let out = &mut self.out[(point * self.c_in + i) * self.width..][..columns];
-                    for (o, out) in out.iter_mut().enumerate() {
-                        *out = (0..3).map(|k| half[k][o] * right[k]).sum::<f64>() as f32;
-                    }
-                }
-            }
-        }
-    }
+    // In multiply-adds: the products, reading the weights, the transforms' operations per channel.
+    let direct = ((n * oh * ow) as f64 + READ) * 9.0 * ci * co;
+    let cost = |tiling: Tiling| {
+        let tiles = (n * oh.div_ceil(tiling.side()) * ow.div_ceil(tiling.side())) as f64;
+        let [input, output] = match tiling {
+            Tiling::Two => [80.0, 60.0],
+            Tiling::Four => [216.0, 170.0],
+        };
+        (tiles + READ) * tiling.points() as f64 * ci * co + tiles * (input * ci + output * co)
+    };
+    [Tiling::Four, Tiling::Two]
+        .map(|tiling| (cost(tiling), tiling))
+        .into_iter()
+        .min_by(|(a, _), (b, _)| a.total_cmp(b))
+        .and_then(|(cost, tiling)| (cost < 0.85 * direct).then_some(tiling))
 }
 
 impl Winograd {
-    pub(crate) fn new(isa: Isa, p: &Conv2dParams, weight: &[f32]) -> Winograd {
+    pub(crate) fn new(isa: Isa, tiling: Tiling, p: &Conv2dParams, weight: &[f32]) -> Winograd {
         let (lanes, _, vectors) = simd::tile_of(isa);
         let nr = lanes * vectors;
         let (ci, co) = (p.c_in, p.c_out);
-        let mut packed = AlignedBuffer::zeroed(POINTS * ci * co.next_multiple_of(lanes));
-        let panels = packed.as_mut_slice().chunks_mut(POINTS * ci * nr);
+        let points = tiling.points();
+        let mut packed = AlignedBuffer::zeroed(points * ci * co.next_multiple_of(lanes));
+        let panels = packed.as_mut_slice().chunks_mut(points * ci * nr);
         for (panel, out) in panels.enumerate() {
             let columns = (co - panel * nr).min(nr);
             let width = columns.next_multiple_of(lanes);
             let weight = &weight[panel * nr * ci * 9..];
-            simd::dispatch(isa, TransformFilters { weight, c_in: ci, columns, width, out });
+            let filters = Filters { weight, c_in: ci, columns, width, out };
+            match tiling {
+                Tiling::Two => filters.transform(isa, F2),
+                Tiling::Four => filters.transform(isa, F4),
+            }
         }
         let zeros = AlignedBuffer::zeroed(ci.next_multiple_of(MAX_LANES));
-        Winograd { isa, c_in: ci, c_out: co, weight: packed, zeros }
+        Winograd { isa, tiling, c_in: ci, c_out: co, weight: packed, zeros }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -150,8 +107,9 @@ impl Winograd {
 
     fn blocking(&self, n: usize, oh: usize, ow: usize, threads: usize) -> Blocking {
         let (_, mr, _) = simd::tile_of(self.isa);
-        let tiles = n * oh.div_ceil(OUT) * ow.div_ceil(OUT);
-        let most = (V_LEN / (POINTS * self.c_in)).clamp(4, 8 * mr);
+        let side = self.tiling.side();
+        let tiles = n * oh.div_ceil(side) * ow.div_ceil(side);
+        let most = (V_LEN / (self.tiling.points() * self.c_in)).clamp(4, 8 * mr);
         let most = if most > mr { most / mr * mr } else { most };
         let blocks = tiles.div_ceil(most).max(1);
         if threads == 1 || blocks >= 2 * threads {
@@ -172,12 +130,12 @@ impl Winograd {
     }
 
     fn v_len(&self, block: usize) -> usize {
-        (POINTS * block * self.c_in + MAX_LANES).next_multiple_of(16)
+        (self.tiling.points() * block * self.c_in + MAX_LANES).next_multiple_of(16)
     }
 
     fn m_len(&self, block: usize) -> usize {
         let (lanes, _, vectors) = simd::tile_of(self.isa);
-        POINTS * block * lanes * vectors
+        self.tiling.points() * block * lanes * vectors
     }
 
     /// Elements of scratch that [`Winograd::run`] needs.
@@ -198,66 +156,11 @@ impl Winograd {
         scratch: &mut [f32],
         pool: &Pool,
     ) {
-        let threads = pool.threads();
-        let b = self.blocking(n, geometry.oh, geometry.ow, threads);
-        let (v_len, m_len) = (self.v_len(b.block), self.m_len(b.group));
-        let scratch = SharedMut::new(align_scratch(scratch));
-        let m_start = v_len * if b.shared { 1 } else { threads };
         let run = Run { weights: self, geometry, x, bias, epi, y: SharedMut::new(y) };
-        let panels = self.panels();
-        let blocks = b.tiles.div_ceil(b.block);
-        let tiles_of = |block: usize| block * b.block..b.tiles.min((block + 1) * b.block);
-        if !b.shared {
-            pool.run_with_worker(blocks, &|block, worker| {
-                // SAFETY: parts of the scratch by worker, which runs one task at a time.
-                let (v, m) = unsafe {
-                    (
-                        scratch.slice(worker * v_len, v_len),
-                        scratch.slice(m_start + worker * m_len, m_len),
-                    )
-                };
-                let tiles = tiles_of(block);
-                let part = tiles.clone();
-                let v_out = SharedMut::new(v);
-                simd::dispatch(
-                    self.isa,
-                    Inputs { run: &run, block: tiles.clone(), part, v: v_out },
-                );
-                simd::dispatch(
-                    self.isa,
-                    Products {
-                        run: &run,
-                        block: tiles.clone(),
-                        part: tiles,
-                        panels: 0..panels,
-                        v,
-                        m,
-                    },
-                );
-            });
-            return;
+        match self.tiling {
+            Tiling::Two => run.blocks(F2, n, scratch, pool),
+            Tiling::Four => run.blocks(F4, n, scratch, pool),
         }
-        let parts = b.tiles.min(4 * threads);
-        pool.run(parts, &|task| {
-            let cut = |i: usize| i * b.tiles / parts;
-            // SAFETY: each task writes the transforms of its own tiles.
-            let v = SharedMut::new(unsafe { scratch.slice(0, v_len) });
-            let part = cut(task)..cut(task + 1);
-            simd::dispatch(self.isa, Inputs { run: &run, block: 0..b.tiles, part, v });
-        });
-        let groups = b.tiles.div_ceil(b.group);
-        pool.run_with_worker(groups * panels, &|task, worker| {
-            // Neighbouring tasks share a panel's weights.
-            let (panel, group) = (task / groups, task % groups);
-            let cut = |i: usize| i * b.tiles / groups;
-            // SAFETY: nobody writes V now; a worker's part of M is its own.
-            let (v, m) = unsafe {
-                (scratch.slice(0, v_len), scratch.slice(m_start + worker * m_len, m_len))
-            };
-            let (block, part) = (0..b.tiles, cut(group)..cut(group + 1));
-            let panels = panel..panel + 1;
-            simd::dispatch(self.isa, Products { run: &run, block, part, panels, v, m });
-        });
     }
 }
 
@@ -273,20 +176,77 @@ struct Run<'a> {
 impl Run<'_> {
     /// A tile's image, and its first output row and column.
     fn place(&self, tile: usize) -> (usize, usize, usize) {
-        let (down, across) = (self.geometry.oh.div_ceil(OUT), self.geometry.ow.div_ceil(OUT));
-        (tile / (down * across), tile / across % down * OUT, tile % across * OUT)
+        let side = self.weights.tiling.side();
+        let (down, across) = (self.geometry.oh.div_ceil(side), self.geometry.ow.div_ceil(side));
+        (tile / (down * across), tile / across % down * side, tile % across * side)
+    }
+
+    fn blocks<T: Transform<IN, OUT>, const IN: usize, const OUT: usize>(
+        &self,
+        transform: T,
+        n: usize,
+        scratch: &mut [f32],
+        pool: &Pool,
+    ) {
+        let (w, threads) = (self.weights, pool.threads());
+        let b = w.blocking(n, self.geometry.oh, self.geometry.ow, threads);
+        let (v_len, m_len) = (w.v_len(b.block), w.m_len(b.group));
+        let scratch = SharedMut::new(align_scratch(scratch));
+        let m_start = v_len * if b.shared { 1 } else { threads };
+        let panels = w.panels();
+        let inputs = |block: Range<usize>, part: Range<usize>, v: &mut [f32]| {
+            let v = SharedMut::new(v);
+            simd::dispatch(w.isa, Inputs { transform, run: self, block, part, v });
+        };
+        let products = |[block, part, panels]: [Range<usize>; 3], v: &[f32], m: &mut [f32]| {
+            simd::dispatch(w.isa, Products { transform, run: self, block, part, panels, v, m });
+        };
+        if !b.shared {
+            pool.run_with_worker(b.tiles.div_ceil(b.block), &|block, worker| {
+                // SAFETY: parts of the scratch by worker, which runs one task at a time.
+                let (v, m) = unsafe {
+                    (
+                        scratch.slice(worker * v_len, v_len),
+                        scratch.slice(m_start + worker * m_len, m_len),
+                    )
+                };
+                let tiles = block * b.block..b.tiles.min((block + 1) * b.block);
+                inputs(tiles.clone(), tiles.clone(), v);
+                products([tiles.clone(), tiles, 0..panels], v, m);
+            });
+            return;
+        }
+        let parts = b.tiles.min(4 * threads);
+        pool.run(parts, &|task| {
+            let cut = |i: usize| i * b.tiles / parts;
+            // SAFETY: each task writes the transforms of its own tiles.
+            let v = unsafe { scratch.slice(0, v_len) };
+            inputs(0..b.tiles, cut(task)..cut(task + 1), v);
+        });
+        let groups = b.tiles.div_ceil(b.group);
+        pool.run_with_worker(groups * panels, &|task, worker| {
+            // Neighbouring tasks share a panel's weights.
+            let (panel, group) = (task / groups, task % groups);
+            let cut = |i: usize| i * b.tiles / groups;
+            // SAFETY: nobody writes V now; a worker's part of M is its own.
+            let (v, m) = unsafe {
+                (scratch.slice(0, v_len), scratch.slice(m_start + worker * m_len, m_len))
+            };
+            products([0..b.tiles, cut(group)..cut(group + 1), panel..panel + 1], v, m);
+        });
     }
 }
 
 /// V = B^T d B of some tiles: V[point][tile of the block][channel].
-struct Inputs<'a> {
+struct Inputs<'a, T, const IN: usize, const OUT: usize> {
+    transform: T,
     run: &'a Run<'a>,
     block: Range<usize>,
     part: Range<usize>,
     v: SharedMut,
 }
 
-impl Kernel for Inputs<'_> {
+impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Inputs<'_, T, IN, OUT> {
     type Output = ();
 
     #[inline(always)]
@@ -312,6 +272,7 @@ impl Kernel for Inputs<'_> {
                 }
             }
             let out = TileInput {
+                transform: self.transform,
                 rows: &rows,
                 channels: ci,
                 v: self.v.ptr().wrapping_add((tile - self.block.start) * ci),
@@ -322,7 +283,8 @@ impl Kernel for Inputs<'_> {
     }
 }
 
-struct TileInput<'a> {
+struct TileInput<'a, T, const IN: usize, const OUT: usize> {
+    transform: T,
     rows: &'a [[*const f32; IN]; IN],
     channels: usize,
     v: *mut f32,
@@ -330,7 +292,9 @@ struct TileInput<'a> {
     step: usize,
 }
 
-impl Kernel for TileInput<'_> {
+impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel
+    for TileInput<'_, T, IN, OUT>
+{
     type Output = ();
 
     #[inline(always)]
@@ -349,12 +313,12 @@ impl Kernel for TileInput<'_> {
                         if full { s.load(x) } else { s.load_partial(x, lanes) }
                     };
                 }
-                for (i, t) in input_points(s, d).into_iter().enumerate() {
+                for (i, t) in self.transform.input(s, d).into_iter().enumerate() {
                     half[i][j] = t;
                 }
             }
             for (i, row) in half.into_iter().enumerate() {
-                for (j, t) in input_points(s, row).into_iter().enumerate() {
+                for (j, t) in self.transform.input(s, row).into_iter().enumerate() {
                     let v = self.v.wrapping_add((i * IN + j) * self.step + c);
                     // SAFETY: V has `channels` elements for each point of this tile.
                     unsafe {
@@ -371,40 +335,9 @@ impl Kernel for TileInput<'_> {
     }
 }
 
-/// B^T of the points 0, 1, -1, 2, -2 and infinity.
-#[inline(always)]
-fn input_points<S: Simd>(s: S, x: [S::V; IN]) -> [S::V; IN] {
-    let k = |v: f32| s.splat(v);
-    let even = s.mul_add(k(-4.0), x[2], x[4]);
-    let odd = s.mul_add(k(-4.0), x[1], x[3]);
-    let even2 = s.sub(x[4], x[2]);
-    let odd2 = s.sub(x[3], x[1]);
-    [
-        s.mul_add(k(4.0), x[0], s.mul_add(k(-5.0), x[2], x[4])),
-        s.add(even, odd),
-        s.sub(even, odd),
-        s.mul_add(k(2.0), odd2, even2),
-        s.mul_add(k(-2.0), odd2, even2),
-        s.mul_add(k(4.0), x[1], s.mul_add(k(-5.0), x[3], x[5])),
-    ]
-}
-
-/// A^T of the same points.
-#[inline(always)]
-fn output_points<S: Simd>(s: S, m: [S::V; IN]) -> [S::V; OUT] {
-    let k = |v: f32| s.splat(v);
-    let (sum, difference) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
-    let (sum2, difference2) = (s.add(m[3], m[4]), s.sub(m[3], m[4]));
-    [
-        s.add(s.add(m[0], sum), sum2),
-        s.mul_add(k(2.0), difference2, difference),
-        s.mul_add(k(4.0), sum2, sum),
-        s.add(s.mul_add(k(8.0), difference2, difference), m[5]),
-    ]
-}
-
 /// The products of some of a block's tiles with some panels, and what becomes of them.
-struct Products<'a> {
+struct Products<'a, T, const IN: usize, const OUT: usize> {
+    transform: T,
     run: &'a Run<'a>,
     /// The tiles of V.
     block: Range<usize>,
@@ -415,23 +348,23 @@ struct Products<'a> {
     m: &'a mut [f32],
 }
 
-impl Kernel for Products<'_> {
+impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Products<'_, T, IN, OUT> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let w = self.run.weights;
-        let (ci, count) = (w.c_in, self.part.len());
+        let (ci, count, points) = (w.c_in, self.part.len(), IN * IN);
         let first = self.part.start - self.block.start;
         let nr = S::TILE.1 * S::LANES;
-        assert!(self.part.end <= self.block.end && self.m.len() >= POINTS * count * nr);
+        assert!(self.part.end <= self.block.end && self.m.len() >= points * count * nr);
         let m = self.m.as_mut_ptr();
         for panel in self.panels.clone() {
             let column = panel * nr;
             let columns = nr.min(w.c_out - column);
             let nv = columns.div_ceil(S::LANES);
             let width = nv * S::LANES;
-            let u = &w.weight.as_slice()[column * POINTS * ci..][..POINTS * ci * width];
+            let u = &w.weight.as_slice()[column * points * ci..][..points * ci * width];
             for (point, u) in u.chunks_exact(ci * width).enumerate() {
                 let v = &self.v[(point * self.block.len() + first) * ci..][..count * ci];
                 for (row, mr) in tiles(count, S::TILE.0) {
@@ -459,6 +392,7 @@ impl Kernel for Products<'_> {
             for tile in self.part.clone() {
                 let (image, oy, ox) = self.run.place(tile);
                 s.call(TileOutput {
+                    transform: self.transform,
                     run: self.run,
                     m: m.wrapping_add((tile - self.part.start) * nr),
                     step: count * nr,
@@ -472,7 +406,8 @@ impl Kernel for Products<'_> {
 }
 
 /// y = act(A^T m A + bias + before) + after of one tile and panel.
-struct TileOutput<'a> {
+struct TileOutput<'a, T, const IN: usize, const OUT: usize> {
+    transform: T,
     run: &'a Run<'a>,
     m: *const f32,
     step: usize,
@@ -482,7 +417,9 @@ struct TileOutput<'a> {
     columns: usize,
 }
 
-impl Kernel for TileOutput<'_> {
+impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel
+    for TileOutput<'_, T, IN, OUT>
+{
     type Output = ();
 
     #[inline(always)]
@@ -506,7 +443,7 @@ impl Kernel for TileOutput<'_> {
                     // SAFETY: M has whole vectors for each point of this tile.
                     *point = unsafe { s.load(self.m.add((i * IN + j) * self.step + c)) };
                 }
-                for (i, t) in output_points(s, points).into_iter().enumerate() {
+                for (i, t) in self.transform.output(s, points).into_iter().enumerate() {
                     half[i][j] = t;
                 }
             }
@@ -518,7 +455,9 @@ impl Kernel for TileOutput<'_> {
                     None => s.splat(0.0),
                 };
                 for (i, row) in half.into_iter().enumerate().take(g.oh - oy) {
-                    for (j, t) in output_points(s, row).into_iter().enumerate().take(g.ow - ox) {
+                    for (j, t) in
+                        self.transform.output(s, row).into_iter().enumerate().take(g.ow - ox)
+                    {
                         let at = ((image * g.oh + oy + i) * g.ow + ox + j) * co + channel;
                         let mut t = s.add(t, bias);
                         if let Some(r) = before {
@@ -536,6 +475,8 @@ impl Kernel for TileOutput<'_> {
         }
     }
 }
+
+mod transform;
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 //! Blocks a product for the caches and the threads, and hands tiles to the micro-kernel.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activation::{Epilogue, Residual};
-use crate::aligned::SharedMut;
+use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::gemm::PackedB;
 use crate::gemm::micro::{Finish, Micro, Tile};
 use crate::gemm::skip::{self, Skipping};
@@ -134,11 +135,12 @@ impl Split {
     }
 }
 
-/// Depth of a block of K: a panel of B that deep leaves room in the first-level cache.
+/// Depth of a block of K. A panel of B that deep stays in the first-level cache or just outgrows
+/// it: it is read in order, so that it comes from the second level in time, and deeper blocks
+/// load and store the output less often.
 fn kc(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 | Isa::Avx512Vnni => 192,
-        Isa::Avx2 => 384,
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx2 => 384,
         _ => 512,
     }
 }
@@ -190,6 +192,40 @@ impl Kernel for Block<'_> {
     }
 }
 
+/// Whether rows so far apart share their places in the first-level cache: a tile's rows, of which
+/// each step reads an element, then drive each other out.
+fn collide(lda: usize) -> bool {
+    (lda * size_of::<f32>()).is_multiple_of(2048)
+}
+
+thread_local! {
+    /// The copy of a block's rows. Kept for the thread's life: no product allocates twice.
+    static COPY: RefCell<AlignedBuffer> = RefCell::new(AlignedBuffer::zeroed(0));
+}
+
+/// Copies elements `run` of `m` rows into a buffer of this thread, at a distance that does not
+/// [`collide`]. The copy lives until this thread's next one.
+///
+/// # Safety
+/// The rows `lda` apart from `a` on have these elements.
+unsafe fn copy_rows(a: *const f32, lda: usize, m: usize, run: Range<usize>) -> Rows {
+    let distance = run.len().next_multiple_of(16) + 16;
+    let copy = COPY.with_borrow_mut(|copy| {
+        if copy.as_slice().len() < m * distance {
+            *copy = AlignedBuffer::zeroed(m * distance);
+        }
+        copy.as_mut_slice().as_mut_ptr()
+    });
+    for row in 0..m {
+        // SAFETY: the caller's contract; the copy has `distance` elements per row.
+        unsafe {
+            let from = a.add(row * lda + run.start);
+            std::ptr::copy_nonoverlapping(from, copy.add(row * distance), run.len());
+        }
+    }
+    Rows::Dense { a: copy, lda: distance }
+}
+
 impl Block<'_> {
     #[inline(always)]
     fn depth_block<S: Simd>(&self, s: S, taps: Range<usize>, run: Range<usize>) {
@@ -197,6 +233,14 @@ impl Block<'_> {
         let nr = S::TILE.1 * S::LANES;
         let n = p.b.n();
         let finishes = taps.end == p.taps && run.end == p.run;
+        // Where the copy of the rows, if there is one, has this depth.
+        let (rows, offset) = match self.rows {
+            Rows::Dense { a, lda } if self.m > 1 && self.panels.len() > 3 && collide(lda) => {
+                // SAFETY: the block has these rows, each with elements `run`.
+                (unsafe { copy_rows(a, lda, self.m, run.clone()) }, 0)
+            }
+            rows => (rows, run.start),
+        };
         for panel in self.panels.clone() {
             let column = panel * nr;
             let columns = nr.min(n - column);
@@ -205,18 +249,10 @@ impl Block<'_> {
             let b = &p.packed[panel * nr * p.b.k() + depth * nv * S::LANES..];
             assert!(b.len() >= (taps.len() - 1) * p.run * nv * S::LANES);
             let bias = p.bias.map_or(std::ptr::null(), |bias| bias[column..][..columns].as_ptr());
-            // Weights come from memory once per block of rows: while this panel is worked on, the
-            // same depth of the next one is fetched, a share with every tile.
-            let next = b.as_ptr().wrapping_add(nr * p.b.k());
-            let lines = if panel + 1 < self.panels.end { taps.len() * run.len() * nv } else { 0 };
-            let lines = lines * S::LANES / 16;
             for (row, mr) in tiles(self.m, S::TILE.0) {
-                for line in lines * row / self.m..lines * (row + mr) / self.m {
-                    s.prefetch(next.wrapping_add(line * 16));
-                }
                 let at = (self.first_row + row) * p.ldc + column;
                 let mut dense = [std::ptr::null(); 16];
-                let rows = match self.rows {
+                let rows = match rows {
                     Rows::Dense { a, lda } => {
                         for (r, pointer) in dense.iter_mut().enumerate().take(mr) {
                             // SAFETY: the block has these rows.
@@ -231,7 +267,7 @@ impl Block<'_> {
                     rows,
                     taps: taps.len(),
                     run: run.len(),
-                    offset: run.start,
+                    offset,
                     b: b.as_ptr(),
                     // SAFETY: rows first_row .. first_row + m of c exist and are this block's.
                     c: unsafe { p.c.ptr().add(at) },

@@ -107,6 +107,9 @@ pub(crate) struct Tile<'a> {
     pub(crate) finish: Option<&'a Finish>,
 }
 
+/// Products of a tile's element from which it takes long enough for the output to arrive meanwhile.
+const FETCH: usize = 192;
+
 /// Computes a tile of MR x NV vectors, with U independent sums along K.
 ///
 /// The pointers in the tile must be valid for what their descriptions say.
@@ -128,6 +131,13 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const U: usize>(s: S, 
     let mut acc = [[[zero; NV]; MR]; U];
     let mut b = t.b;
     let width = NV * S::LANES;
+    if t.taps * t.run >= FETCH {
+        for r in 0..MR {
+            for v in 0..NV {
+                s.prefetch(t.c.wrapping_add(r * t.ldc + v * S::LANES));
+            }
+        }
+    }
     for tap in 0..t.taps {
         let mut a = [std::ptr::null::<f32>(); MR];
         for (r, a) in a.iter_mut().enumerate() {

@@ -75,7 +75,7 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // A hint: it faults on no address.
-        proven!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+        proven!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -6,7 +6,14 @@ use super::*;
 use crate::activation::Activation;
 use crate::testing::{close, epilogue_reference, random};
 
-const B: [[f64; IN]; IN] = [
+/// B^T and A^T of F(2x2, 3x3).
+const TWO: ([[f64; 4]; 4], [[f64; 4]; 2]) = (
+    [[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, -1.0, 1.0, 0.0], [0.0, -1.0, 0.0, 1.0]],
+    [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, 1.0]],
+);
+/// B^T and A^T of F(4x4, 3x3).
+const FOUR: ([[f64; 6]; 6], [[f64; 6]; 4]) = (B, A);
+const B: [[f64; 6]; 6] = [
     [4.0, 0.0, -5.0, 0.0, 1.0, 0.0],
     [0.0, -4.0, -4.0, 1.0, 1.0, 0.0],
     [0.0, 4.0, -4.0, -1.0, 1.0, 0.0],
@@ -14,7 +21,7 @@ const B: [[f64; IN]; IN] = [
     [0.0, 2.0, -1.0, -2.0, 1.0, 0.0],
     [0.0, 4.0, 0.0, -5.0, 0.0, 1.0],
 ];
-const A: [[f64; IN]; OUT] = [
+const A: [[f64; 6]; 4] = [
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
     [0.0, 1.0, -1.0, 2.0, -2.0, 0.0],
     [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
@@ -32,7 +39,9 @@ fn magnitudes<const R: usize, const C: usize>(m: &[[f64; C]; R], t: &[f64]) -> V
 
 /// The direct sums in double precision, and bounds: what roundings of the transforms and of
 /// the sums over channels can amount to at most.
-fn reference(
+fn reference<T: Transform<IN, OUT>, const IN: usize, const OUT: usize>(
+    _: T,
+    (input, output): &([[f64; IN]; IN], [[f64; IN]; OUT]),
     p: &Conv2dParams,
     [n, h, w]: [usize; 3],
     [oh, ow]: [usize; 2],
@@ -48,7 +57,7 @@ fn reference(
     let u: Vec<Vec<f64>> = (0..p.c_out * p.c_in)
         .map(|i| {
             let g: Vec<f64> = weight[i * 9..][..9].iter().map(|v| f64::from(v.abs())).collect();
-            magnitudes(&G, &g)
+            magnitudes(&T::G, &g)
         })
         .collect();
     for (b, ty, tx) in (0..n).flat_map(|b| {
@@ -58,15 +67,15 @@ fn reference(
         let v: Vec<Vec<f64>> = (0..p.c_in)
             .map(|c| {
                 let d: Vec<f64> =
-                    (0..POINTS).map(|i| pixel(b, ty + i / IN, tx + i % IN, c).abs()).collect();
-                magnitudes(&B, &d)
+                    (0..IN * IN).map(|i| pixel(b, ty + i / IN, tx + i % IN, c).abs()).collect();
+                magnitudes(input, &d)
             })
             .collect();
         for o in 0..p.c_out {
-            let m: Vec<f64> = (0..POINTS)
+            let m: Vec<f64> = (0..IN * IN)
                 .map(|i| (0..p.c_in).map(|c| u[o * p.c_in + c][i] * v[c][i]).sum())
                 .collect();
-            let bounds = magnitudes(&A, &m);
+            let bounds = magnitudes(output, &m);
             for (i, bound) in bounds.iter().enumerate() {
                 let (y, x_) = (ty + i / OUT, tx + i % OUT);
                 if y >= oh || x_ >= ow {
@@ -88,7 +97,7 @@ fn reference(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn matches_double_precision(
@@ -97,6 +106,7 @@ proptest! {
         pads in [0usize..2, 0usize..2, 0usize..2, 0usize..2],
         kind in 0u8..3,
         threads in 1usize..8,
+        four: bool,
     ) {
         let ([c_in, c_out], [n, h, w]) = (channels, size);
         let (kernel, one) = ([3, 3], [1, 1]);
@@ -107,7 +117,11 @@ proptest! {
         let x = random(n * h * w * c_in, 1);
         let weight = random(c_out * c_in * 9, 2);
         let bias = random(c_out, 3);
-        let sums = reference(&p, size, [oh, ow], &x, &weight);
+        let (tiling, sums) = if four {
+            (Tiling::Four, reference(F4, &FOUR, &p, size, [oh, ow], &x, &weight))
+        } else {
+            (Tiling::Two, reference(F2, &TWO, &p, size, [oh, ow], &x, &weight))
+        };
         let extra = random(sums.len(), 4);
         let epi = match kind {
             0 => Epilogue::NONE,
@@ -123,7 +137,7 @@ proptest! {
         let pool = Pool::new(threads);
         let geometry = Geometry { params: p, h, w, oh, ow };
         for isa in Isa::available() {
-            let winograd = Winograd::new(isa, &p, &weight);
+            let winograd = Winograd::new(isa, tiling, &p, &weight);
             let mut y = vec![f32::NAN; sums.len()];
             let mut scratch = vec![f32::NAN; winograd.scratch_len(n, oh, ow, threads)];
             let (y_, scratch) = (&mut y, &mut scratch);
@@ -149,14 +163,14 @@ fn large_maps_go_by_blocks_and_errors_stay_small() {
         dilation: one,
         pads: [1; 4],
     };
-    assert!(pays(&p, 1, size, size));
+    assert_eq!(choose(&p, 1, size, size), Some(Tiling::Four));
     let x = random(size * size * c_in, 1);
     let weight = random(c_out * c_in * 9, 2);
     let geometry = Geometry { params: p, h: size, w: size, oh: size, ow: size };
     let isa = crate::isa::best();
     let mut results = Vec::new();
     for threads in [1, 2, 3, 16] {
-        let winograd = Winograd::new(isa, &p, &weight);
+        let winograd = Winograd::new(isa, Tiling::Four, &p, &weight);
         let blocking = winograd.blocking(1, size, size, threads);
         assert!(blocking.group < 81);
         let tasks = 81usize.div_ceil(blocking.group) * winograd.panels();
