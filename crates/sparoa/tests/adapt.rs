@@ -1,9 +1,9 @@
 //! Adaptation on two real processors: the CPU on one core, Mesa's software Vulkan on another, and a
-//! real load that comes and goes on either. No inference may fail or answer differently, whatever
-//! plans are tried and adopted. How much of what the stale plan loses the adaptive session recovers
-//! is a matter of timing, and so of what else the machine does: it is asserted where the scenario is
-//! run by hand on a quiet machine (`SPAROA_ISA=sse LP_NUM_THREADS=1 cargo test --release -p sparoa
-//! --test adapt -- --ignored --nocapture`), and only printed otherwise.
+//! real load that comes to either, moves and stops. No inference may fail or answer differently,
+//! whatever plans are tried and adopted. How much of what the stale plan loses the adaptive session
+//! recovers is a matter of timing, and so of what else the machine does: it is asserted where the
+//! scenario is run by hand on a quiet machine (`SPAROA_ISA=scalar LP_NUM_THREADS=1 cargo test
+//! --release -p sparoa --test adapt -- --ignored --nocapture`), and only printed otherwise.
 //!
 //! The scenario needs kernels about as slow as the emulated GPU, which an environment variable read
 //! once per process decides: the test runs itself as a child with that variable set.
@@ -26,11 +26,12 @@ const UNTIMED: &str = "SPAROA_ADAPT_UNTIMED";
 /// Of the gap between the stale and the best plan.
 const RECOVERED: f64 = 0.8;
 
-/// Measurements per load, of which one must show it.
-const ROUNDS: usize = 3;
+/// Where the best plan saves less of the stale one's time, there is nothing to recover.
+const GAP: f64 = 0.15;
 
-/// Processes that compete for a loaded core.
-const COMPETITORS: usize = 4;
+/// Processes that compete for a loaded core: so many that a CPU with a tenth of its core is slower
+/// than the emulated GPU.
+const COMPETITORS: usize = 8;
 
 #[test]
 fn an_adaptive_session_answers_alike_under_load() {
@@ -44,7 +45,7 @@ fn an_adaptive_session_answers_alike_under_load() {
     }
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_scenario", "--ignored", "--nocapture"])
-        .env("SPAROA_ISA", "sse")
+        .env("SPAROA_ISA", "scalar")
         .env("LP_NUM_THREADS", "1")
         .env(UNTIMED, "1")
         .status()
@@ -56,8 +57,7 @@ fn an_adaptive_session_answers_alike_under_load() {
 #[ignore = "run by an_adaptive_session_answers_alike_under_load, in a process of its own"]
 fn the_scenario() {
     let timed = std::env::var_os(UNTIMED).is_none();
-    let (rounds, quiet) = if timed { (ROUNDS, 3) } else { (1, 1) };
-    let quiet = Duration::from_secs(quiet);
+    let quiet = Duration::from_secs(if timed { 6 } else { 1 });
     let cores = cores();
     let (cpu_core, gpu_core) = (cores[0], cores[1]);
     // The driver's threads inherit the core of whoever starts them.
@@ -80,44 +80,45 @@ fn the_scenario() {
 
     let mut adaptive = build(Policy::Auto);
     let (mut stale, mut tried) = (build(Policy::Auto), build(Policy::Auto));
-    assert_eq!(stale.placement(), adaptive.placement());
+    let idle = stale.placement().clone();
+    assert_eq!(&idle, adaptive.placement());
     let input = random_tensor(adaptive.inputs()[0].ty.as_ref().unwrap(), 1);
     let mut runs = Runs { expected: run(&mut adaptive, &input), input, wrong: 0 };
     adaptive.adapt(AdaptOptions::default(), Monitor::new()).unwrap();
+    // What the machine does at the beginning is no load to tell apart from.
+    runs.settle(&mut adaptive, quiet);
 
     let mut failures = Vec::new();
-    for (name, core) in [("CPU", cpu_core), ("GPU", gpu_core)] {
-        let load = Load::on(core);
-        let mut enough = false;
-        // Others on the machine disturb single rounds.
-        for _ in 0..rounds {
-            runs.settle(&mut adaptive, quiet);
-            let best = runs.best(&mut tried, stale.placement());
-            tried.set_placement(best, "best").unwrap();
-            let [stale, best, adapted] = runs.compare([&mut stale, &mut tried, &mut adaptive]);
-            let gap = stale - best;
-            let recovered = (stale - adapted) / gap;
-            println!(
-                "load on the {name}'s core: stale {stale:.1} ms, best {best:.1}, adaptive \
-                 {adapted:.1}: {:.0} % of the gap",
-                100.0 * recovered
-            );
-            enough = gap < 0.15 * stale || recovered >= RECOVERED;
-            if enough {
-                break;
-            }
-        }
-        drop(load);
-        if !enough {
-            failures.push(format!("load on the {name}: under {RECOVERED} in {ROUNDS} rounds"));
-        }
+    let phases = [
+        ("on the CPU's core", Some(cpu_core)),
+        ("moved to the GPU's core", Some(gpu_core)),
+        ("back on the CPU's core", Some(cpu_core)),
+        ("stopped", None),
+    ];
+    for (name, core) in phases {
+        let load = core.map(Load::on);
+        // The plan that was right a moment ago.
+        stale.set_placement(adaptive.placement().clone(), "stale").unwrap();
         runs.settle(&mut adaptive, quiet);
+        let best = runs.best(&mut tried, [&idle, stale.placement()]);
+        tried.set_placement(best, "best").unwrap();
+        let [before, best, adapted] = runs.compare([&mut stale, &mut tried, &mut adaptive]);
+        drop(load);
+        let gap = before - best;
+        let recovered = (before - adapted) / gap;
+        print!("load {name}: stale {before:.1} ms, best {best:.1}, adaptive {adapted:.1}: ");
+        if gap < GAP * before {
+            println!("nothing to recover");
+            continue;
+        }
+        println!("{:.0} % of the gap", 100.0 * recovered);
+        if recovered < RECOVERED {
+            failures.push(format!("load {name}: {recovered:.2} of the gap"));
+        }
     }
-    let [stale, adapted] = runs.compare([&mut stale, &mut adaptive]);
     for switch in adaptive.adaptation().unwrap().log {
         println!("  {switch:?}");
     }
-    println!("no load: plan made for it {stale:.1} ms, adaptive {adapted:.1}");
     let report = adaptive.adaptation().unwrap();
     println!(
         "{} switches, {} trials, {} decisions, slowest {:?}, {} from the cache",
@@ -222,11 +223,11 @@ impl Runs {
         }
     }
 
-    /// The placement that measures best now: either processor alone, splits at many shares, the plan
-    /// of the idle machine, and every policy's.
-    fn best(&mut self, session: &mut Session, idle: &Placement) -> Placement {
+    /// The placement that measures best now: either processor alone, splits at many shares, every
+    /// policy's and those given.
+    fn best(&mut self, session: &mut Session, given: [&Placement; 2]) -> Placement {
         let uniform = |place| Placement::uniform(session.graph(), place);
-        let mut tried = vec![uniform(Place::Cpu), idle.clone()];
+        let mut tried = vec![uniform(Place::Cpu), given[0].clone(), given[1].clone()];
         for policy in [Policy::Gpu, Policy::Greedy, Policy::Codl, Policy::Dp] {
             tried.push(session.place_with(policy).unwrap());
         }
@@ -245,29 +246,57 @@ impl Runs {
             }
             tried.push(placement);
         }
-        let timed = tried.into_iter().map(|placement| {
-            session.set_placement(placement.clone(), "tried").unwrap();
-            (0..3).for_each(|_| _ = self.time(session));
-            let mut times: Vec<f64> = (0..5).map(|_| self.time(session)).collect();
-            times.sort_by(f64::total_cmp);
-            (times[2], placement)
-        });
-        timed.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1
-    }
-
-    /// Median milliseconds of sessions that are measured in turns.
-    fn compare<const N: usize>(&mut self, mut sessions: [&mut Session; N]) -> [f64; N] {
-        let mut times = [const { Vec::new() }; N];
-        for _ in 0..5 {
-            for (session, times) in sessions.iter_mut().zip(&mut times) {
-                // The first ones after another session are warm-up.
-                (0..2).for_each(|_| _ = self.time(session));
-                times.extend((0..4).map(|_| self.time(session)));
+        let mut distinct: Vec<(Placement, Vec<f64>)> = Vec::new();
+        for placement in tried {
+            if !distinct.iter().any(|(p, _)| *p == placement) {
+                distinct.push((placement, Vec::new()));
             }
         }
-        times.map(|mut t| {
-            t.sort_by(f64::total_cmp);
-            t[t.len() / 2]
-        })
+        // The best three once more, in turns.
+        for _ in 0..3 {
+            for (placement, times) in &mut distinct {
+                session.set_placement(placement.clone(), "tried").unwrap();
+                self.block(session, times);
+            }
+            distinct.sort_by(|a, b| median(&a.1).total_cmp(&median(&b.1)));
+            distinct.truncate(3);
+        }
+        distinct.swap_remove(0).0
     }
+
+    /// Median milliseconds of sessions that are measured in turns, the last, which adapts, as long as
+    /// all others together: its trials are to weigh what they weigh for a user.
+    fn compare<const N: usize>(&mut self, mut sessions: [&mut Session; N]) -> [f64; N] {
+        let mut times = [const { Vec::new() }; N];
+        for _ in 0..4 {
+            for (i, (session, times)) in sessions.iter_mut().zip(&mut times).enumerate() {
+                self.block(session, times);
+                for _ in 2..N * usize::from(i + 1 == N) {
+                    self.block(session, times);
+                }
+            }
+        }
+        times.map(|times| median(&times))
+    }
+
+    /// Times of one session for a third of a second and three inferences at least, after half as much
+    /// of warming up: who ran before must not matter, nor what the scheduler owes to whom.
+    fn block(&mut self, session: &mut Session, times: &mut Vec<f64>) {
+        let mut run = |least: usize, during: Duration| {
+            let begin = Instant::now();
+            let mut times = Vec::new();
+            while times.len() < least || begin.elapsed() < during {
+                times.push(self.time(session));
+            }
+            times
+        };
+        run(2, Duration::from_millis(150));
+        times.extend(run(3, Duration::from_millis(300)));
+    }
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
 }

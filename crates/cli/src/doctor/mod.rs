@@ -16,7 +16,7 @@ use std::{
 };
 
 use serde::Serialize;
-use sparoa::{DeviceInfo, Monitor, NvmlGpu, Snapshot, isa};
+use sparoa::{DeviceInfo, Monitor, NvmlGpu, SensorInfo, Snapshot, isa};
 
 use crate::sessions::{GpuState, Machine};
 
@@ -99,6 +99,8 @@ struct Subject<'a> {
     gpu: GpuState,
     /// NVML's answer, where the GPU is NVIDIA's: `Err` says why there is none.
     nvml: Option<Result<(), String>>,
+    /// Every energy sensor, used or not.
+    energy: Vec<SensorInfo>,
     /// CPU threads of the engine.
     threads: usize,
     /// The instruction set in use and the machine's best.
@@ -192,6 +194,7 @@ pub fn examine(machine: &Machine) -> Examination {
         sensors: sample_busy(&mut monitor, threads),
         gpu,
         nvml,
+        energy: machine.meter().sensors().to_vec(),
         threads,
         isa: (isa::best(), best),
         lp_num_threads: std::env::var("LP_NUM_THREADS").ok(),

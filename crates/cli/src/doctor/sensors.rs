@@ -1,14 +1,8 @@
 //! Which sensors there are: of the monitor, and of energy.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use sparoa::SensorInfo;
 
-use super::{
-    Subject, Verdict,
-    tree::{entries, shown, text},
-};
+use super::{Subject, Verdict};
 
 pub(super) fn monitor(subject: &Subject<'_>) -> Verdict {
     let s = &subject.sensors;
@@ -43,54 +37,37 @@ pub(super) fn monitor(subject: &Subject<'_>) -> Verdict {
     }
 }
 
-/// Files of energy or power that can be read, and those that are there and cannot.
-fn energy_files(root: &Path) -> (Vec<String>, Vec<String>) {
-    let mut files = Vec::new();
-    for zone in entries(root, "sys/class/powercap") {
-        // Sub-zones are parts of the packages.
-        let package = text(root, zone.join("name")).is_some_and(|n| n.starts_with("package"));
-        files.extend(package.then(|| zone.join("energy_uj")));
-    }
-    for chip in entries(root, "sys/class/hwmon") {
-        let power = ["power1_average", "power1_input", "energy1_input"].map(|f| chip.join(f));
-        files.extend(power.into_iter().find(|path| path.exists()));
-        let rails = text(root, chip.join("name")).is_some_and(|n| n.starts_with("ina"));
-        files.extend(rails.then(|| chip.join("curr1_input")).filter(|path| path.exists()));
-    }
-    let (readable, refused): (Vec<_>, Vec<_>) =
-        files.into_iter().partition(|path| fs::read_to_string(path).is_ok());
-    let shown = |paths: Vec<PathBuf>| paths.iter().map(|p| shown(root, p)).collect();
-    (shown(readable), shown(refused))
-}
-
 pub(super) fn energy(subject: &Subject<'_>) -> Verdict {
-    let (mut readable, refused) = energy_files(subject.root);
-    if subject.nvml == Some(Ok(())) {
-        readable.push("NVML".to_owned());
-    }
-    if !refused.is_empty() {
-        let there = if readable.is_empty() { "none".to_owned() } else { readable.join(", ") };
+    let names = |of: &dyn Fn(&SensorInfo) -> bool| {
+        let names: Vec<&str> =
+            subject.energy.iter().filter(|s| of(s)).map(|s| s.name.as_str()).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    };
+    let used = names(&|s| s.used);
+    if let Some(SensorInfo { reason: Some(why), .. }) = subject.energy.iter().find(|s| s.unreadable)
+    {
+        // What to do about a missing permission, the sensor itself knows.
+        let remedy = why.split_once("permission denied; ").map(|(_, remedy)| remedy);
         return Verdict::warn(
-            format!("{} cannot be read; readable: {there}", refused.join(", ")),
-            format!(
-                "sudo chmod a+r {} (until the next start; other users can then guess at what runs \
-                 from it)",
-                refused.join(" ")
-            ),
+            format!("{} cannot be read ({why}); in use: {used}", names(&|s| s.unreadable)),
+            remedy.unwrap_or("energies leave it out; its driver may say more in the system's log"),
         );
     }
-    if readable.is_empty() {
-        return Verdict::unavailable("no energy counter and no power sensor");
+    match (used.as_str(), subject.energy.is_empty()) {
+        (_, true) => Verdict::unavailable("no energy counter and no power sensor"),
+        ("none", _) => Verdict::unavailable(format!("none can be used: {}", names(&|_| true))),
+        _ => Verdict::ok(used),
     }
-    Verdict::ok(readable.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
+    use sparoa::{Domain, EnergyMethod};
+
     use super::*;
     use crate::doctor::{
         Status::{Ok, Unavailable, Warn},
-        testing::{check_cases, expect, machine, subject},
+        testing::{expect, machine, subject},
     };
 
     #[test]
@@ -109,29 +86,29 @@ mod tests {
 
     #[test]
     fn counters_of_energy() {
-        let package = ("sys/class/powercap/intel-rapl:0/name", "package-0\n");
-        let core = ("sys/class/powercap/intel-rapl:0:0/name", "core\n");
-        let counter = "sys/class/powercap/intel-rapl:0/energy_uj";
-        let rail = ("sys/class/hwmon/hwmon1/name", "ina3221\n");
-        check_cases(
-            energy,
-            &[
-                (&[], Unavailable, "no energy counter", ""),
-                (&[core], Unavailable, "no energy counter", ""),
-                (&[package, (counter, "12\n")], Ok, "intel-rapl:0/energy_uj", ""),
-                (
-                    &[package, core, (counter, "DIR")],
-                    Warn,
-                    "cannot be read",
-                    "chmod a+r /sys/class",
-                ),
-                (&[("sys/class/hwmon/hwmon0/power1_input", "1")], Ok, "power1_input", ""),
-                (&[rail, ("sys/class/hwmon/hwmon1/curr1_input", "1")], Ok, "curr1_input", ""),
-            ],
-        );
         let root = machine(&[]);
-        let mut subject = subject(root.path());
-        subject.nvml = Some(std::result::Result::Ok(()));
-        expect(&energy(&subject), Ok, "NVML", "");
+        let sensor = |name: &str, reason: Option<&str>, unreadable| SensorInfo {
+            name: name.to_owned(),
+            domain: Domain::Package,
+            method: EnergyMethod::Counter,
+            used: reason.is_none(),
+            reason: reason.map(str::to_owned),
+            unreadable,
+        };
+        let check = |sensors: Vec<SensorInfo>, status, found, advice| {
+            let subject = Subject { energy: sensors, ..subject(root.path()) };
+            expect(&energy(&subject), status, found, advice);
+        };
+        let package = || sensor("rapl package-0", None, false);
+        check(vec![], Unavailable, "no energy counter", "");
+        check(vec![package()], Ok, "rapl package-0", "");
+        let core = sensor("rapl core", Some("part of the package"), false);
+        check(vec![core.clone()], Unavailable, "none can be used: rapl core", "");
+        check(vec![package(), core], Ok, "rapl package-0", "");
+        let denied = Some("/sys/x: permission denied; sudo chmod a+r /sys/x");
+        let denied = sensor("rapl psys", denied, true);
+        check(vec![denied, package()], Warn, "in use: rapl package-0", "sudo chmod a+r /sys/x");
+        let broken = sensor("ina3221 VDD_IN", Some("/sys/y: no such device"), true);
+        check(vec![broken], Warn, "no such device); in use: none", "leave it out");
     }
 }

@@ -44,6 +44,7 @@ pub(super) fn subject(root: &Path) -> Subject<'_> {
         sensors: Snapshot::default(),
         gpu: GpuState::Failed("no driver was found".to_owned()),
         nvml: None,
+        energy: Vec::new(),
         threads: 2,
         isa: (Isa::Scalar, Isa::Scalar),
         lp_num_threads: None,

@@ -27,6 +27,8 @@ pub struct SensorInfo {
     pub used: bool,
     /// Why it is not.
     pub reason: Option<String>,
+    /// Whether the reason is that it cannot be read.
+    pub unreadable: bool,
 }
 
 /// How a sensor counts beside others.
@@ -81,6 +83,7 @@ pub(super) fn open(
             method,
             used: reason.is_none(),
             reason: reason.clone(),
+            unreadable: reader.is_err(),
         });
         if let (Ok(reader), None) = (reader, reason) {
             readers.push(reader);

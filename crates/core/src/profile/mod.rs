@@ -74,10 +74,14 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// A cost from the latency of the whole and, where it was measured, of one half.
-    pub fn from_samples(whole_ns: u64, half_ns: Option<u64>) -> Cost {
-        let fixed = half_ns.map_or(0, |half| (2 * half).saturating_sub(whole_ns));
-        Cost { latency_ns: whole_ns, fixed_ns: fixed.min(whole_ns) }
+    /// A cost from the latency of the whole and, where it was measured, of a part: its latency and which
+    /// fraction of the whole it is, below 1. The smaller the part, the less an error in either latency
+    /// is enlarged.
+    pub fn from_samples(whole_ns: u64, part: Option<(u64, f64)>) -> Cost {
+        let fixed = part.map_or(0.0, |(ns, fraction)| {
+            (ns as f64 - fraction * whole_ns as f64) / (1.0 - fraction).max(1e-3)
+        });
+        Cost { latency_ns: whole_ns, fixed_ns: (fixed.max(0.0).round() as u64).min(whole_ns) }
     }
 
     /// Latency of `fraction` (0 to 1) of the operator.
@@ -245,13 +249,15 @@ mod tests {
 
     #[test]
     fn a_part_pays_the_fixed_share_in_full() {
-        let cost = Cost::from_samples(1000, Some(600));
+        let cost = Cost::from_samples(1000, Some((600, 0.5)));
         assert_eq!(cost.fixed_ns, 200);
         assert_eq!(cost.part_ns(0.5), 600);
         assert_eq!(cost.part_ns(1.0), 1000);
         assert_eq!(cost.part_ns(0.0), 200);
+        assert_eq!(Cost::from_samples(1000, Some((400, 0.25))), cost);
+        assert_eq!(Cost::from_samples(1000, Some((100, 0.25))).fixed_ns, 0);
         // A half that is dearer than the whole cannot make a part dearer than the whole.
-        assert_eq!(Cost::from_samples(1000, Some(2000)).part_ns(0.3), 1000);
+        assert_eq!(Cost::from_samples(1000, Some((2000, 0.5))).part_ns(0.3), 1000);
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl HardwareState {
         profile
     }
 
+    /// Whether others take a good part of a processor, or keep lanes from waking.
+    pub fn is_loaded(&self) -> bool {
+        self.cpu_share().min(self.gpu_share()) < LOADED || self.wake_ns > WAKE_NS
+    }
+
     /// The cell of the plan cache in which this state lies.
     pub fn bucket(&self) -> StateBucket {
         StateBucket(self.logarithms().map(|l| (l / BUCKET.ln()).round() as i8))
@@ -126,6 +131,9 @@ const BUCKET: f64 = 1.3;
 
 /// Wake-ups that are late by less than this matter to no plan.
 const WAKE_NS: f64 = 200_000.0;
+
+/// A processor of which less is left is loaded.
+const LOADED: f64 = 0.7;
 
 /// States that the same plan serves: shares of CPU, GPU and link and lateness of wake-ups, in steps of
 /// [`BUCKET`].

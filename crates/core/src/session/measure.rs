@@ -34,9 +34,9 @@ pub struct MeasureOptions {
     pub passes: usize,
     /// No new pass begins after this time per processor.
     pub max_time: Duration,
-    /// Graphs that take longer than this on a processor are not measured in halves there: their
+    /// Graphs that take longer than this on a processor are not measured in parts there: their
     /// splits are assumed to scale.
-    pub max_halves: Duration,
+    pub max_parts: Duration,
 }
 
 impl Default for MeasureOptions {
@@ -44,7 +44,7 @@ impl Default for MeasureOptions {
         MeasureOptions {
             passes: 7,
             max_time: Duration::from_millis(1500),
-            max_halves: Duration::from_secs(2),
+            max_parts: Duration::from_secs(2),
         }
     }
 }
@@ -60,8 +60,13 @@ pub(super) struct Measurer<'a> {
     pub memory_limit: Option<usize>,
 }
 
-/// Median latency by node, of whole nodes or of their parts.
-type Times = HashMap<NodeId, u64>;
+/// Median latency by node and which fraction of it that is of.
+type Times = HashMap<NodeId, (u64, f64)>;
+
+/// The part that is measured beside the whole, where a node can be divided so: about a quarter, because
+/// the fixed share is what a part takes beyond its fraction, and errors of a larger part look like one.
+/// Two rows still halve.
+const PART: f32 = 0.26;
 
 impl Measurer<'_> {
     /// The graph's profile; new figures are added to the cache. `progress` is told (done, total)
@@ -83,16 +88,16 @@ impl Measurer<'_> {
         };
         progress(0, 3);
         if missing(cache, Device::Cpu) {
-            let (whole, half) = self.cpu_times()?;
-            remember(cache, Device::Cpu, &signatures, &whole, &half);
+            let (whole, part) = self.cpu_times()?;
+            remember(cache, Device::Cpu, &signatures, &whole, &part);
             self.let_go();
         }
         progress(1, 3);
         if let Some(accelerator) = self.accelerator
             && missing(cache, Device::Gpu)
         {
-            let (whole, half) = self.gpu_times(accelerator)?;
-            remember(cache, Device::Gpu, &signatures, &whole, &half);
+            let (whole, part) = self.gpu_times(accelerator)?;
+            remember(cache, Device::Gpu, &signatures, &whole, &part);
             self.let_go();
         }
         progress(2, 3);
@@ -205,16 +210,16 @@ impl Measurer<'_> {
             let tasks = engine.plan().cpu.iter().zip(times);
             Ok(tasks
                 .filter(|(t, _)| place == Place::Cpu || t.part.is_some())
-                .map(|(t, ns)| (t.node, ns))
+                .map(|(t, ns)| (t.node, (ns, t.fraction())))
                 .collect())
         };
         let whole = time(Place::Cpu, self.kernels)?;
-        let half = match self.halves(&whole) {
-            // The halves' kernels are of no further use: a cache of their own.
-            true => time(Place::Split(0.5), &KernelCache::new())?,
+        let part = match self.parts(&whole) {
+            // The parts' kernels are of no further use: a cache of their own.
+            true => time(Place::Split(1.0 - PART), &KernelCache::new())?,
             false => Times::new(),
         };
-        Ok((whole, half))
+        Ok((whole, part))
     }
 
     fn gpu_times(&self, accelerator: &dyn Accelerator) -> Result<(Times, Times), SessionError> {
@@ -224,21 +229,21 @@ impl Measurer<'_> {
             let tasks = engine.plan().gpu.iter().zip(times);
             Ok(tasks
                 .filter(|(t, _)| place == Place::Gpu || t.part.is_some())
-                .map(|(t, ns)| (t.node, ns))
+                .map(|(t, ns)| (t.node, (ns, t.fraction())))
                 .collect())
         };
         let whole = time(Place::Gpu, self.kernels)?;
-        let half = match self.halves(&whole) {
-            true => time(Place::Split(0.5), &KernelCache::new())?,
+        let part = match self.parts(&whole) {
+            true => time(Place::Split(PART), &KernelCache::new())?,
             false => Times::new(),
         };
-        Ok((whole, half))
+        Ok((whole, part))
     }
 
-    /// Whether halves are worth measuring: something splits, and it does not take too long.
-    fn halves(&self, whole: &Times) -> bool {
-        let total: u64 = whole.values().sum();
-        u128::from(total) < self.options.max_halves.as_nanos()
+    /// Whether parts are worth measuring: something splits, and it does not take too long.
+    fn parts(&self, whole: &Times) -> bool {
+        let total: u64 = whole.values().map(|(ns, _)| ns).sum();
+        u128::from(total) < self.options.max_parts.as_nanos()
             && self.support.split.iter().any(Option::is_some)
     }
 
@@ -311,16 +316,15 @@ impl Measurer<'_> {
             Ok(cpu.time_cpu_tasks(inputs)?.iter().sum())
         };
         let cpu_alone = cpu_pass(cpu)?.min(cpu_pass(cpu)?).max(1);
-        if u128::from(gpu_alone + cpu_alone) > self.options.max_halves.as_nanos() {
+        if u128::from(gpu_alone + cpu_alone) > self.options.max_parts.as_nanos() {
             return Ok(Contention::default());
         }
-        let (stop, passes, busy) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        let (stop, fastest) = (AtomicBool::new(false), AtomicU64::new(u64::MAX));
         let window = Duration::from_nanos(gpu_alone.max(cpu_alone) * 2);
         let (cpu_beside, error) = std::thread::scope(|scope| {
             let other = scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    busy.fetch_add(gpu_pass()?, Ordering::Relaxed);
-                    passes.fetch_add(1, Ordering::Relaxed);
+                    fastest.fetch_min(gpu_pass()?, Ordering::Relaxed);
                 }
                 Ok::<(), BackendError>(())
             });
@@ -340,13 +344,16 @@ impl Measurer<'_> {
             if let Ok(Err(e)) = other.join() {
                 failure.get_or_insert(e.into());
             }
-            let mean = samples.iter().sum::<u64>() / samples.len().max(1) as u64;
-            (mean, failure)
+            // The fastest of either: against the fastest alone, a mean would be noise as well.
+            (samples.into_iter().min().unwrap_or(cpu_alone), failure)
         });
         if let Some(error) = error {
             return Err(error);
         }
-        let gpu_beside = busy.into_inner() / passes.into_inner().max(1);
+        let gpu_beside = match fastest.into_inner() {
+            u64::MAX => gpu_alone,
+            ns => ns,
+        };
         let factor = |beside: u64, alone: u64| (beside as f64 / alone as f64).clamp(1.0, 4.0);
         Ok(Contention { cpu: factor(cpu_beside, cpu_alone), gpu: factor(gpu_beside, gpu_alone) })
     }
@@ -442,12 +449,12 @@ fn remember(
     device: Device,
     signatures: &[String],
     whole: &Times,
-    half: &Times,
+    part: &Times,
 ) {
     // Nodes with one signature cost the same: the median of all of them.
     let mut groups: HashMap<&str, Vec<Cost>> = HashMap::new();
-    for (node, &ns) in whole {
-        let cost = Cost::from_samples(ns, half.get(node).copied());
+    for (node, &(ns, _)) in whole {
+        let cost = Cost::from_samples(ns, part.get(node).copied());
         groups.entry(&signatures[node.index()]).or_default().push(cost);
     }
     for (signature, mut costs) in groups {

@@ -67,7 +67,7 @@ pub fn measure_roofline(
         pool,
         kernels: &KernelCache::new(),
         accelerator,
-        options: MeasureOptions { max_halves: Duration::ZERO, ..MeasureOptions::default() },
+        options: MeasureOptions { max_parts: Duration::ZERO, ..MeasureOptions::default() },
         memory_limit: None,
     };
     let profile = measurer.measure(&mut CostCache::new(""), &mut |_, _| {})?;

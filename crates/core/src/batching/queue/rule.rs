@@ -34,11 +34,19 @@ pub(super) struct Size {
     /// What it takes, and how far measurements stray from that, in nanoseconds.
     pub mean_ns: f64,
     pub deviation_ns: f64,
+    /// Measurements behind it, up to [`MEMORY`]; the one before the queue began counts as one.
+    seen: u32,
 }
+
+/// A latency is an average over about so many of the last batches.
+const MEMORY: u32 = 16;
+
+/// From so many measurements on, a latency is believed whatever those of other sizes say.
+const TRUSTED: u32 = 4;
 
 impl Size {
     pub fn new(batch: usize, latency_ns: u64) -> Size {
-        Size { batch, mean_ns: latency_ns as f64, deviation_ns: latency_ns as f64 / 20.0 }
+        Size { batch, mean_ns: latency_ns as f64, deviation_ns: latency_ns as f64 / 20.0, seen: 1 }
     }
 
     /// What it hardly ever exceeds.
@@ -48,10 +56,32 @@ impl Size {
 
     /// Follows a measurement.
     pub fn observe(&mut self, latency_ns: u64) {
+        // The first ones count more: they correct what was measured before.
+        self.seen = (self.seen + 1).min(MEMORY);
+        let weight = 1.0 / f64::from(self.seen);
         let off = latency_ns as f64 - self.mean_ns;
-        self.mean_ns += off / 16.0;
-        self.deviation_ns += (off.abs() - self.deviation_ns) / 16.0;
+        self.mean_ns += off * weight;
+        self.deviation_ns += (off.abs() - self.deviation_ns) * weight;
     }
+}
+
+/// The sizes with latencies that fit together. A batch takes no longer than a larger one, which
+/// could be run instead, nor than the batches of a smaller size that hold its rows. A latency that says
+/// otherwise was measured while something else ran; until batches of that size have been served and
+/// tell what it is, the bound is believed, or the size would never be chosen again.
+pub(super) fn curve(sizes: &[Size]) -> Vec<Size> {
+    let bound = |size: &Size| {
+        let others = sizes.iter().map(|other| {
+            let batches = size.batch.div_ceil(other.batch.max(1));
+            batches as f64 * other.mean_ns
+        });
+        others.fold(size.mean_ns, f64::min)
+    };
+    let fitted = |size: &Size| match size.seen < TRUSTED {
+        true => Size { mean_ns: bound(size), ..*size },
+        false => *size,
+    };
+    sizes.iter().map(fitted).collect()
 }
 
 /// What the worker sees when it decides. Times are in nanoseconds.
@@ -100,6 +130,7 @@ pub(super) enum Decision {
 
 /// Decides. `sizes` is sorted by batch and not empty; no request has more rows than the largest.
 pub(super) fn decide(sizes: &[Size], waiting: &Waiting<'_>, aims: &Aims) -> Decision {
+    let sizes = &curve(sizes)[..];
     let total: usize = waiting.rows.iter().sum();
     // What would run now, how many rows would be enough, how long it pays to wait for more.
     let (chosen, enough, worth) = match aims.target {
@@ -234,6 +265,25 @@ mod tests {
         // Seven of eight rows are nearly a full batch.
         assert_eq!(decide(&wide(), &waiting(&[1; 7]), &AUTO), Decision::Run(3, Cut::Ready));
         assert_eq!(decide(&wide(), &waiting(&[1; 9]), &AUTO), Decision::Run(3, Cut::Full));
+    }
+
+    #[test]
+    fn a_size_that_was_measured_wrongly_is_found_out() {
+        let mut sizes: Vec<Size> = [(1, 7), (2, 14), (4, 68), (8, 55)]
+            .map(|(batch, ms)| Size::new(batch, ms * 1_000_000))
+            .into();
+        // No longer than two batches of two.
+        let ms =
+            |sizes: &[Size]| curve(sizes).iter().map(|s| s.mean_ns / 1e6).collect::<Vec<f64>>();
+        assert_eq!(ms(&sizes), [7.0, 14.0, 28.0, 55.0]);
+        // What is served tells what it takes; from then on that is believed, be it more or less.
+        (0..3).for_each(|_| sizes[2].observe(24_000_000));
+        assert!((ms(&sizes)[2] - 35.0).abs() < 1e-9, "{:?}", ms(&sizes));
+        (0..20).for_each(|_| sizes[2].observe(24_000_000));
+        assert!((ms(&sizes)[2] - 24.0).abs() < 4.0, "{:?}", ms(&sizes));
+        // A smaller batch that was measured wrongly is bounded by the larger ones.
+        let first = [Size::new(1, 90_000_000), Size::new(8, 55_000_000)];
+        assert_eq!(ms(&first), [55.0, 55.0]);
     }
 
     #[test]

@@ -14,11 +14,24 @@ use crate::{
 /// A processor seen slower or faster than this says more of the measurement than of itself.
 const SHARES: [f64; 2] = [0.02, 2.0];
 
+/// How much longer evidence is believed while the sensors see as much of others as when it was found.
+const PATIENCE: u32 = 8;
+
 /// Observations after which an operator's own drift counts as much as its processor's.
 const TRUSTED: f64 = 8.0;
 
 /// Copies that take less than this share of a run say nothing about the link.
 const COPIES: f64 = 0.1;
+
+/// A CPU whose steps take this many times longer shares its core with others.
+const CROWDED: f64 = 1.5;
+
+/// On a crowded core, a thread that has slept is served after what others have begun: a scheduler's
+/// slice is about so long. Who waits for segments much shorter than a few slices sees those instead.
+const SLICE_NS: u64 = 3_000_000;
+
+/// Others that take this share of all cores' time crowd a core.
+pub(super) const CROWD: f64 = 0.25;
 
 /// What one plan's steps were predicted to take in the nominal state.
 pub(super) struct Expected {
@@ -82,6 +95,8 @@ pub(super) struct Observation {
 struct Drift {
     ratio: f64,
     at: Instant,
+    /// Share of the cores' time that others took.
+    others: f64,
 }
 
 /// What is known of the hardware at the moment.
@@ -94,6 +109,8 @@ pub(super) struct Estimator {
     /// By node: the CPU's ratio and the number of observations behind it.
     operators: Vec<(f64, f64)>,
     snapshot: Snapshot,
+    /// Share of the cores' time that others take, smoothed.
+    others: f64,
     /// Without evidence for so long, the GPU is taken to be free again.
     forget: Duration,
 }
@@ -107,12 +124,21 @@ impl Estimator {
             wake: None,
             operators: vec![(1.0, 0.0); nodes],
             snapshot: Snapshot::default(),
+            others: 0.0,
             forget,
         }
     }
 
     pub fn sense(&mut self, snapshot: Snapshot) {
+        if let Some(busy) = snapshot.cpu_busy {
+            self.others += 0.7 * (busy - self.others);
+        }
         self.snapshot = snapshot;
+    }
+
+    /// Share of the cores' time that others take, smoothed.
+    pub fn others(&self) -> f64 {
+        self.others
     }
 
     pub fn snapshot(&self) -> &Snapshot {
@@ -142,8 +168,17 @@ impl Estimator {
         for (&predicted, measured) in slept {
             *measured = measured.saturating_sub(late_ns).max((*measured).min(predicted / 2));
         }
-        smooth(&mut self.cpu, ratio(&times, &[Lane::Cpu], 0), at);
-        smooth(&mut self.gpu, ratio(&times, &[Lane::Gpu], 0), at);
+        // A thread that mostly sleeps gets its core at once, however crowded: what little it runs says
+        // nothing about a plan that runs much.
+        let idle = if self.others > CROWD { SLICE_NS } else { 0 };
+        smooth(&mut self.cpu, ratio(&times, &[Lane::Cpu], idle), at, self.others);
+        // Then lateness would pass for a slow GPU, and forbid the one plan that hardly suffers from it.
+        let crowded = self.cpu.is_some_and(|drift| drift.ratio > CROWDED);
+        let segments = expected.times.0[Lane::Gpu.index()].iter().filter(|ns| **ns > 0).count();
+        let gpu_ns: u64 = expected.times.0[Lane::Gpu.index()].iter().sum();
+        if !crowded || !seen.concurrent || gpu_ns > 4 * SLICE_NS * segments as u64 {
+            smooth(&mut self.gpu, ratio(&times, &[Lane::Gpu], 0), at, self.others);
+        }
         let copies = (COPIES * expected.makespan_ns as f64) as u64;
         if let Some(ratio) = ratio(&times, &[Lane::HostToDevice, Lane::DeviceToHost], copies) {
             // The host's share of a copy slows with the CPU.
@@ -165,7 +200,18 @@ impl Estimator {
 
     /// The present state, relative to the one in which the profile was measured.
     pub fn state(&self, now: Instant) -> HardwareState {
-        let fresh = |drift: Option<Drift>| drift.filter(|d| now - d.at < self.forget);
+        let fresh = |drift: Option<Drift>| {
+            drift.filter(|d| {
+                let alike = (d.others - self.others).abs() < CROWD;
+                // As long as others take as much as they did, there is no reason to think that they
+                // left; when they have left, what was seen beside them is past.
+                match (d.others > CROWD, alike) {
+                    (true, true) => now - d.at < self.forget * PATIENCE,
+                    (true, false) => self.others > d.others && now - d.at < self.forget,
+                    _ => now - d.at < self.forget,
+                }
+            })
+        };
         let share = |ratio: f64| (1.0 / ratio).clamp(SHARES[0], SHARES[1]);
         let sensed = |busy: Option<f64>, clock: Option<f64>| {
             // A fair scheduler leaves a second claimant half at least.
@@ -174,17 +220,22 @@ impl Estimator {
         let seen = &self.snapshot;
         let cpu = fresh(self.cpu)
             .map_or_else(|| sensed(seen.cpu_busy, seen.cpu_clock), |d| share(d.ratio));
-        let gpu = fresh(self.gpu)
+        let gpu = self
+            .gpu
+            .filter(|d| now - d.at < self.forget)
             .map_or_else(|| sensed(seen.gpu_busy, seen.gpu_clock), |d| share(d.ratio));
         // How much of it others take is told by the run queue; the rest is the clock's.
         let busy = seen.cpu_wait.unwrap_or(0.0).clamp(0.0, (1.0 - cpu).max(0.0));
+        // A plan without hand-overs does not show how late they are.
+        let wake = self.wake.filter(|(_, at)| now - *at < self.forget).map_or(0.0, |(ns, _)| ns);
+        let wake = if busy > 0.0 { wake.max(busy * SLICE_NS as f64) } else { wake };
         HardwareState {
             cpu_busy: busy,
             cpu_rate: cpu / (1.0 - busy),
             gpu_busy: (1.0 - gpu).max(0.0),
             gpu_rate: gpu.max(1.0),
             link: self.link.unwrap_or(1.0),
-            wake_ns: self.wake.filter(|(_, at)| now - *at < self.forget).map_or(0.0, |(ns, _)| ns),
+            wake_ns: wake,
             ..HardwareState::default()
         }
     }
@@ -214,7 +265,7 @@ impl Estimator {
     }
 }
 
-fn smooth(drift: &mut Option<Drift>, ratio: Option<f64>, at: Instant) {
+fn smooth(drift: &mut Option<Drift>, ratio: Option<f64>, at: Instant, others: f64) {
     let Some(ratio) = ratio else { return };
     let smoothed = match drift {
         // An older one belongs to another time, a far one to another state.
@@ -226,5 +277,5 @@ fn smooth(drift: &mut Option<Drift>, ratio: Option<f64>, at: Instant) {
         }
         _ => ratio,
     };
-    *drift = Some(Drift { ratio: smoothed, at });
+    *drift = Some(Drift { ratio: smoothed, at, others });
 }

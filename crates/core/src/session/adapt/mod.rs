@@ -11,6 +11,7 @@ mod planner;
 mod runner;
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -121,6 +122,8 @@ pub struct Switch {
 enum Message {
     Observed(Observation),
     Tried(Box<Tried>),
+    /// Challengers that need no trial any more.
+    Dropped(Vec<Challenger>),
     Propose(Placement),
     Stop,
 }
@@ -146,6 +149,8 @@ struct Challenger {
     engine: Box<Engine>,
     placement: Placement,
     name: String,
+    /// What it is expected to take.
+    score: f64,
     state: HardwareState,
     /// To be adopted without a trial.
     unconditional: bool,
@@ -159,7 +164,7 @@ struct Shared {
     sample_now: AtomicBool,
     /// Something is in `offers`: spares the runner the lock.
     ready: AtomicBool,
-    offers: Mutex<std::collections::VecDeque<Challenger>>,
+    offers: Mutex<VecDeque<Challenger>>,
     report: Mutex<AdaptReport>,
 }
 
@@ -175,6 +180,16 @@ impl Shared {
         let first = offers.pop_front();
         self.ready.store(!offers.is_empty(), Ordering::Release);
         first
+    }
+
+    /// Takes back what waits for a trial and promises no more than `score`.
+    fn drop_from(&self, score: f64) -> Vec<Challenger> {
+        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dropped, left): (VecDeque<_>, _) =
+            offers.drain(..).partition(|c| !c.unconditional && c.score >= score);
+        *offers = left;
+        self.ready.store(!offers.is_empty(), Ordering::Release);
+        Vec::from(dropped)
     }
 
     fn with_report<T>(&self, f: impl FnOnce(&mut AdaptReport) -> T) -> T {

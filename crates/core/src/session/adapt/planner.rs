@@ -15,7 +15,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{
     AdaptOptions, Challenger, Message, Shared, Tried,
-    estimate::{Estimator, Expected},
+    estimate::{CROWD, Estimator, Expected},
 };
 use crate::{
     analyze::Analysis,
@@ -32,6 +32,13 @@ use crate::{
 
 /// An inference that takes this much more or less tells that something has changed.
 const CHANGED: f64 = 1.25;
+
+/// The same on a loaded machine, where inferences differ more.
+const CHANGED_LOADED: f64 = 1.6;
+
+/// A trial that is lost rests its plan for up to so many doublings, one processor alone on a loaded
+/// machine for fewer: when the load goes or moves, that is what will be needed.
+const DOUBLINGS: [u32; 2] = [5, 1];
 
 /// By how many buckets two plans may see the same state differently.
 const SETTLING: f64 = 3.0;
@@ -96,9 +103,16 @@ pub(super) struct Planner {
     /// Nanoseconds of an inference lately, and when the last trials ended.
     latency_ns: f64,
     tried_at_ns: f64,
+    /// Share of the cores' time that others took when a plan was asked for last.
+    others: f64,
     verdicts: HashMap<StateBucket, Verdict>,
     /// Prepared engines that do not run, the latest used last.
     engines: Vec<(Placement, Box<Engine>)>,
+}
+
+/// Whether a proposal of this name leaves one processor out.
+fn is_alone(name: &str) -> bool {
+    matches!(name, "cpu" | "gpu")
 }
 
 impl Planner {
@@ -129,6 +143,7 @@ impl Planner {
             won: false,
             latency_ns: 0.0,
             tried_at_ns: 0.0,
+            others: 0.0,
             verdicts: HashMap::new(),
             engines: Vec::new(),
         })
@@ -164,6 +179,12 @@ impl Planner {
                     self.evaluate();
                 }
                 Ok(Message::Tried(tried)) => self.conclude(*tried),
+                Ok(Message::Dropped(challengers)) => {
+                    self.outstanding -= challengers.len().min(self.outstanding);
+                    for Challenger { placement, engine, .. } in challengers {
+                        self.keep(placement, engine);
+                    }
+                }
                 Ok(Message::Propose(placement)) => {
                     let challenger = Ranked { name: "proposed".into(), placement, score: 0.0 };
                     let prepared = self.prepare(challenger, HardwareState::default(), true);
@@ -201,7 +222,9 @@ impl Planner {
         });
         let elsewhere = self.planned.distance(&state) >= 1.0;
         self.away = if elsewhere { self.away + 1 } else { 0 };
-        let changed = (self.latency_ns / self.tried_at_ns).ln().abs() > CHANGED.ln();
+        let factor = if self.planned.is_loaded() { CHANGED_LOADED } else { CHANGED };
+        let changed = (self.latency_ns / self.tried_at_ns).ln().abs() > factor.ln()
+            || (self.estimator.others() - self.others).abs() > CROWD;
         let rest = match changed || self.tried_at_ns == 0.0 {
             true => self.options.dwell,
             false => self.options.forget * (1 << self.lost.min(5)),
@@ -220,6 +243,7 @@ impl Planner {
     fn plan(&mut self, state: HardwareState) {
         self.away = 0;
         self.planned = state;
+        self.others = self.estimator.others();
         let start = Instant::now();
         let (ranked, cached) = match self.verdicts.get(&state.bucket()) {
             Some(verdict) => (verdict.ranked.clone(), true),
@@ -252,21 +276,29 @@ impl Planner {
             .iter()
             .find(|r| r.placement == self.placed)
             .map_or(f64::INFINITY, |r| r.score);
-        let mut others = verdict
-            .ranked
-            .iter()
-            .filter(|r| r.placement != self.placed && r.score < bar && open(&r.placement));
-        let mut challengers: Vec<Ranked> =
-            others.by_ref().take(self.options.challengers).cloned().collect();
+        let others =
+            || verdict.ranked.iter().filter(|r| r.placement != self.placed && open(&r.placement));
         // One processor alone needs no hand-over: what a loaded core does to those is the least
-        // certain of all predictions.
-        let alone = |r: &Ranked| matches!(r.name.as_str(), "cpu" | "gpu");
-        if !challengers.iter().any(alone) {
-            challengers.extend(others.find(|r| alone(r)).cloned());
+        // certain of all predictions. So it is tried first, and unless it is expected to take longer
+        // than what has been measured.
+        let alone = |r: &&Ranked| is_alone(&r.name);
+        let measured = match state.is_loaded() {
+            true => bar.max(self.latency_ns),
+            false => bar,
+        };
+        let mut challengers: Vec<Ranked> =
+            others().filter(alone).filter(|r| r.score < measured).take(2).cloned().collect();
+        let promising = others().filter(|r| !alone(r) && r.score < bar);
+        let room = (self.options.challengers + 1).saturating_sub(challengers.len());
+        challengers.extend(promising.take(room.min(self.options.challengers)).cloned());
+        if !state.is_loaded() {
+            challengers.sort_by(|a, b| a.score.total_cmp(&b.score));
         }
         if self.subject.memory_limit.is_some() {
             challengers.truncate(1);
         }
+        let names: Vec<&str> = challengers.iter().map(|c| &*c.name).collect();
+        tracing::debug!(?state, cached, latency_ns = self.latency_ns, challengers = ?names, "planned");
         let prepared: Vec<Challenger> =
             challengers.into_iter().filter_map(|c| self.prepare(c, state, false)).collect();
         // Only now: to prepare one beside the trial of another would fall into its times.
@@ -306,9 +338,9 @@ impl Planner {
         state: HardwareState,
         unconditional: bool,
     ) -> Option<Challenger> {
-        let Ranked { name, placement, .. } = ranked;
+        let Ranked { name, placement, score } = ranked;
         match self.engine(&placement) {
-            Ok(engine) => Some(Challenger { engine, placement, name, state, unconditional }),
+            Ok(engine) => Some(Challenger { engine, placement, name, score, state, unconditional }),
             Err(e) => {
                 tracing::warn!("plan '{name}' cannot be prepared: {e}");
                 self.shared.with_report(|report| report.refused += 1);
@@ -363,7 +395,8 @@ impl Planner {
                 refuted.len() - 1
             });
             // Twice as long every time: a load that stays is not asked about again and again.
-            let times_lost = refuted[at].times.min(5);
+            let tough = state.is_loaded() && is_alone(&name);
+            let times_lost = refuted[at].times.min(DOUBLINGS[usize::from(tough)]);
             refuted[at].times += 1;
             refuted[at].until = now + self.options.forget * (1 << times_lost);
             if let Some(seen) = seen {

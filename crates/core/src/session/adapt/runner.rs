@@ -22,14 +22,25 @@ const RECENT: usize = 8;
 /// A median that has moved by this factor is a jump.
 const JUMP: f64 = 1.15;
 
-/// Step times are gathered over so much time, or so many inferences.
-const BURST: (Duration, u32) = (Duration::from_millis(20), 16);
+/// Step times are gathered over so much time and so many inferences, or over this many. A single
+/// inference on a loaded core takes between nothing and twice the usual longer.
+const BURST: (Duration, u32, u32) = (Duration::from_millis(20), 3, 16);
 
 /// Of all inferences, one in so many is timed step by step while nothing happens.
 const SPARSELY: u64 = 16;
 
 /// Inferences that each side of a trial gets.
 const TRIAL: (usize, usize) = (7, 64);
+
+/// Inferences of either side after which a trial may end early: what every one of them shows.
+const CLEAR: usize = 3;
+
+/// A trial in which the running plan's times change by this factor is repeated.
+const MOVED: f64 = 1.5;
+
+/// A challenger that takes this many times longer than the running plan's median is out after two
+/// inferences, one that takes the square root of it after [`CLEAR`].
+const HOPELESS: f64 = 2.25;
 
 /// What the session runs from now on.
 pub(in crate::session) struct Adopted {
@@ -69,6 +80,10 @@ struct Trial {
     /// Measurements that each block gives.
     goal: usize,
     challenging: Vec<u64>,
+    /// Whether this is the second attempt.
+    repeated: bool,
+    /// Before the trial, and in it.
+    before: Vec<u64>,
     running: Vec<u64>,
     /// Inferences of the present block that only warm up, so far, and when it began.
     warming: (u32, Instant),
@@ -87,6 +102,57 @@ impl Trial {
         }
         *inferences += 1;
         *inferences <= WARM_UP.0 || now - *begin < WARM_UP.1
+    }
+
+    /// Whether the challenger's first inferences tell that it cannot win: a trial of a plan that takes
+    /// ten times longer must not cost ten times a trial.
+    fn is_hopeless(&self) -> bool {
+        let (Some(&best), Some(&worst)) = (self.challenging.iter().min(), self.before.iter().max())
+        else {
+            return false;
+        };
+        let usual = middle(&self.before) as f64;
+        match self.challenging.len() {
+            1 => false,
+            n if n < CLEAR => best as f64 > HOPELESS * usual,
+            _ => best as f64 > HOPELESS.sqrt() * usual || best > worst,
+        }
+    }
+
+    /// Whether no more inferences are needed: all have been run, or every one of a side is faster
+    /// than every one of the other.
+    fn is_decided(&self) -> bool {
+        let apart = |fast: &[u64], slow: &[u64]| fast.iter().max() < slow.iter().min();
+        let (new, old) = (&self.challenging, &self.running);
+        old.len() >= self.goal || old.len() >= CLEAR && (apart(new, old) || apart(old, new))
+    }
+
+    /// Whether the state has changed since the trial began: what the running plan takes now is not
+    /// what it took before. Then its challenger has been measured in another state than it.
+    fn is_disturbed(&self) -> bool {
+        let (old, now) = (middle(&self.before) as f64, middle(&self.running) as f64);
+        !self.before.is_empty() && !self.repeated && (now / old).ln().abs() > MOVED.ln()
+    }
+
+    /// Begins anew, once, in the state that is found now.
+    fn again(&mut self) {
+        self.repeated = true;
+        self.before = std::mem::take(&mut self.running);
+        self.challenging.clear();
+        self.warming.0 = 0;
+    }
+
+    /// Medians of the running plan and of the challenger. What the running plan took before the trial
+    /// counts where it agrees with what it takes in it: the state may have changed.
+    fn medians(&self) -> (u64, u64) {
+        let now = middle(&self.running);
+        let old = match self.before.iter().min().zip(self.before.iter().max()) {
+            Some((least, most)) if (least..=most).contains(&&now) => {
+                middle(&[&self.before[..], &self.running].concat())
+            }
+            _ => now,
+        };
+        (old, middle(&self.challenging))
     }
 }
 
@@ -209,7 +275,9 @@ impl Runner {
             challenger,
             goal: goal as usize,
             challenging: Vec::with_capacity(goal as usize),
-            running: self.recent.into_iter().filter(|&ns| ns > 0).collect(),
+            repeated: false,
+            before: self.recent.into_iter().filter(|&ns| ns > 0).collect(),
+            running: Vec::with_capacity(goal as usize),
             warming: (0, Instant::now()),
             burst: Burst::default(),
         });
@@ -247,10 +315,10 @@ impl Runner {
             } else if !warm {
                 trial.challenging.push(nanoseconds(took));
             }
-            let hopeless = trial.challenging.len() >= 3
-                && trial.challenging.iter().min() > trial.running.iter().max();
-            if hopeless {
+            if trial.is_hopeless() {
                 let trial = self.trial.take().expect("there is one");
+                let times = &trial.challenging;
+                tracing::debug!(plan = trial.challenger.name, ?times, "hopeless");
                 self.lost(trial);
             } else if trial.challenging.len() == trial.goal {
                 trial.warming.0 = 0;
@@ -261,11 +329,16 @@ impl Runner {
         if !warm {
             trial.running.push(nanoseconds(start.elapsed()));
         }
-        if trial.running.len() < trial.goal + RECENT {
+        if !trial.is_decided() {
+            return Ok(None);
+        }
+        if trial.is_disturbed() {
+            trial.again();
             return Ok(None);
         }
         let trial = self.trial.take().expect("there is one");
-        let (new, old) = (middle(&trial.challenging), middle(&trial.running));
+        let (old, new) = trial.medians();
+        tracing::debug!(plan = trial.challenger.name, old, new, "trial");
         if (new as f64) < old as f64 * (1.0 - self.options.margin) {
             let seen = trial.burst.observation(&trial.challenger.engine);
             return Ok(Some(self.adopt(engine, trial.challenger, Some(seen), Some((old, new)))));
@@ -300,7 +373,7 @@ impl Runner {
         seen: Option<Observation>,
         medians_ns: Option<(u64, u64)>,
     ) -> Adopted {
-        let Challenger { engine: mut other, placement, name, state, .. } = challenger;
+        let Challenger { engine: mut other, placement, name, score, state, .. } = challenger;
         std::mem::swap(engine, &mut *other);
         let from = std::mem::replace(&mut self.name, name.clone());
         let to = name.clone();
@@ -325,6 +398,10 @@ impl Runner {
             state,
             failed: false,
         };
+        if medians_ns.is_some() {
+            // Those behind it were to beat what no longer runs.
+            self.tell(Message::Dropped(self.background.shared.drop_from(score)));
+        }
         self.tell(Message::Tried(Box::new(tried)));
         Adopted { placement, name }
     }
@@ -347,7 +424,7 @@ impl Burst {
     }
 
     fn complete(&self) -> bool {
-        self.took >= BURST.0 || self.runs >= BURST.1
+        self.took >= BURST.0 && self.runs >= BURST.1 || self.runs >= BURST.2
     }
 }
 

@@ -135,6 +135,7 @@ fn a_challenger_that_fails_costs_no_inference() {
         engine: Box::new(engine),
         placement,
         name: "broken".to_owned(),
+        score: 0.0,
         state: HardwareState::default(),
         unconditional: false,
     });
