@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use sparoa_kernels::conv::{
     Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams, InvertedResidual, Pointwise,
 };
-use sparoa_kernels::gemm::{PackedB, PackedBf16, gemm, gemm_bf16};
+use sparoa_kernels::Isa;
+use sparoa_kernels::gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled};
 use sparoa_kernels::isa;
 use sparoa_kernels::permute::permute_f32;
 use sparoa_kernels::sparse::SparseConv2d;
@@ -111,6 +112,15 @@ impl Bench {
         self.report(&format!("gemm {name} {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, bytes, || {
             gemm(m, black_box(&a), k, &b, Some(&bias), &epi, &mut c, &self.pool);
         });
+        if isa::best() == Isa::Amx {
+            let b = PackedTiles::new(Terms::Two, k, n, &weight, false);
+            let mut scratch = vec![0.0; b.scratch_len(m, self.pool.threads())];
+            let title = format!("amx gemm {name} {m}x{n}x{k}");
+            self.report(&title, 2.0 * (m * n * k) as f64, bytes, || {
+                let (bias, a) = (Some(bias.as_slice()), black_box(&a));
+                gemm_tiled(m, a, k, &b, bias, &epi, &mut c, &mut scratch, &self.pool);
+            });
+        }
         if self.bf16_peak.is_none() {
             return;
         }

@@ -5,6 +5,7 @@ mod depthwise;
 pub(crate) mod indirect;
 mod inverted;
 mod lines;
+mod tiled;
 mod transpose;
 mod winograd;
 
@@ -14,7 +15,7 @@ pub use transpose::ConvTranspose2d;
 
 use crate::activation::{Epilogue, Residual};
 use crate::aligned::{SharedMut, align_scratch};
-use crate::gemm::PackedB;
+use crate::gemm::{PackedB, PackedTiles, Terms, gemm_tiled};
 use crate::gemm::driver::{Block, Product, Rows, Split};
 use crate::gemm::run_dense;
 use crate::isa::{self, Isa};
@@ -22,6 +23,7 @@ use crate::pool::Pool;
 use crate::simd;
 use depthwise::Depthwise;
 use indirect::{CopyRows, Geometry};
+use tiled::Tiled;
 use winograd::Winograd;
 
 /// The shape of a two-dimensional convolution, height before width.
@@ -62,6 +64,11 @@ impl Conv2dParams {
         assert!(bias_len.is_none_or(|len| len == self.c_out), "bias has c_out elements");
     }
 
+    /// Whether the input is the left-hand matrix of a product as it is.
+    fn is_product(&self) -> bool {
+        self.taps() == 1 && self.stride == [1, 1] && self.pads == [0; 4] && self.groups == 1
+    }
+
     pub(crate) fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
@@ -92,6 +99,21 @@ enum Algorithm {
     Depthwise(Depthwise),
     /// Fewer multiplications, larger rounding errors.
     Winograd(Winograd),
+    /// [`Algorithm::Pointwise`] on AMX, numbers as sums of two bf16.
+    PointwiseTiles(PackedTiles),
+    /// Any other window on AMX.
+    Tiled(Tiled),
+}
+
+impl Algorithm {
+    fn on_tiles(p: &Conv2dParams, weight: &[f32]) -> Algorithm {
+        if p.is_product() {
+            let b = PackedTiles::new(Terms::Two, p.c_in, p.c_out, weight, true);
+            Algorithm::PointwiseTiles(b)
+        } else {
+            Algorithm::Tiled(Tiled::new(Terms::Two, p, weight))
+        }
+    }
 }
 
 /// What else decides how a convolution is computed, besides its shape.
@@ -125,7 +147,8 @@ impl Conv2d {
     /// [`Conv2d::new`] with the method chosen for the images to come.
     ///
     /// Winograd's F(4x4, 3x3) is taken where it pays; its rounding errors are a few times those of
-    /// the direct sum (some 1e-6 of the largest output). `options.exact` excludes it.
+    /// the direct sum (some 1e-6 of the largest output). On AMX, numbers are sums of two bf16 (see
+    /// [`Terms::Two`]), with errors of the same size. `options.exact` excludes both.
     pub fn for_images(
         params: Conv2dParams,
         weight: &[f32],
@@ -149,6 +172,12 @@ impl Conv2d {
             && !options.exact
         {
             let [oh, ow] = params.output_size(h, w);
+            let finite = || weight.iter().all(|w| w.is_finite());
+            if isa == Isa::Amx && Tiled::fits(&params, n * oh * ow) && finite() {
+                let algorithm = Algorithm::on_tiles(&params, weight);
+                let bias = bias.map(<[f32]>::to_vec);
+                return Conv2d { params, given: params, isa, algorithm, bias };
+            }
             if let Some(tiling) = winograd::choose(&params, n, oh, ow) {
                 let algorithm = Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight));
                 let bias = bias.map(<[f32]>::to_vec);
@@ -193,7 +222,7 @@ impl Conv2d {
             let weight = &weight[group * co * ci * taps..][..co * ci * taps];
             pack_filters(isa, co, ci, taps, weight)
         };
-        let algorithm = if taps == 1 && p.stride == [1, 1] && p.pads == [0; 4] && p.groups == 1 {
+        let algorithm = if p.is_product() {
             Algorithm::Pointwise(pack(0))
         } else if ci == 1 && p.groups > 1 && taps <= depthwise::MAX_TAPS {
             Algorithm::Depthwise(Depthwise::new(p, weight))
@@ -226,6 +255,8 @@ impl Conv2d {
             Algorithm::Copied(_) => "copied",
             Algorithm::Depthwise(_) => "depthwise",
             Algorithm::Winograd(_) => "winograd",
+            Algorithm::PointwiseTiles(_) => "amx pointwise",
+            Algorithm::Tiled(_) => "amx",
         }
     }
 
@@ -240,6 +271,8 @@ impl Conv2d {
             }
             Algorithm::Depthwise(d) => d.bytes(),
             Algorithm::Winograd(w) => w.bytes(),
+            Algorithm::PointwiseTiles(b) => b.bytes(),
+            Algorithm::Tiled(t) => t.bytes(),
         }
     }
 
@@ -258,6 +291,8 @@ impl Conv2d {
                 16 + threads * self.worker_scratch(&split)
             }
             Algorithm::Winograd(winograd) => winograd.scratch_len(n, oh, ow, threads),
+            Algorithm::PointwiseTiles(b) => b.scratch_len(n * h * w, threads),
+            Algorithm::Tiled(tiled) => tiled.scratch_len(n, oh, ow, threads),
             Algorithm::Lines(_) => lines::scratch_len(&self.geometry(h, w), threads),
             Algorithm::KernelRows { b, .. } => {
                 16 + threads * self.worker_scratch(&self.split(n * oh * ow, b, threads))
@@ -320,6 +355,12 @@ impl Conv2d {
             }
             Algorithm::Winograd(winograd) => {
                 winograd.run(n, &geometry, x, bias, epi, y, scratch, pool);
+            }
+            Algorithm::PointwiseTiles(b) => {
+                gemm_tiled(n * h * w, x, p.c_in, b, bias, epi, y, scratch, pool);
+            }
+            Algorithm::Tiled(tiled) => {
+                tiled.run(n, &geometry, x, bias, epi, y, scratch, pool);
             }
             Algorithm::Lines(b) => {
                 lines::run(b, n, &geometry, x, bias, epi, y, scratch, pool);
@@ -445,15 +486,20 @@ fn pack_filters(isa: Isa, c_out: usize, ci: usize, taps: usize, weight: &[f32]) 
         return PackedB::new_with_isa(isa, k, c_out, weight, true);
     }
     PackedB::from_columns(isa, k, c_out, |filters, columns| {
-        let filters = weight[filters.start * k..].chunks_exact(k);
-        for (column, filter) in columns.chunks_exact_mut(k).zip(filters) {
-            for (c, filter) in filter.chunks_exact(taps).enumerate() {
-                for (out, &w) in column[c..].iter_mut().step_by(ci).zip(filter) {
-                    *out = w;
-                }
+        gather_filters(&weight[filters.start * k..filters.end * k], ci, taps, columns);
+    })
+}
+
+/// Filters (c, tap) as columns of rows (tap, c).
+fn gather_filters(filters: &[f32], ci: usize, taps: usize, columns: &mut [f32]) {
+    let k = ci * taps;
+    for (column, filter) in columns.chunks_exact_mut(k).zip(filters.chunks_exact(k)) {
+        for (c, filter) in filter.chunks_exact(taps).enumerate() {
+            for (out, &w) in column[c..].iter_mut().step_by(ci).zip(filter) {
+                *out = w;
             }
         }
-    })
+    }
 }
 
 #[cfg(test)]

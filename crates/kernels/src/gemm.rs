@@ -6,9 +6,11 @@ mod batched;
 mod pack;
 mod skip;
 pub(crate) mod bf16;
+pub(crate) mod tiled;
 
 pub use batched::BatchedGemm;
 pub use bf16::{PackedBf16, gemm_bf16};
+pub use tiled::{PackedTiles, Terms, gemm_tiled};
 pub(crate) use pack::pack_panels;
 
 use std::ops::Range;

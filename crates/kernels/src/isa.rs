@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use crate::amx;
+
 /// An instruction set the kernels are compiled for, from slowest to fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Isa {
@@ -18,12 +20,21 @@ pub enum Isa {
     Avx512,
     /// The same with VNNI: dot products of bytes.
     Avx512Vnni,
+    /// The same with BF16, and AMX's products of tiles of bf16.
+    Amx,
 }
 
 impl Isa {
     /// Every instruction set, from slowest to fastest.
-    pub const ALL: [Isa; 6] =
-        [Isa::Scalar, Isa::Sse, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 7] = [
+        Isa::Scalar,
+        Isa::Sse,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Vnni,
+        Isa::Amx,
+    ];
 
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {
@@ -49,6 +60,7 @@ impl Isa {
             Isa::Avx512Vnni => {
                 Isa::Avx512.is_available() && std::arch::is_x86_feature_detected!("avx512vnni")
             }
+            Isa::Amx => Isa::Avx512Vnni.is_available() && has_bf16() && amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Sse | Isa::Avx2 | Isa::Avx512 | Isa::Avx512Vnni => false,
         }
@@ -68,6 +80,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -85,13 +98,13 @@ fn capped(cap: Isa) -> Isa {
 
 fn parse(value: Option<&str>) -> Result<Isa, String> {
     let Some(value) = value else {
-        return Ok(capped(Isa::Avx512Vnni));
+        return Ok(capped(Isa::Amx));
     };
     match Isa::ALL.into_iter().find(|isa| isa.name() == value) {
         Some(cap) => Ok(capped(cap)),
         None => Err(format!(
-            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2, avx512 \
-             or avx512vnni"
+            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2, avx512, \
+             avx512vnni or amx"
         )),
     }
 }
@@ -108,7 +121,7 @@ pub fn from_env() -> Result<Isa, String> {
 /// [`from_env`], or the machine's best where `SPAROA_ISA` is invalid.
 pub fn best() -> Isa {
     static BEST: OnceLock<Isa> = OnceLock::new();
-    *BEST.get_or_init(|| from_env().unwrap_or_else(|_| capped(Isa::Avx512Vnni)))
+    *BEST.get_or_init(|| from_env().unwrap_or_else(|_| capped(Isa::Amx)))
 }
 
 /// Whether products of bf16 pairs can be used: the machine has them (AVX-512 with BF16), and

@@ -16,6 +16,7 @@ pub mod isa;
 pub mod pool;
 mod parts;
 mod simd;
+mod amx;
 mod aligned;
 pub mod activation;
 mod vmath;

@@ -78,6 +78,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let _ = (first, second);
         unreachable!("only tokens of pairs are asked for pairs")
     }
+    /// [`Simd::to_pairs`], and what rounding took away as pairs too. Only the token of pairs can.
+    #[inline(always)]
+    fn to_terms(self, first: Self::V, second: Self::V) -> [Self::V; 2] {
+        let _ = (first, second);
+        unreachable!("only tokens of pairs are asked for pairs")
+    }
     /// a < b ? a : b; so b if either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// a > b ? a : b; so b if either is NaN.
@@ -224,7 +230,7 @@ pub(crate) fn quad_column(vector: usize, lane: usize) -> usize {
 pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => avx512::Avx512::<{ avx512::VNNI }>::detect()
+        Isa::Avx512Vnni | Isa::Amx => avx512::Avx512::<{ avx512::VNNI }>::detect()
             .expect("AVX-512 VNNI is available")
             .call(kernel),
         _ => dispatch(isa, kernel),
@@ -235,7 +241,7 @@ pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni => avx512::Avx512::<{ avx512::PLAIN }>::detect()
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Amx => avx512::Avx512::<{ avx512::PLAIN }>::detect()
             .expect("AVX-512 is available")
             .call(kernel),
         #[cfg(target_arch = "x86_64")]

@@ -4,8 +4,8 @@
 use sparoa_kernels::{
     Activation, Arithmetic, Epilogue, Pool,
     conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams},
-    gemm::{PackedB, PackedBf16, gemm, gemm_bf16},
-    isa,
+    gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled},
+    isa::{self, Isa},
     sparse::{SparseConv2d, SparseMatrix},
 };
 
@@ -147,12 +147,20 @@ fn no_sparse_kernel() -> OpError {
     )
 }
 
+/// Whether products of `m` rows with these weights are for AMX: fewer rows would leave most of a
+/// tile empty, and infinite weights have no terms.
+fn fits_tiles(m: usize, weights: &[f32]) -> bool {
+    m >= 12 && isa::best() == Isa::Amx && weights.iter().all(|w| w.is_finite())
+}
+
 /// The right-hand side of a product, packed.
 #[derive(Clone)]
 pub(super) enum PackedMatrix {
     F32(PackedB),
     Sparse(Box<SparseMatrix>),
     Bf16(PackedBf16),
+    /// On AMX, numbers as sums of two bf16.
+    Tiles(PackedTiles),
 }
 
 impl From<SparseMatrix> for PackedMatrix {
@@ -168,6 +176,7 @@ impl PackedMatrix {
             PackedMatrix::F32(_) => "dense",
             PackedMatrix::Sparse(_) => SPARSE,
             PackedMatrix::Bf16(_) => "bf16",
+            PackedMatrix::Tiles(_) => "amx",
         }
     }
 
@@ -192,6 +201,9 @@ impl PackedMatrix {
         let sparse = || SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
         let dense = || match arithmetic {
             Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
+            Arithmetic::Fast if fits_tiles(m, b) => {
+                PackedMatrix::Tiles(PackedTiles::new(Terms::Two, k, n, b, transposed))
+            }
             Arithmetic::Fast => {
                 PackedMatrix::F32(PackedB::new(k, n, b, transposed).skipping_zeros())
             }
@@ -208,7 +220,8 @@ impl PackedMatrix {
                 let Some(step) = variant::sparsity(b).filter(|_| variant::matters(macs)) else {
                     return Ok(dense());
                 };
-                let question = format!("{} matrix {m}x{k}x{n} sparsity {step}", isa::best());
+                let question =
+                    format!("{} {arithmetic:?} matrix {m}x{k}x{n} sparsity {step}", isa::best());
                 let (mut a, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
                 let pool = Pool::single();
                 Ok(variant::faster(question, dense, sparse, |b| {
@@ -227,6 +240,7 @@ impl PackedMatrix {
             PackedMatrix::F32(b) => b.bytes(),
             PackedMatrix::Sparse(b) => b.bytes(),
             PackedMatrix::Bf16(b) => b.bytes(),
+            PackedMatrix::Tiles(b) => b.bytes(),
         }
     }
 
@@ -235,6 +249,7 @@ impl PackedMatrix {
             PackedMatrix::F32(_) => 0,
             PackedMatrix::Sparse(b) => b.scratch_len(m, threads),
             PackedMatrix::Bf16(b) => b.scratch_len(m, threads),
+            PackedMatrix::Tiles(b) => b.scratch_len(m, threads),
         }
     }
 
@@ -276,6 +291,7 @@ impl PackedMatrix {
             PackedMatrix::F32(b) => gemm(m, a, k, b, bias, epilogue, y, pool),
             PackedMatrix::Sparse(b) => b.run(m, a, k, bias, epilogue, y, own, pool),
             PackedMatrix::Bf16(b) => gemm_bf16(m, a, k, b, bias, epilogue, y, own, pool),
+            PackedMatrix::Tiles(b) => gemm_tiled(m, a, k, b, bias, epilogue, y, own, pool),
         }
     }
 }

@@ -4,13 +4,14 @@
 //! is the f32 convolution on words.
 
 use super::indirect::Geometry;
+use super::tiled::Tiled;
 use super::{Algorithm, Conv2d, Conv2dParams, block_diagonal, check_images, merge_groups, offset};
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
 use crate::gemm::bf16::{Round, pack_words};
 use crate::gemm::driver::{Block, Product, Rows, Split};
-use crate::gemm::{PackedB, PackedBf16, gemm_bf16};
-use crate::isa::Isa;
+use crate::gemm::{PackedB, PackedBf16, Terms, gemm_bf16};
+use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
 
@@ -20,6 +21,8 @@ enum Method {
     Pointwise(PackedBf16),
     /// Pointers to each tap's pixel in the rounded input, a matrix of weights per group.
     Indirect(Vec<PackedB>),
+    /// On AMX.
+    Tiled(Tiled),
     /// Few input channels per group: bound by moving them, in f32.
     Plain(Box<Conv2d>),
 }
@@ -62,9 +65,10 @@ impl Conv2dBf16 {
         let at = |group: usize, k: usize, j: usize| {
             weight[((group * co + j) * ci + k % ci) * taps + k / ci]
         };
-        let one = p.groups == 1;
-        let (method, zeros) = if taps == 1 && p.stride == [1, 1] && p.pads == [0; 4] && one {
+        let (method, zeros) = if p.is_product() {
             (Method::Pointwise(PackedBf16::new(ci, co, weight, true)), 0)
+        } else if isa::best() == Isa::Amx && Tiled::fits(p, usize::MAX) {
+            (Method::Tiled(Tiled::new(Terms::One, p, weight)), 0)
         } else {
             let pack = |group| pack_words(taps, ci, co, |k, j| at(group, k, j));
             (Method::Indirect((0..p.groups).map(pack).collect()), ci)
@@ -78,6 +82,7 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(_) => "bf16 pointwise",
             Method::Indirect(_) => "bf16 indirect",
+            Method::Tiled(_) => "bf16 amx",
             Method::Plain(conv) => conv.algorithm(),
         }
     }
@@ -87,6 +92,7 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(b) => b.bytes(),
             Method::Indirect(groups) => groups.iter().map(PackedB::bytes).sum(),
+            Method::Tiled(tiled) => tiled.bytes(),
             Method::Plain(conv) => conv.bytes(),
         }
     }
@@ -106,6 +112,7 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(b) => b.scratch_len(n * h * w, threads),
             Method::Indirect(groups) => blocks(&groups[0]),
+            Method::Tiled(tiled) => tiled.scratch_len(n, oh, ow, threads),
             Method::Plain(conv) => conv.scratch_len(n, h, w, threads),
         }
     }
@@ -158,6 +165,10 @@ impl Conv2dBf16 {
             Method::Pointwise(b) => {
                 let bias = self.bias.as_deref();
                 return gemm_bf16(n * h * w, x, p.c_in, b, bias, epi, y, scratch, pool);
+            }
+            Method::Tiled(tiled) => {
+                let (geometry, bias) = (Geometry { params: *p, h, w, oh, ow }, self.bias.as_deref());
+                return tiled.run(n, &geometry, x, bias, epi, y, scratch, pool);
             }
             Method::Indirect(groups) => groups.as_slice(),
         };

@@ -6,17 +6,21 @@
 
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
-use crate::gemm::PackedB;
 use crate::gemm::driver::{Block, Product, Rows, Split};
+use crate::gemm::{PackedB, PackedTiles, Terms, gemm_tiled};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd::{self, Kernel, Simd};
 
 /// The right-hand matrix of [`gemm_bf16`], k x n, rounded to bf16 and packed.
 #[derive(Clone, Debug)]
-pub struct PackedBf16 {
-    k: usize,
-    words: PackedB,
+pub struct PackedBf16(Packed);
+
+#[derive(Clone, Debug)]
+enum Packed {
+    Words { k: usize, words: PackedB },
+    /// Where the CPU has AMX.
+    Tiles(PackedTiles),
 }
 
 impl PackedBf16 {
@@ -24,35 +28,52 @@ impl PackedBf16 {
     /// [`isa::bf16`] says that bf16 can be used.
     pub fn new(k: usize, n: usize, b: &[f32], b_is_transposed: bool) -> PackedBf16 {
         assert!(b.len() == k * n, "b has k * n elements");
+        if isa::best() == Isa::Amx {
+            return PackedBf16(Packed::Tiles(PackedTiles::new(Terms::One, k, n, b, b_is_transposed)));
+        }
         let at =
             |row, column| if b_is_transposed { b[column * k + row] } else { b[row * n + column] };
-        PackedBf16 { k, words: pack_words(1, k, n, at) }
+        PackedBf16(Packed::Words { k, words: pack_words(1, k, n, at) })
     }
 
     /// Rows.
     pub fn k(&self) -> usize {
-        self.k
+        match &self.0 {
+            Packed::Words { k, .. } => *k,
+            Packed::Tiles(tiles) => tiles.k(),
+        }
     }
 
     /// Columns.
     pub fn n(&self) -> usize {
-        self.words.n()
+        match &self.0 {
+            Packed::Words { words, .. } => words.n(),
+            Packed::Tiles(tiles) => tiles.n(),
+        }
     }
 
     /// Size in memory.
     pub fn bytes(&self) -> usize {
-        self.words.bytes()
+        match &self.0 {
+            Packed::Words { words, .. } => words.bytes(),
+            Packed::Tiles(tiles) => tiles.bytes(),
+        }
     }
 
     /// How many elements of scratch [`gemm_bf16`] needs for `m` rows on a pool of `threads`.
     pub fn scratch_len(&self, m: usize, threads: usize) -> usize {
-        let split = Split::new(m, &self.words, threads);
-        16 + threads * self.worker_scratch(&split)
+        match &self.0 {
+            Packed::Words { words, .. } => {
+                let split = Split::new(m, words, threads);
+                16 + threads * worker_scratch(words, &split)
+            }
+            Packed::Tiles(tiles) => tiles.scratch_len(m, threads),
+        }
     }
+}
 
-    fn worker_scratch(&self, split: &Split) -> usize {
-        split.block_rows() * row_stride(self.words.k()).max(self.words.k())
-    }
+fn worker_scratch(words: &PackedB, split: &Split) -> usize {
+    split.block_rows() * row_stride(words.k()).max(words.k())
 }
 
 /// The matrix whose element (row, column) is `at(row, column)`, in `runs` runs of `run` rows;
@@ -102,7 +123,11 @@ pub fn gemm_bf16(
     scratch: &mut [f32],
     pool: &Pool,
 ) {
-    let (k, n) = (b.k, b.n());
+    let (k, words) = match &b.0 {
+        Packed::Words { k, words } => (*k, words),
+        Packed::Tiles(b) => return gemm_tiled(m, a, lda, b, bias, epi, c, scratch, pool),
+    };
+    let n = words.n();
     assert!(c.len() == m * n, "c has m * n elements");
     assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
     assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
@@ -111,9 +136,9 @@ pub fn gemm_bf16(
     if m == 0 || n == 0 {
         return;
     }
-    let product = Product::new(&b.words, 1, bias, epi, SharedMut::new(c), n);
-    let split = Split::new(m, &b.words, pool.threads());
-    let per_worker = b.worker_scratch(&split);
+    let product = Product::new(words, 1, bias, epi, SharedMut::new(c), n);
+    let split = Split::new(m, words, pool.threads());
+    let per_worker = worker_scratch(words, &split);
     let scratch = SharedMut::new(align_scratch(scratch));
     pool.run_with_worker(split.tasks(), &|task, worker| {
         let (rows, panels) = split.part(task);
@@ -123,10 +148,9 @@ pub fn gemm_bf16(
         // SAFETY: each worker has its own part, and runs one task at a time.
         let out = unsafe { scratch.slice(worker * per_worker, per_worker) };
         let from = &a[rows.start * lda..];
-        let words = b.words.k();
         // Short rows without gaps are rounded as one.
-        let one_row = k == lda && k.is_multiple_of(2) && words < 64;
-        let lda_words = if one_row { words } else { row_stride(words) };
+        let one_row = k == lda && k.is_multiple_of(2) && words.k() < 64;
+        let lda_words = if one_row { words.k() } else { row_stride(words.k()) };
         let block = if one_row {
             Round { from, rows: 1, columns: rows.len() * k, stride: 0, out, out_stride: 0 }
         } else {
@@ -137,7 +161,7 @@ pub fn gemm_bf16(
         simd::dispatch_pairs(block);
         let (m, first_row) = (rows.len(), rows.start);
         let rows = Rows::Dense { a, lda: lda_words };
-        b.words.dispatch(Block { product: &product, rows, m, first_row, panels });
+        words.dispatch(Block { product: &product, rows, m, first_row, panels });
     });
 }
 

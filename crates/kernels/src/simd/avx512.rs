@@ -141,6 +141,21 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
         }
     }
     #[inline(always)]
+    fn to_terms(self, first: Self::V, second: Self::V) -> [Self::V; 2] {
+        let lead = self.to_pairs(first, second);
+        let rests = proven!({
+            let lead = _mm512_castps_si512(lead);
+            let wide = |half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
+            let low = _mm512_castsi512_si256(lead);
+            let high = _mm512_extracti64x4_epi64::<1>(lead);
+            [
+                _mm512_sub_ps(first, _mm512_castsi512_ps(wide(low))),
+                _mm512_sub_ps(second, _mm512_castsi512_ps(wide(high))),
+            ]
+        });
+        [lead, self.to_pairs(rests[0], rests[1])]
+    }
+    #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
         proven!(_mm512_min_ps(a, b))
     }

@@ -1,0 +1,313 @@
+//! AMX: products of tiles of bf16, 16 x 32 by 32 x 16, with sums in f32.
+//!
+//! Through inline assembly, as the intrinsics are not stable. Tiles hold 16 rows of 64 bytes: of
+//! A, 32 numbers along k; of B, for two numbers along k, 16 columns' pairs; of C, 16 f32.
+
+use std::sync::OnceLock;
+
+/// Rows of a tile of A and of C; columns of a tile of B and of C.
+pub(crate) const SIDE: usize = 16;
+/// Numbers along k in a row of a tile of A.
+pub(crate) const DEPTH: usize = 32;
+/// Elements of f32 in the size of a tile.
+pub(crate) const TILE: usize = 256;
+
+/// Whether the machine has AMX with bf16 and the system lets this process use it.
+pub(crate) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| has_instructions() && permitted())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_instructions() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const TILES: u32 = 1 << 24;
+    const BF16: u32 = 1 << 22;
+    // Palette 1 has the tiles assumed here.
+    __cpuid(0).eax >= 0x1d
+        && __cpuid_count(7, 0).edx & (TILES | BF16) == TILES | BF16
+        && __cpuid_count(0x1d, 0).eax >= 1
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_instructions() -> bool {
+    false
+}
+
+/// Linux gives the tile registers' memory only to processes that ask for them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and touches no memory of this process.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn permitted() -> bool {
+    false
+}
+
+/// This thread's tiles, configured: eight of full size. They are released when it is dropped.
+pub(crate) struct Tiles(());
+
+/// A tile of C's sums: `terms` products of up to two tiles of A's rows by up to two of B's columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums<'a> {
+    /// The first and the second tile's rows of A, `stride` bytes apart; the second is read only if
+    /// there are two tiles of rows.
+    pub(crate) a: [*const u8; 2],
+    pub(crate) stride: usize,
+    /// Offsets in bytes from `a` to the runs of `steps` steps of k that are summed.
+    pub(crate) offsets: &'a [isize],
+    pub(crate) steps: usize,
+    /// For each step, the tiles of B: of the leading terms, then of the rests.
+    pub(crate) b: *const f32,
+    /// The tiles of C, one after the other: a row's first.
+    pub(crate) c: *mut f32,
+    /// Whether to add to `c`.
+    pub(crate) accumulate: bool,
+}
+
+#[cfg(target_arch = "x86_64")]
+mod instructions {
+    use super::{SIDE, Sums, Tiles};
+    use std::arch::asm;
+
+    #[repr(C, align(64))]
+    struct Config {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    static CONFIG: Config = {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        let mut tile = 0;
+        while tile < 8 {
+            (row_bytes[tile], rows[tile]) = (64, SIDE as u8);
+            tile += 1;
+        }
+        Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    };
+
+    impl Tiles {
+        pub(crate) fn configure() -> Tiles {
+            assert!(super::is_available(), "AMX is available");
+            // SAFETY: AMX is available, and the configuration is one of palette 1.
+            unsafe {
+                asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
+            }
+            Tiles(())
+        }
+    }
+
+    impl Drop for Tiles {
+        fn drop(&mut self) {
+            // SAFETY: AMX is available, or there were no `Tiles`.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) }
+        }
+    }
+
+    /// The loop over runs and steps around one step's products. Accumulators are tiles 0 .. 4, for
+    /// the first rows with the first and second columns, then for the second rows.
+    macro_rules! sums {
+        ($sums:expr, [$($acc:literal at $offset:literal),*], $a_step:literal, $b_step:literal,
+         [$($step:literal),* $(,)?]) => {{
+            let t: &Sums<'_> = $sums;
+            asm!(
+                "test {n}, {n}",
+                "jz 2f",
+                $(concat!("tileloadd tmm", $acc, ", [{c} + {line}*1 + ", $offset, "]"),)*
+                "jmp 3f",
+                "2:",
+                $(concat!("tilezero tmm", $acc),)*
+                "3:",
+                "mov {p}, [{offsets}]",
+                "add {offsets}, 8",
+                "lea {q}, [{a1} + {p}]",
+                "add {p}, {a0}",
+                "mov {n}, {steps}",
+                "4:",
+                $($step,)*
+                concat!("add {p}, ", $a_step),
+                concat!("add {q}, ", $a_step),
+                concat!("add {b}, ", $b_step),
+                "dec {n}",
+                "jnz 4b",
+                "dec {runs}",
+                "jnz 3b",
+                $(concat!("tilestored [{c} + {line}*1 + ", $offset, "], tmm", $acc),)*
+                n = inout(reg) usize::from(t.accumulate) => _,
+                offsets = inout(reg) t.offsets.as_ptr() => _,
+                runs = inout(reg) t.offsets.len() => _,
+                steps = in(reg) t.steps,
+                a0 = in(reg) t.a[0],
+                a1 = in(reg) t.a[1],
+                p = out(reg) _,
+                q = out(reg) _,
+                s = in(reg) t.stride,
+                b = inout(reg) t.b => _,
+                c = in(reg) t.c,
+                line = in(reg) 64usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            )
+        }};
+    }
+
+    impl Tiles {
+        /// Computes the tiles of C of `ROWS` tiles of rows and `COLUMNS` of columns. With two
+        /// `TERMS`, a number is the sum of two bf16: for each step, A's rows have a tile of the
+        /// leading terms, then one of the rests, and the product of the rests is left out.
+        ///
+        /// # Safety
+        /// All that `t` describes exists: SIDE rows of A from every offset on, whole tiles of B
+        /// and of C; there is a run and a step.
+        #[inline(always)]
+        pub(crate) unsafe fn multiply(
+            &self,
+            terms: usize,
+            rows: usize,
+            columns: usize,
+            t: &Sums<'_>,
+        ) {
+            debug_assert!(!t.offsets.is_empty() && t.steps > 0);
+            // Loads stand a product or two before their use, behind the last use of the register.
+            // SAFETY: the caller's contract.
+            unsafe {
+                match (terms, rows, columns) {
+                    (2, 2, 2) => sums!(
+                        t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "128", "4096",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                        ]
+                    ),
+                    (2, 1, 2) => sums!(
+                        t, ["0" at "0", "1" at "1024"], "128", "4096",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                            "tdpbf16ps tmm1, tmm5, tmm7",
+                        ]
+                    ),
+                    (2, 2, 1) => sums!(
+                        t, ["0" at "0", "2" at "1024"], "128", "2048",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm4, tmm7",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                        ]
+                    ),
+                    (2, 1, 1) => sums!(
+                        t, ["0" at "0"], "128", "2048",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm4, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                        ]
+                    ),
+                    (1, 2, 2) => sums!(
+                        t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "64", "2048",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                        ]
+                    ),
+                    (1, 1, 2) => sums!(
+                        t, ["0" at "0", "1" at "1024"], "64", "2048",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                        ]
+                    ),
+                    (1, 2, 1) => sums!(
+                        t, ["0" at "0", "2" at "1024"], "64", "1024",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                        ]
+                    ),
+                    (1, 1, 1) => sums!(
+                        t, ["0" at "0"], "64", "1024",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                        ]
+                    ),
+                    _ => unreachable!("one or two terms, tiles of rows and tiles of columns"),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Tiles {
+    pub(crate) fn configure() -> Tiles {
+        panic!("AMX is not available on this architecture")
+    }
+
+    /// # Safety
+    /// Never called: there are no `Tiles`.
+    pub(crate) unsafe fn multiply(&self, _: usize, _: usize, _: usize, _: &Sums<'_>) {
+        unreachable!("there are no tiles")
+    }
+}

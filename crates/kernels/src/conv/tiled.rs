@@ -1,0 +1,224 @@
+//! Convolution on AMX (see [`crate::gemm::tiled`]) without copies of patches.
+//!
+//! A block's part of the input is converted once, padded, to planes of which each tap reads
+//! consecutive positions: with a step s of the window, input pixels are dealt to s x s planes
+//! (only those that some tap reads), so that in each, neighbouring outputs read neighbouring
+//! positions. Lines of a plane are as wide as the output and its taps' reach; the sums that fall
+//! between the output's lines are dropped.
+
+use std::ops::Range;
+
+use super::indirect::Geometry;
+use super::{Conv2dParams, gather_filters};
+use crate::activation::Epilogue;
+use crate::aligned::{SharedMut, align_scratch};
+use crate::amx::SIDE;
+use crate::gemm::tiled::{Block, Convert, PackedTiles, Product, Terms};
+use crate::pool::Pool;
+use crate::simd;
+
+/// Bytes of converted input that should stay in the second-level cache.
+const BLOCK_BYTES: usize = 640 * 1024;
+/// Output positions of a block below which there are better ways to keep threads busy.
+const FEW_POSITIONS: usize = 256;
+/// The most taps: beyond that, kernels are not worth a place for their offsets.
+const MAX_TAPS: usize = 64;
+/// Multiply-adds below which a task is not worth handing to another thread.
+const TASK_MACS: usize = 256 * 1024;
+
+#[derive(Clone, Debug)]
+pub(super) struct Tiled {
+    b: PackedTiles,
+    terms: Terms,
+    /// Planes that taps read: the input's offset within a step of the window.
+    planes: Vec<[usize; 2]>,
+    /// For each tap its plane, and how many lines and positions further it reads.
+    taps: Vec<(usize, [usize; 2])>,
+    /// The most of these.
+    reach: [usize; 2],
+}
+
+/// A part of the output that one task computes, all or some of whose panels.
+struct Cut {
+    /// Images per block if it is of whole images.
+    images: usize,
+    /// Parts of an image's lines otherwise.
+    bands: usize,
+    panel_blocks: usize,
+}
+
+impl Tiled {
+    /// Whether this is for convolutions of that shape, with outputs of so many pixels.
+    pub(super) fn fits(p: &Conv2dParams, pixels: usize) -> bool {
+        p.groups == 1 && p.c_in >= 16 && p.taps() <= MAX_TAPS && pixels >= SIDE
+    }
+
+    pub(super) fn new(terms: Terms, p: &Conv2dParams, weight: &[f32]) -> Tiled {
+        let (mut planes, mut taps, mut reach) = (Vec::new(), Vec::new(), [0, 0]);
+        for ky in 0..p.kernel[0] {
+            for kx in 0..p.kernel[1] {
+                let at = [ky * p.dilation[0], kx * p.dilation[1]];
+                let plane = [at[0] % p.stride[0], at[1] % p.stride[1]];
+                let further = [at[0] / p.stride[0], at[1] / p.stride[1]];
+                let known = planes.iter().position(|&known| known == plane);
+                taps.push((known.unwrap_or(planes.len()), further));
+                if known.is_none() {
+                    planes.push(plane);
+                }
+                reach = [reach[0].max(further[0]), reach[1].max(further[1])];
+            }
+        }
+        let (ci, n) = (p.c_in, p.taps());
+        let b = PackedTiles::from_columns(terms, [n, ci, p.c_out], |filters, columns| {
+            gather_filters(&weight[filters.start * n * ci..filters.end * n * ci], ci, n, columns);
+        });
+        Tiled { b, terms, planes, taps, reach }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.b.bytes()
+    }
+
+    /// Positions of one of the planes for so many lines of output.
+    fn plane_len(&self, lines: usize, ow: usize) -> usize {
+        (lines + self.reach[0]) * (ow + self.reach[1])
+    }
+
+    /// Elements for the planes of so many lines of an image.
+    fn image_len(&self, lines: usize, ow: usize) -> usize {
+        self.planes.len() * self.plane_len(lines, ow) * self.b.row_stride(self.b.steps())
+    }
+
+    fn cut(&self, n: usize, oh: usize, ow: usize, threads: usize) -> Cut {
+        let bytes = self.image_len(oh, ow) * size_of::<f32>();
+        let macs = n * oh * ow * self.b.k() * self.b.n();
+        let wanted = if threads == 1 { 1 } else { (4 * threads).min(macs / TASK_MACS).max(1) };
+        let mut bands = bytes.div_ceil(BLOCK_BYTES).min(oh);
+        let mut images = 1;
+        if bands == 1 {
+            images = (BLOCK_BYTES / bytes.max(1)).clamp(1, n.div_ceil(wanted.min(n)));
+        }
+        let blocks = |bands, images| bands * n.div_ceil(images);
+        if blocks(bands, images) < wanted {
+            let most = (oh * ow / FEW_POSITIONS).clamp(1, oh);
+            bands = bands.max(wanted.div_ceil(n).min(most));
+            images = if bands > 1 { 1 } else { images };
+        }
+        let panel_blocks = wanted.div_ceil(blocks(bands, images)).min(self.b.panels());
+        Cut { images, bands, panel_blocks }
+    }
+
+    /// Elements for a block of the cut.
+    fn worker_scratch(&self, cut: &Cut, oh: usize, ow: usize) -> usize {
+        let stride = self.b.row_stride(self.b.steps());
+        // The last tile of positions, and its last tap, read beyond the last plane.
+        let beyond = (SIDE + self.reach[1]) * stride;
+        let lines = oh.div_ceil(cut.bands);
+        (cut.images * self.image_len(lines, ow) + beyond).next_multiple_of(16)
+    }
+
+    pub(super) fn scratch_len(&self, n: usize, oh: usize, ow: usize, threads: usize) -> usize {
+        if n * oh * ow == 0 {
+            return 0;
+        }
+        16 + threads * self.worker_scratch(&self.cut(n, oh, ow, threads), oh, ow)
+    }
+
+    pub(super) fn run(
+        &self,
+        n: usize,
+        g: &Geometry,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        epi: &Epilogue<'_>,
+        y: &mut [f32],
+        scratch: &mut [f32],
+        pool: &Pool,
+    ) {
+        let (oh, ow) = (g.oh, g.ow);
+        let cut = self.cut(n, oh, ow, pool.threads());
+        let per_worker = self.worker_scratch(&cut, oh, ow);
+        let stride = self.b.row_stride(self.b.steps());
+        let product = Product { b: &self.b, bias, epi: *epi, c: SharedMut::new(y), ldc: self.b.n() };
+        let scratch = SharedMut::new(align_scratch(scratch));
+        let image_blocks = n.div_ceil(cut.images);
+        let width = ow + self.reach[1];
+        pool.run_with_worker(image_blocks * cut.bands * cut.panel_blocks, &|task, worker| {
+            let (block, panel_block) = (task / cut.panel_blocks, task % cut.panel_blocks);
+            let (block, band) = (block / cut.bands, block % cut.bands);
+            let images = n * block / image_blocks..n * (block + 1) / image_blocks;
+            let lines = oh * band / cut.bands..oh * (band + 1) / cut.bands;
+            let panels = self.b.panels();
+            let panels = panels * panel_block / cut.panel_blocks
+                ..panels * (panel_block + 1) / cut.panel_blocks;
+            if images.is_empty() || lines.is_empty() || panels.is_empty() {
+                return;
+            }
+            // SAFETY: each worker has its own part, and runs one task at a time.
+            let scratch = unsafe { scratch.slice(worker * per_worker, per_worker) };
+            let image_len = self.image_len(lines.len(), ow);
+            for (image, out) in images.clone().zip(scratch.chunks_exact_mut(image_len)) {
+                let x = &x[image * g.h * g.w * g.params.c_in..][..g.h * g.w * g.params.c_in];
+                self.convert(g, x, lines.clone(), out);
+            }
+            let plane = self.plane_len(lines.len(), ow);
+            let offset = |&(index, [down, right]): &(usize, [usize; 2])| {
+                ((index * plane + down * width + right) * stride * size_of::<f32>()) as isize
+            };
+            let mut offsets = [0; MAX_TAPS];
+            for (out, tap) in offsets.iter_mut().zip(&self.taps) {
+                *out = offset(tap);
+            }
+            simd::dispatch_pairs(Block {
+                product: &product,
+                a: scratch.as_ptr(),
+                stride,
+                offsets: &offsets[..self.taps.len()],
+                images: images.len(),
+                image_stride: image_len,
+                positions: (lines.len() - 1) * width + ow,
+                width,
+                valid: ow,
+                first_row: (images.start * oh + lines.start) * ow,
+                panels,
+                steps: 0..self.b.steps(),
+                sums: None,
+            });
+        });
+    }
+
+    /// Converts what an image's output lines `lines` read.
+    fn convert(&self, g: &Geometry, x: &[f32], lines: Range<usize>, out: &mut [f32]) {
+        let p = &g.params;
+        let stride = self.b.row_stride(self.b.steps());
+        let width = g.ow + self.reach[1];
+        let plane_len = self.plane_len(lines.len(), g.ow);
+        for (plane, out) in self.planes.iter().zip(out.chunks_exact_mut(plane_len * stride)) {
+            // The positions of a line that lie inside the image, and the first one's column.
+            let first = p.pads[1].saturating_sub(plane[1]).div_ceil(p.stride[1]).min(width);
+            let column = (first * p.stride[1] + plane[1]).saturating_sub(p.pads[1]);
+            let inside = g.w.saturating_sub(column).div_ceil(p.stride[1]).min(width - first);
+            for (line, out) in (lines.start..).zip(out.chunks_exact_mut(width * stride)) {
+                let row = (line * p.stride[0] + plane[0]).wrapping_sub(p.pads[0]);
+                if row >= g.h || inside == 0 {
+                    out.fill(0.0);
+                    continue;
+                }
+                out[..first * stride].fill(0.0);
+                out[(first + inside) * stride..].fill(0.0);
+                simd::dispatch_pairs(Convert {
+                    terms: self.terms,
+                    from: &x[(row * g.w + column) * p.c_in..],
+                    rows: inside,
+                    columns: p.c_in,
+                    stride: p.stride[1] * p.c_in,
+                    out: &mut out[first * stride..],
+                    out_stride: stride,
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
