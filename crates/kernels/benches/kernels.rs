@@ -217,7 +217,8 @@ impl Bench {
         let pixels = (size * size * mid * ci + oh * ow * mid * (9 + co)) as f64;
         for sparse in [[false; 2], [true, false], [false, true], [true; 2]] {
             let stage = |weight, bias, sparse| {
-                Some(Pointwise { weight, bias: Some(bias), activation: relu, sparse })
+                let terms = Some(Terms::Two);
+                Some(Pointwise { weight, bias: Some(bias), activation: relu, sparse, terms })
             };
             let expand = stage(&first, &wide[..], sparse[0]);
             let project = stage(&last, &narrow[..], sparse[1]);

@@ -51,8 +51,9 @@ fn permitted() -> bool {
 /// This thread's tiles, configured: eight of full size. They are released when it is dropped.
 pub(crate) struct Tiles(());
 
-/// A tile of C's sums: `terms` products of up to two tiles of A's rows by up to two of B's columns.
+/// Tiles of C's sums: of up to two tiles of A's rows times up to two of B's columns.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Sums<'a> {
     /// The first and the second tile's rows of A, `stride` bytes apart; the second is read only if
     /// there are two tiles of rows.
@@ -67,12 +68,17 @@ pub(crate) struct Sums<'a> {
     pub(crate) c: *mut f32,
     /// Whether to add to `c`.
     pub(crate) accumulate: bool,
+    /// Memory that is soon needed, which need not be readable, and how many lines of it each step
+    /// asks for in the second-level cache.
+    pub(crate) next: *const u8,
+    pub(crate) next_lines: usize,
 }
 
 #[cfg(target_arch = "x86_64")]
 mod instructions {
     use super::{SIDE, Sums, Tiles};
     use std::arch::asm;
+    use std::mem::offset_of;
 
     #[repr(C, align(64))]
     struct Config {
@@ -119,38 +125,53 @@ mod instructions {
             let t: &Sums<'_> = $sums;
             asm!(
                 "test {n}, {n}",
+                "mov {p}, [{t} + {c}]",
                 "jz 2f",
-                $(concat!("tileloadd tmm", $acc, ", [{c} + {line}*1 + ", $offset, "]"),)*
+                $(concat!("tileloadd tmm", $acc, ", [{p} + {line}*1 + ", $offset, "]"),)*
                 "jmp 3f",
                 "2:",
                 $(concat!("tilezero tmm", $acc),)*
                 "3:",
                 "mov {p}, [{offsets}]",
                 "add {offsets}, 8",
-                "lea {q}, [{a1} + {p}]",
-                "add {p}, {a0}",
-                "mov {n}, {steps}",
+                "mov {q}, [{t} + {a} + 8]",
+                "add {q}, {p}",
+                "add {p}, [{t} + {a}]",
+                "mov {n}, [{t} + {steps}]",
                 "4:",
                 $($step,)*
                 concat!("add {p}, ", $a_step),
                 concat!("add {q}, ", $a_step),
                 concat!("add {b}, ", $b_step),
+                "mov {k}, [{t} + {next_lines}]",
+                "test {k}, {k}",
+                "jz 6f",
+                "5:",
+                "prefetcht1 [{next}]",
+                "add {next}, 64",
+                "dec {k}",
+                "jnz 5b",
+                "6:",
                 "dec {n}",
                 "jnz 4b",
                 "dec {runs}",
                 "jnz 3b",
-                $(concat!("tilestored [{c} + {line}*1 + ", $offset, "], tmm", $acc),)*
+                "mov {p}, [{t} + {c}]",
+                $(concat!("tilestored [{p} + {line}*1 + ", $offset, "], tmm", $acc),)*
+                t = in(reg) t,
+                a = const offset_of!(Sums<'static>, a),
+                steps = const offset_of!(Sums<'static>, steps),
+                c = const offset_of!(Sums<'static>, c),
+                next_lines = const offset_of!(Sums<'static>, next_lines),
                 n = inout(reg) usize::from(t.accumulate) => _,
                 offsets = inout(reg) t.offsets.as_ptr() => _,
                 runs = inout(reg) t.offsets.len() => _,
-                steps = in(reg) t.steps,
-                a0 = in(reg) t.a[0],
-                a1 = in(reg) t.a[1],
                 p = out(reg) _,
                 q = out(reg) _,
+                k = out(reg) _,
                 s = in(reg) t.stride,
                 b = inout(reg) t.b => _,
-                c = in(reg) t.c,
+                next = inout(reg) t.next => _,
                 line = in(reg) 64usize,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

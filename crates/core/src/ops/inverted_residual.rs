@@ -6,7 +6,9 @@ use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
     activation::Activation,
+    Arithmetic,
     conv::{Conv2dParams, InvertedResidual as Kernel, Pointwise},
+    gemm::Terms,
 };
 
 use super::{
@@ -42,6 +44,8 @@ pub struct InvertedResidual {
     pub project: Option<Activation>,
     /// Whether the last input is added to the last stage's result, and where.
     pub residual: ResidualKind,
+    /// How the CPU computes the pointwise stages' products.
+    pub arithmetic: Arithmetic,
     /// Which kernels compute the pointwise stages on the CPU.
     pub variant: Variant,
 }
@@ -72,6 +76,7 @@ impl InvertedResidual {
             },
             project: stage(2, project)?,
             residual,
+            arithmetic: Arithmetic::default(),
             variant: Variant::Fastest,
         })
     }
@@ -168,7 +173,13 @@ impl Op for InvertedResidual {
             activation
                 .map(|activation| {
                     let (weight, bias) = (weight_of(stage)?, constant(2 * stage + 2));
-                    Ok::<_, OpError>(Pointwise { weight, bias, activation, sparse: false })
+                    let terms = match self.arithmetic {
+                        Arithmetic::Fast => Some(Terms::Two),
+                        Arithmetic::Bf16 => Some(Terms::One),
+                        Arithmetic::Exact | Arithmetic::Reference => None,
+                    };
+                    let sparse = false;
+                    Ok::<_, OpError>(Pointwise { weight, bias, activation, sparse, terms })
                 })
                 .transpose()
         };
@@ -183,7 +194,7 @@ impl Op for InvertedResidual {
         let activation = self.project.unwrap_or(self.depthwise.activation);
         let (n, [h, w]) = (shape.batch, flat.input);
         let kernel = match self.variant {
-            Variant::Fastest => stages.fastest([n, h, w]),
+            Variant::Fastest => stages.fastest(self.arithmetic, [n, h, w]),
             Variant::Dense => stages.kernel([false; 2]),
             Variant::Sparse => stages.kernel([true; 2]),
         };
@@ -192,7 +203,11 @@ impl Op for InvertedResidual {
         let kernel = Arc::new(kernel);
         let shape_of = kernel.clone();
         let scratch = move |threads| Scratch::bytes::<f32>(shape_of.scratch_len(n, h, w, threads));
-        let method = if kernel.is_sparse() { SPARSE } else { "strips" };
+        let method = match (kernel.is_sparse(), kernel.is_tiled()) {
+            (true, _) => SPARSE,
+            (false, true) => "amx strips",
+            (false, false) => "strips",
+        };
         let run = kernel_with(bytes, scratch, move |io, pool| {
             let epilogue = epilogue::epilogue_with(activation, residual, io.get(index));
             let own = kernel.scratch_len(n, h, w, pool.threads());
@@ -273,6 +288,10 @@ impl Op for InvertedResidual {
         Some(Part { op: Arc::new(op), inputs })
     }
 
+    fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(InvertedResidual { arithmetic, ..self.clone() }))
+    }
+
     fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
         Some(Arc::new(InvertedResidual { variant, ..self.clone() }))
     }
@@ -323,7 +342,7 @@ impl Stages<'_> {
     }
 
     /// The fastest of the kernels with pruned stages dense or sparse.
-    fn fastest(&self, [n, h, w]: [usize; 3]) -> Kernel {
+    fn fastest(&self, arithmetic: Arithmetic, [n, h, w]: [usize; 3]) -> Kernel {
         let steps = [self.expand, self.project]
             .map(|stage| stage.and_then(|stage| variant::sparsity(stage.weight)));
         let mut ways = vec![[false; 2]];
@@ -341,7 +360,7 @@ impl Stages<'_> {
         };
         let (c_in, c_out) = (width(self.expand), width(self.project));
         let question = format!(
-            "{} {c_in}->[{p:?}]->{c_out} {n}x{h}x{w} sparsity {steps:?}",
+            "{} {arithmetic:?} {c_in}->[{p:?}]->{c_out} {n}x{h}x{w} sparsity {steps:?}",
             sparoa_kernels::isa::best()
         );
         let mut kernels: Vec<Option<Kernel>> = ways.iter().map(|_| None).collect();

@@ -107,6 +107,15 @@ pub(crate) struct Tile<'a> {
     pub(crate) finish: Option<&'a Finish>,
 }
 
+impl Tile<'_> {
+    /// The tile of the output's rows from `row` on, whose sums are known.
+    pub(crate) fn down(&self, row: usize) -> Self {
+        let (c, residual) = (self.c.wrapping_add(row * self.ldc), self.residual);
+        let skip = if residual.is_null() { 0 } else { row * self.ldc };
+        Tile { c, residual: residual.wrapping_add(skip), ..*self }
+    }
+}
+
 /// Products of a tile's element from which it takes long enough for the output to arrive meanwhile.
 const FETCH: usize = 192;
 

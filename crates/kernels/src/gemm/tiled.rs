@@ -27,8 +27,11 @@ const PANEL: usize = 2 * SIDE;
 /// sums then stay in the second-level cache, for as many rows as it takes to make a panel's way
 /// there worth it.
 const STEPS: usize = 32;
-/// Bytes of converted rows of A that should stay in the second-level cache.
+/// Bytes of converted rows of A that should stay in the second-level cache; and in the first,
+/// where B stays in the second.
 const A_BYTES: usize = 640 * 1024;
+const A_BYTES_OF_SMALL_B: usize = 32 * 1024;
+const SMALL_B_BYTES: usize = 256 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 256 * 1024;
 /// Elements of a line of a step: pairs of bf16 in the size of an f32.
@@ -127,9 +130,12 @@ impl PackedTiles {
     }
 
     fn panel(&self, panel: usize) -> Panel {
-        let per_tile = self.runs * self.steps() * self.terms as usize * TILE;
         let tiles = (self.n - panel * PANEL).div_ceil(SIDE).min(2);
-        Panel { start: panel * 2 * per_tile, tiles }
+        Panel { start: self.panel_start(panel), tiles }
+    }
+
+    fn panel_start(&self, panel: usize) -> usize {
+        panel * 2 * self.runs * self.steps() * self.terms as usize * TILE
     }
 
     /// How many elements of scratch [`gemm_tiled`] needs for `m` rows on a pool of `threads`.
@@ -143,6 +149,38 @@ impl PackedTiles {
     pub(crate) fn row_stride(&self, steps: usize) -> usize {
         let len = steps * self.terms as usize * LINE;
         if len.is_multiple_of(256) { len + 2 * LINE } else { len }
+    }
+
+    /// The most pairs of tiles of rows that should be converted at once.
+    fn most_pairs(&self) -> usize {
+        let bytes = if self.bytes() <= SMALL_B_BYTES { A_BYTES_OF_SMALL_B } else { A_BYTES };
+        let stride = self.row_stride(self.steps().div_ceil(self.depths()));
+        (bytes / (size_of::<f32>() * stride * 2 * SIDE)).max(1)
+    }
+
+    /// How many elements of scratch [`PackedTiles::run_alone`] needs, for any number of rows.
+    pub(crate) fn scratch_len_alone(&self) -> usize {
+        self.scratch_len(self.most_pairs() * 2 * SIDE, 1)
+    }
+
+    /// [`gemm_tiled`] on the calling thread, for rows without gaps.
+    pub(crate) fn run_alone(
+        &self,
+        m: usize,
+        a: &[f32],
+        bias: Option<&[f32]>,
+        epi: &Epilogue<'_>,
+        c: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        assert!(scratch.len() >= self.scratch_len_alone(), "scratch has scratch_len_alone elements");
+        let split = Split::new(m, self, 1);
+        let c = SharedMut::new(c);
+        let product = Product { b: self, bias, epi: *epi, c, ldc: self.n };
+        let run = Run::new(&product, split, a, self.k(), scratch);
+        for block in 0..split.row_blocks {
+            run.block(split.rows(block), 0..split.panels, 0);
+        }
     }
 
     /// Blocks of k of a matrix, of at most [`STEPS`] steps.
@@ -338,7 +376,18 @@ impl Kernel for Block<'_> {
             let runs = self.offsets.len();
             assert!(self.steps.len() == p.b.steps() || runs == 1, "blocks of k are of a matrix");
             assert!(runs == p.b.runs && b.len() >= runs * self.steps.len() * step_len);
+            // The next panel is asked for meanwhile, in equal shares.
+            let next_len = match self.panels.clone().nth(index + 1) {
+                Some(next) => runs * self.steps.len() * terms * p.b.panel(next).tiles * TILE / LINE,
+                None => 0,
+            };
+            let next = p.b.data.as_slice().as_ptr().wrapping_add(
+                p.b.panel_start(panel + 1) + self.steps.start * step_len,
+            );
+            let steps = runs * self.steps.len();
+            let share = next_len.div_ceil(row_tiles.div_ceil(2) * steps);
             for tile in (0..row_tiles).step_by(2) {
+                let asked = tile / 2 * share * steps;
                 let rows = (row_tiles - tile).min(2);
                 let c = match &self.sums {
                     None => own.0.as_mut_ptr(),
@@ -355,6 +404,8 @@ impl Kernel for Block<'_> {
                     b: b.as_ptr(),
                     c,
                     accumulate: self.steps.start > 0,
+                    next: next.wrapping_add(asked * LINE).cast(),
+                    next_lines: if asked < next_len { share } else { 0 },
                 };
                 // SAFETY: whoever builds a block guarantees its rows; B was checked above.
                 unsafe { tiles.multiply(terms, rows, columns, &sums) };
@@ -393,43 +444,75 @@ impl Block<'_> {
             Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
         };
         let first = tile * SIDE;
+        let count = SIDE.min(self.positions - first);
         let (mut line, mut x) = (first / self.width, first % self.width);
-        for row in 0..SIDE.min(self.positions - first) {
-            if x < self.valid {
-                let row_of_c = self.first_row + (image * lines + line) * self.valid + x;
-                let at = row_of_c * p.ldc + column;
-                let tile = Tile {
-                    rows: std::ptr::null(),
-                    taps: 0,
-                    run: 0,
-                    offset: 0,
-                    b: std::ptr::null(),
-                    // SAFETY: c has this row, and it is this block's.
-                    c: unsafe { p.c.ptr().add(at) },
-                    ldc: p.ldc,
-                    bias,
-                    residual: residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
-                    tail: columns - (tiles - 1) * SIDE,
-                    accumulate: false,
-                    finish: Some(finish),
-                };
-                // SAFETY: the tiles' sums have this row; c, bias and residual its columns.
-                unsafe {
-                    let first = s.load(sums.add(row * LINE));
-                    if tiles == 1 {
-                        micro::store::<S, 1, 1>(s, &tile, [[first]]);
-                    } else {
-                        let second = s.load(sums.add(TILE + row * LINE));
-                        micro::store::<S, 1, 2>(s, &tile, [[first, second]]);
+        let mut row = 0;
+        while row < count {
+            // Rows of c that follow each other.
+            let rows = self.valid.saturating_sub(x).min(count - row).min(GROUP);
+            if rows == 0 {
+                row += self.width - x;
+                (line, x) = (line + 1, 0);
+                continue;
+            }
+            let row_of_c = self.first_row + (image * lines + line) * self.valid + x;
+            let at = row_of_c * p.ldc + column;
+            let tile = Tile {
+                rows: std::ptr::null(),
+                taps: 0,
+                run: 0,
+                offset: 0,
+                b: std::ptr::null(),
+                // SAFETY: c has this row, and it is this block's.
+                c: unsafe { p.c.ptr().add(at) },
+                ldc: p.ldc,
+                bias,
+                residual: residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+                tail: columns - (tiles - 1) * SIDE,
+                accumulate: false,
+                finish: Some(finish),
+            };
+            // SAFETY: the tiles' sums have these rows; c, bias and residual their columns.
+            unsafe {
+                let sums = sums.add(row * LINE);
+                match (rows, tiles) {
+                    (GROUP, 1) => store::<S, GROUP, 1>(s, &tile, sums),
+                    (GROUP, _) => store::<S, GROUP, 2>(s, &tile, sums),
+                    (rows, 1) => {
+                        for row in 0..rows {
+                            store::<S, 1, 1>(s, &tile.down(row), sums.add(row * LINE));
+                        }
+                    }
+                    (rows, _) => {
+                        for row in 0..rows {
+                            store::<S, 1, 2>(s, &tile.down(row), sums.add(row * LINE));
+                        }
                     }
                 }
             }
-            x += 1;
-            if x == self.width {
-                (line, x) = (line + 1, 0);
-            }
+            (row, x) = (row + rows, x + rows);
         }
     }
+}
+
+/// Rows of c that are finished together.
+const GROUP: usize = 8;
+
+/// Finishes and stores `R` rows of `NV` tiles' sums.
+///
+/// # Safety
+/// The tiles have these rows from `sums` on; c, bias and residual have their columns.
+#[inline(always)]
+unsafe fn store<S: Simd, const R: usize, const NV: usize>(s: S, t: &Tile<'_>, sums: *const f32) {
+    let mut acc = [[s.splat(0.0); NV]; R];
+    for (row, acc) in acc.iter_mut().enumerate() {
+        for (v, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            *acc = unsafe { s.load(sums.add(v * TILE + row * LINE)) };
+        }
+    }
+    // SAFETY: the caller's contract.
+    unsafe { micro::store::<S, R, NV>(s, t, acc) };
 }
 
 /// A tile's sums on the stack, on cache lines of their own.
@@ -455,7 +538,7 @@ impl Split {
         let pairs = m.div_ceil(2 * SIDE).max(1);
         let depths = b.depths();
         let depth_stride = b.row_stride(b.steps().div_ceil(depths));
-        let most = (A_BYTES / (4 * depth_stride * 2 * SIDE)).max(1);
+        let most = b.most_pairs();
         let mut row_blocks = pairs.div_ceil(most);
         let mut panel_blocks = 1;
         let wanted = match threads {
@@ -529,66 +612,101 @@ pub fn gemm_tiled(
     }
     let split = Split::new(m, b, pool.threads());
     let product = Product { b, bias, epi: *epi, c: SharedMut::new(c), ldc: n };
-    let (stride, sums_len) = (split.stride, split.sums_len());
-    let scratch = align_scratch(scratch);
-    let (rows, sums) = scratch.split_at_mut(split.converted_rows() * stride);
-    let (rows, sums) = (SharedMut::new(rows), SharedMut::new(sums));
-    let convert = |range: Range<usize>, columns: Range<usize>, place: usize| {
-        // SAFETY: the place is this worker's, or, where all rows have one, that of these rows.
-        let out = unsafe { rows.slice(place * stride, range.len() * stride) };
-        simd::dispatch_pairs(Convert {
-            terms: b.terms,
-            from: a.get(range.start * lda + columns.start..).unwrap_or_default(),
-            rows: range.len(),
-            columns: columns.len(),
-            stride: lda,
-            out,
-            out_stride: stride,
-        });
-    };
+    let run = Run::new(&product, split, a, lda, scratch);
     if split.shares() {
         let tiles = m.div_ceil(SIDE);
         let parts = pool.threads().min(tiles);
         pool.run(parts, &|part| {
             let cut = |i: usize| (tiles * i / parts * SIDE).min(m);
-            convert(cut(part)..cut(part + 1), 0..k, cut(part));
+            run.convert(cut(part)..cut(part + 1), 0..k, cut(part));
         });
     }
     pool.run_with_worker(split.row_blocks * split.panel_blocks, &|task, worker| {
-        let range = split.rows(task / split.panel_blocks);
-        let panels = split.panels(task % split.panel_blocks);
-        if range.is_empty() || panels.is_empty() {
+        let rows = split.rows(task / split.panel_blocks);
+        run.block(rows, split.panels(task % split.panel_blocks), worker);
+    });
+}
+
+/// A product with its A and scratch.
+struct Run<'a> {
+    product: &'a Product<'a>,
+    split: Split,
+    a: &'a [f32],
+    lda: usize,
+    /// Converted rows, then what each worker needs for sums.
+    rows: SharedMut,
+    sums: SharedMut,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        product: &'a Product<'a>,
+        split: Split,
+        a: &'a [f32],
+        lda: usize,
+        scratch: &mut [f32],
+    ) -> Run<'a> {
+        let (rows, sums) =
+            align_scratch(scratch).split_at_mut(split.converted_rows() * split.stride);
+        assert!(sums.len() >= split.threads * split.sums_len(), "scratch has room for sums");
+        let (rows, sums) = (SharedMut::new(rows), SharedMut::new(sums));
+        Run { product, split, a, lda, rows, sums }
+    }
+
+    /// Converts columns of rows of A to the converted rows from `place` on, which no other thread
+    /// touches.
+    fn convert(&self, rows: Range<usize>, columns: Range<usize>, place: usize) {
+        let stride = self.split.stride;
+        // SAFETY: there are these rows in the scratch; and the caller's contract.
+        let out = unsafe { self.rows.slice(place * stride, rows.len() * stride) };
+        simd::dispatch_pairs(Convert {
+            terms: self.product.b.terms,
+            from: self.a.get(rows.start * self.lda + columns.start..).unwrap_or_default(),
+            rows: rows.len(),
+            columns: columns.len(),
+            stride: self.lda,
+            out,
+            out_stride: stride,
+        });
+    }
+
+    /// Some rows times some panels. No two threads are the same worker at a time.
+    fn block(&self, rows: Range<usize>, panels: Range<usize>, worker: usize) {
+        let (b, split) = (self.product.b, &self.split);
+        if rows.is_empty() || panels.is_empty() {
             return;
         }
+        let sums_len = split.sums_len();
         for depth in 0..split.depths {
             let cut = |i: usize| b.steps() * i / split.depths;
             let steps = cut(depth)..cut(depth + 1);
             let from = if split.shares() {
-                rows.at(range.start * stride + steps.start * b.terms as usize * LINE)
+                self.rows.at(rows.start * split.stride + steps.start * b.terms as usize * LINE)
             } else {
                 let place = worker * split.block_rows();
-                convert(range.clone(), steps.start * DEPTH..k.min(steps.end * DEPTH), place);
-                rows.at(place * stride)
+                let columns = steps.start * DEPTH..b.run.min(steps.end * DEPTH);
+                self.convert(rows.clone(), columns, place);
+                self.rows.at(place * split.stride)
             };
             simd::dispatch_pairs(Block {
-                product: &product,
+                product: self.product,
                 a: from.ptr(),
-                stride,
+                stride: split.stride,
                 offsets: &[0],
                 images: 1,
                 image_stride: 0,
-                positions: range.len(),
-                width: range.len(),
-                valid: range.len(),
-                first_row: range.start,
+                positions: rows.len(),
+                width: rows.len(),
+                valid: rows.len(),
+                first_row: rows.start,
                 panels: panels.clone(),
                 steps,
-                // SAFETY: each worker has its own part, and runs one task at a time.
+                // SAFETY: each worker has its own part.
                 sums: (split.depths > 1)
-                    .then(|| unsafe { sums.slice(worker * sums_len, sums_len) }),
+                    .then(|| unsafe { self.sums.slice(worker * sums_len, sums_len) }),
             });
         }
-    });
+    }
 }
 
 #[cfg(test)]

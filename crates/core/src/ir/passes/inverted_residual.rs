@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use sparoa_kernels::conv::{Conv2dParams, InvertedResidual as Kernel};
+use sparoa_kernels::{
+    Arithmetic,
+    conv::{Conv2dParams, InvertedResidual as Kernel},
+};
 
 use super::editor::Editor;
 use crate::{
@@ -81,6 +84,7 @@ fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
     let last = after.unwrap_or(id);
     let residual = conv(e, last)?.residual;
     let op = InvertedResidual {
+        arithmetic: Arithmetic::default(),
         variant: Variant::Fastest,
         expand: before.and_then(|b| conv(e, b)).map(|c| c.activation),
         depthwise: Conv { residual: ResidualKind::None, ..depthwise },

@@ -27,7 +27,7 @@ mod widen;
 
 pub use arithmetic::{set_arithmetic, set_variants};
 
-use sparoa_kernels::Arithmetic;
+use sparoa_kernels::{Arithmetic, Isa, isa};
 
 use super::Graph;
 use editor::Editor;
@@ -82,7 +82,9 @@ pub fn optimize(graph: Graph) -> Graph {
 
 /// [`optimize`], and every operator made of products gets `arithmetic`.
 pub fn optimize_for(graph: Graph, arithmetic: Arithmetic) -> Graph {
-    let count = PASSES.len() - usize::from(arithmetic == Arithmetic::Bf16);
+    // Inverted residuals multiply bf16 only on AMX; stage by stage, other CPUs do too.
+    let apart = arithmetic == Arithmetic::Bf16 && isa::best() != Isa::Amx;
+    let count = PASSES.len() - usize::from(apart);
     let graph = apply(graph, &PASSES[..count]);
     match arithmetic {
         Arithmetic::Fast => graph,

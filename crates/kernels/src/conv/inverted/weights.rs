@@ -1,9 +1,10 @@
-//! The weights of a pointwise stage, dense or sparse.
+//! The weights of a pointwise stage: dense in f32 or in tiles of bf16, or sparse.
 
+use super::Pointwise;
 use crate::activation::Epilogue;
 use crate::aligned::SharedMut;
 use crate::gemm::driver::{Block, Product, Rows};
-use crate::gemm::{PackedB, gemm};
+use crate::gemm::{PackedB, PackedTiles, gemm, gemm_tiled};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::sparse::SparseMatrix;
@@ -15,18 +16,23 @@ const STRIP_ROWS: usize = 1024;
 pub(super) enum Weights {
     Dense(PackedB),
     Sparse(Box<SparseMatrix>),
+    Tiles(PackedTiles),
 }
 
 impl Weights {
-    /// Packs `weight`, n x k.
-    pub(super) fn new(isa: Isa, [k, n]: [usize; 2], weight: &[f32], sparse: bool) -> Weights {
-        let matrix = match sparse {
-            true => SparseMatrix::new_with_isa(isa, STRIP_ROWS, [k, n], weight, true),
-            false => None,
-        };
-        match matrix {
-            Some(matrix) => Weights::Sparse(Box::new(matrix)),
-            None => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),
+    /// Packs a stage's weight, n x k.
+    pub(super) fn new(isa: Isa, [k, n]: [usize; 2], stage: &Pointwise<'_>) -> Weights {
+        let weight = stage.weight;
+        if stage.sparse
+            && let Some(m) = SparseMatrix::new_with_isa(isa, STRIP_ROWS, [k, n], weight, true)
+        {
+            return Weights::Sparse(Box::new(m));
+        }
+        match stage.terms {
+            Some(terms) if isa == Isa::Amx && weight.iter().all(|w| w.is_finite()) => {
+                Weights::Tiles(PackedTiles::new(terms, k, n, weight, true))
+            }
+            _ => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),
         }
     }
 
@@ -34,6 +40,7 @@ impl Weights {
         match self {
             Weights::Dense(b) => b.k(),
             Weights::Sparse(b) => b.k(),
+            Weights::Tiles(b) => b.k(),
         }
     }
 
@@ -41,6 +48,7 @@ impl Weights {
         match self {
             Weights::Dense(b) => b.n(),
             Weights::Sparse(b) => b.n(),
+            Weights::Tiles(b) => b.n(),
         }
     }
 
@@ -48,18 +56,33 @@ impl Weights {
         matches!(self, Weights::Sparse(_))
     }
 
+    pub(super) fn is_tiled(&self) -> bool {
+        matches!(self, Weights::Tiles(_))
+    }
+
     pub(super) fn bytes(&self) -> usize {
         match self {
             Weights::Dense(b) => b.bytes(),
             Weights::Sparse(b) => b.bytes(),
+            Weights::Tiles(b) => b.bytes(),
         }
     }
 
-    /// Floats of scratch for `m` rows; of one thread, for any number of them.
+    /// Floats of scratch for `m` rows on so many threads.
     pub(super) fn scratch_len(&self, m: usize, threads: usize) -> usize {
         match self {
             Weights::Dense(_) => 0,
             Weights::Sparse(b) => b.scratch_len(m, threads),
+            Weights::Tiles(b) => b.scratch_len(m, threads),
+        }
+    }
+
+    /// Floats of scratch for any number of rows on the calling thread.
+    pub(super) fn scratch_len_alone(&self) -> usize {
+        match self {
+            Weights::Dense(_) => 0,
+            Weights::Sparse(b) => b.scratch_len(1, 1),
+            Weights::Tiles(b) => b.scratch_len_alone(),
         }
     }
 
@@ -77,6 +100,7 @@ impl Weights {
         match self {
             Weights::Dense(b) => gemm(m, a, b.k(), b, bias, epi, y, pool),
             Weights::Sparse(b) => b.run(m, a, b.k(), bias, epi, y, scratch, pool),
+            Weights::Tiles(b) => gemm_tiled(m, a, b.k(), b, bias, epi, y, scratch, pool),
         }
     }
 
@@ -102,6 +126,7 @@ impl Weights {
                 b.dispatch(Block { product: &product, rows, m, first_row: 0, panels });
             }
             Weights::Sparse(b) => b.run_alone(m, a, bias, epi, y, scratch),
+            Weights::Tiles(b) => b.run_alone(m, a, bias, epi, y, scratch),
         }
     }
 }
