@@ -292,7 +292,7 @@ impl Conv2d {
             }
             Algorithm::Winograd(winograd) => winograd.scratch_len(n, oh, ow, threads),
             Algorithm::PointwiseTiles(b) => b.scratch_len(n * h * w, threads),
-            Algorithm::Tiled(tiled) => tiled.scratch_len(n, oh, ow, threads),
+            Algorithm::Tiled(tiled) => tiled.scratch_len(n, &self.geometry(h, w), threads),
             Algorithm::Lines(_) => lines::scratch_len(&self.geometry(h, w), threads),
             Algorithm::KernelRows { b, .. } => {
                 16 + threads * self.worker_scratch(&self.split(n * oh * ow, b, threads))

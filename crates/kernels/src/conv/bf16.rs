@@ -46,6 +46,11 @@ impl Conv2dBf16 {
         params.check(weight.len(), bias.map(<[f32]>::len));
         let p = &params;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
+        if isa::best() == Isa::Amx && !p.is_product() && Tiled::fits(p, usize::MAX) {
+            let method = Method::Tiled(Tiled::new(Terms::One, p, weight));
+            let bias = bias.map(<[f32]>::to_vec);
+            return Conv2dBf16 { params, method, bias, zeros: Vec::new() };
+        }
         if ci < 16 && taps > 1 {
             let conv = Conv2d::new_with_isa(Isa::Avx512, params, weight, bias);
             if matches!(
@@ -67,8 +72,6 @@ impl Conv2dBf16 {
         };
         let (method, zeros) = if p.is_product() {
             (Method::Pointwise(PackedBf16::new(ci, co, weight, true)), 0)
-        } else if isa::best() == Isa::Amx && Tiled::fits(p, usize::MAX) {
-            (Method::Tiled(Tiled::new(Terms::One, p, weight)), 0)
         } else {
             let pack = |group| pack_words(taps, ci, co, |k, j| at(group, k, j));
             (Method::Indirect((0..p.groups).map(pack).collect()), ci)
@@ -112,7 +115,10 @@ impl Conv2dBf16 {
         match &self.method {
             Method::Pointwise(b) => b.scratch_len(n * h * w, threads),
             Method::Indirect(groups) => blocks(&groups[0]),
-            Method::Tiled(tiled) => tiled.scratch_len(n, oh, ow, threads),
+            Method::Tiled(tiled) => {
+                let geometry = Geometry { params: self.params, h, w, oh, ow };
+                tiled.scratch_len(n, &geometry, threads)
+            }
             Method::Plain(conv) => conv.scratch_len(n, h, w, threads),
         }
     }

@@ -5,6 +5,9 @@
 //! (only those that some tap reads), so that in each, neighbouring outputs read neighbouring
 //! positions. Lines of a plane are as wide as the output and its taps' reach; the sums that fall
 //! between the output's lines are dropped.
+//!
+//! Of few input channels, a run of k is a whole row of the kernel, and a position holds what an
+//! output reads of a line: neighbours' positions overlap in the input.
 
 use std::ops::Range;
 
@@ -23,6 +26,8 @@ const BLOCK_BYTES: usize = 640 * 1024;
 const FEW_POSITIONS: usize = 256;
 /// The most taps: beyond that, kernels are not worth a place for their offsets.
 const MAX_TAPS: usize = 64;
+/// Input channels below which a tap alone would leave most of a step empty.
+const FEW_CHANNELS: usize = 16;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 256 * 1024;
 
@@ -30,6 +35,8 @@ const TASK_MACS: usize = 256 * 1024;
 pub(super) struct Tiled {
     b: PackedTiles,
     terms: Terms,
+    /// Whether a tap is a whole row of the kernel.
+    by_rows: bool,
     /// Planes that taps read: the input's offset within a step of the window.
     planes: Vec<[usize; 2]>,
     /// For each tap its plane, and how many lines and positions further it reads.
@@ -47,16 +54,25 @@ struct Cut {
     panel_blocks: usize,
 }
 
+/// Whether runs of k are rows of the kernel.
+fn by_rows(p: &Conv2dParams) -> bool {
+    p.c_in < FEW_CHANNELS && p.dilation[1] == 1
+}
+
 impl Tiled {
     /// Whether this is for convolutions of that shape, with outputs of so many pixels.
     pub(super) fn fits(p: &Conv2dParams, pixels: usize) -> bool {
-        p.groups == 1 && p.c_in >= 16 && p.taps() <= MAX_TAPS && pixels >= SIDE
+        let taps = if by_rows(p) { p.kernel[0] } else { p.taps() };
+        let deep = p.c_in >= FEW_CHANNELS || by_rows(p) && p.kernel[1] * p.c_in >= FEW_CHANNELS;
+        p.groups == 1 && deep && taps <= MAX_TAPS && pixels >= SIDE
     }
 
     pub(super) fn new(terms: Terms, p: &Conv2dParams, weight: &[f32]) -> Tiled {
         let (mut planes, mut taps, mut reach) = (Vec::new(), Vec::new(), [0, 0]);
+        let by_rows = by_rows(p);
+        let columns = if by_rows { 1 } else { p.kernel[1] };
         for ky in 0..p.kernel[0] {
-            for kx in 0..p.kernel[1] {
+            for kx in 0..columns {
                 let at = [ky * p.dilation[0], kx * p.dilation[1]];
                 let plane = [at[0] % p.stride[0], at[1] % p.stride[1]];
                 let further = [at[0] / p.stride[0], at[1] / p.stride[1]];
@@ -69,10 +85,11 @@ impl Tiled {
             }
         }
         let (ci, n) = (p.c_in, p.taps());
-        let b = PackedTiles::from_columns(terms, [n, ci, p.c_out], |filters, columns| {
+        let size = [taps.len(), n * ci / taps.len(), p.c_out];
+        let b = PackedTiles::from_columns(terms, size, |filters, columns| {
             gather_filters(&weight[filters.start * n * ci..filters.end * n * ci], ci, n, columns);
         });
-        Tiled { b, terms, planes, taps, reach }
+        Tiled { b, terms, by_rows, planes, taps, reach }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -109,19 +126,26 @@ impl Tiled {
     }
 
     /// Elements for a block of the cut.
-    fn worker_scratch(&self, cut: &Cut, oh: usize, ow: usize) -> usize {
+    fn worker_scratch(&self, cut: &Cut, p: &Conv2dParams, oh: usize, ow: usize) -> usize {
         let stride = self.b.row_stride(self.b.steps());
         // The last tile of positions, and its last tap, read beyond the last plane.
         let beyond = (SIDE + self.reach[1]) * stride;
         let lines = oh.div_ceil(cut.bands);
-        (cut.images * self.image_len(lines, ow) + beyond).next_multiple_of(16)
+        let line = self.line_len(p, ow).next_multiple_of(16);
+        line + (cut.images * self.image_len(lines, ow) + beyond).next_multiple_of(16)
     }
 
-    pub(super) fn scratch_len(&self, n: usize, oh: usize, ow: usize, threads: usize) -> usize {
-        if n * oh * ow == 0 {
+    /// Elements of a padded line of input, of which neighbouring outputs read overlapping parts.
+    fn line_len(&self, p: &Conv2dParams, ow: usize) -> usize {
+        if self.by_rows { ((ow - 1) * p.stride[1] + p.kernel[1]) * p.c_in } else { 0 }
+    }
+
+    pub(super) fn scratch_len(&self, n: usize, g: &Geometry, threads: usize) -> usize {
+        if n * g.oh * g.ow == 0 {
             return 0;
         }
-        16 + threads * self.worker_scratch(&self.cut(n, oh, ow, threads), oh, ow)
+        let cut = self.cut(n, g.oh, g.ow, threads);
+        16 + threads * self.worker_scratch(&cut, &g.params, g.oh, g.ow)
     }
 
     pub(super) fn run(
@@ -137,7 +161,7 @@ impl Tiled {
     ) {
         let (oh, ow) = (g.oh, g.ow);
         let cut = self.cut(n, oh, ow, pool.threads());
-        let per_worker = self.worker_scratch(&cut, oh, ow);
+        let per_worker = self.worker_scratch(&cut, &g.params, oh, ow);
         let stride = self.b.row_stride(self.b.steps());
         let product = Product { b: &self.b, bias, epi: *epi, c: SharedMut::new(y), ldc: self.b.n() };
         let scratch = SharedMut::new(align_scratch(scratch));
@@ -156,10 +180,12 @@ impl Tiled {
             }
             // SAFETY: each worker has its own part, and runs one task at a time.
             let scratch = unsafe { scratch.slice(worker * per_worker, per_worker) };
+            let line = self.line_len(&g.params, ow);
+            let (line, scratch) = scratch.split_at_mut(line.next_multiple_of(16));
             let image_len = self.image_len(lines.len(), ow);
             for (image, out) in images.clone().zip(scratch.chunks_exact_mut(image_len)) {
                 let x = &x[image * g.h * g.w * g.params.c_in..][..g.h * g.w * g.params.c_in];
-                self.convert(g, x, lines.clone(), out);
+                self.convert(g, x, lines.clone(), line, out);
             }
             let plane = self.plane_len(lines.len(), ow);
             let offset = |&(index, [down, right]): &(usize, [usize; 2])| {
@@ -187,8 +213,15 @@ impl Tiled {
         });
     }
 
-    /// Converts what an image's output lines `lines` read.
-    fn convert(&self, g: &Geometry, x: &[f32], lines: Range<usize>, out: &mut [f32]) {
+    /// Converts what an image's output lines `lines` read; `padded` holds a line meanwhile.
+    fn convert(
+        &self,
+        g: &Geometry,
+        x: &[f32],
+        lines: Range<usize>,
+        padded: &mut [f32],
+        out: &mut [f32],
+    ) {
         let p = &g.params;
         let stride = self.b.row_stride(self.b.steps());
         let width = g.ow + self.reach[1];
@@ -200,8 +233,13 @@ impl Tiled {
             let inside = g.w.saturating_sub(column).div_ceil(p.stride[1]).min(width - first);
             for (line, out) in (lines.start..).zip(out.chunks_exact_mut(width * stride)) {
                 let row = (line * p.stride[0] + plane[0]).wrapping_sub(p.pads[0]);
-                if row >= g.h || inside == 0 {
+                if row >= g.h || inside == 0 && !self.by_rows {
                     out.fill(0.0);
+                    continue;
+                }
+                if self.by_rows {
+                    let from = &x[row * g.w * p.c_in..][..g.w * p.c_in];
+                    self.convert_line(g, from, padded, out);
                     continue;
                 }
                 out[..first * stride].fill(0.0);
@@ -217,6 +255,26 @@ impl Tiled {
                 });
             }
         }
+    }
+
+    /// Converts a line of input for rows of the kernel.
+    fn convert_line(&self, g: &Geometry, from: &[f32], padded: &mut [f32], out: &mut [f32]) {
+        let p = &g.params;
+        let padded = &mut padded[..self.line_len(p, g.ow)];
+        let (left, rest) = padded.split_at_mut((p.pads[1] * p.c_in).min(padded.len()));
+        let (inside, right) = rest.split_at_mut(from.len().min(rest.len()));
+        left.fill(0.0);
+        inside.copy_from_slice(&from[..inside.len()]);
+        right.fill(0.0);
+        simd::dispatch_pairs(Convert {
+            terms: self.terms,
+            from: padded,
+            rows: g.ow,
+            columns: p.kernel[1] * p.c_in,
+            stride: p.stride[1] * p.c_in,
+            out,
+            out_stride: self.b.row_stride(self.b.steps()),
+        });
     }
 }
 

@@ -29,7 +29,7 @@ fn check(terms: Terms, p: Conv2dParams, size: [usize; 3], bias: bool, kind: u8, 
     let conv = Tiled::new(terms, &p, &weight);
     let geometry = Geometry { params: p, h, w, oh, ow };
     let mut y = vec![f32::NAN; sums.len()];
-    let mut scratch = vec![f32::NAN; conv.scratch_len(n, oh, ow, threads)];
+    let mut scratch = vec![f32::NAN; conv.scratch_len(n, &geometry, threads)];
     conv.run(n, &geometry, &x, bias.as_deref(), &epi, &mut y, &mut scratch, &pool);
     for (i, &y) in y.iter().enumerate() {
         let (sum, mut bound) = sums[i];
@@ -78,5 +78,8 @@ fn at_the_size_of_networks() {
         check(Terms::Two, of([64, 40], 3, 2), [2, 56, 56], true, 4, threads);
         check(Terms::Two, of([64, 40], 1, 2), [1, 56, 56], true, 0, threads);
         check(Terms::Two, of([512, 24], 3, 1), [5, 7, 7], false, 2, threads);
+        check(Terms::Two, of([3, 40], 7, 2), [1, 60, 224], true, 1, threads);
+        // Patches that do not overlap.
+        check(Terms::One, of([3, 24], 16, 16), [2, 64, 48], true, 0, threads);
     }
 }
