@@ -5,6 +5,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use sparoa_kernels::attention::{self, AttentionBias, AttentionShape, Strides, attention};
 use sparoa_kernels::conv::{
     Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams, InvertedResidual, Pointwise,
 };
@@ -131,6 +132,32 @@ impl Bench {
         self.report_bf16(&title, 2.0 * (m * n * k) as f64, bytes, || {
             let (bias, a) = (Some(bias.as_slice()), black_box(&a));
             gemm_bf16(m, a, k, &b, bias, &epi, &mut c, &mut scratch, &self.pool);
+        });
+    }
+
+    /// Attention with a bias per head, heads side by side in a row.
+    fn attention(&self, name: &str, batch: usize, heads: usize, len: usize, dim: usize) {
+        let shape =
+            AttentionShape { batch, heads, q_len: len, kv_len: len, head_dim: dim, v_dim: dim };
+        let row = heads * dim;
+        let strides = Strides { batch: len * row, head: dim, row };
+        let [q, k, v] = [1, 2, 3].map(|i| values(batch * len * row + i)[i..].to_vec());
+        let (mut out, bias) = (vec![0.0; batch * len * row], values(heads * len * len));
+        let mut scratch = vec![0.0; attention::scratch_len(&shape, self.pool.threads())];
+        let flops = 4.0 * (batch * heads * len * len * dim) as f64;
+        let title = format!("attention {name} {batch}x{heads}x{len}x{dim}");
+        self.report(&title, flops, 16.0 * q.len() as f64, || {
+            let bias = AttentionBias {
+                data: &bias,
+                batch_modulo: 1,
+                batch_stride: 0,
+                head_stride: len * len,
+                row_stride: len,
+            };
+            let (q, k, v) = ((black_box(&q[..]), strides), (&k[..], strides), (&v[..], strides));
+            let out = (&mut out[..], strides);
+            let bias = Some(bias);
+            attention(&shape, q, k, v, 0.125, bias, false, out, &mut scratch, &self.pool);
         });
     }
 
@@ -315,6 +342,8 @@ fn main() {
     b.gemm("mobilenet project", 3136, 24, 144);
     b.gemm("mobilenet last", 49, 1280, 320);
     b.gemm("resnet fc", 1, 1000, 512);
+    b.attention("vit", 1, 12, 197, 64);
+    b.attention("swin", 64, 3, 49, 32);
     b.planes_to_pixels(224 * 224, 3);
     b.conv("resnet", 224, [3, 64], [7, 2], 1);
     b.conv("resnet", 56, [64, 64], [3, 1], 1);

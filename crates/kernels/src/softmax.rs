@@ -85,6 +85,17 @@ pub(crate) fn maximum<S: Simd>(s: S, x: &[f32]) -> f32 {
         }
         i += 4 * S::LANES;
     }
+    while i + S::LANES <= x.len() {
+        // SAFETY: i + a vector <= len.
+        acc[0] = s.max(unsafe { s.load(x.as_ptr().add(i)) }, acc[0]);
+        i += S::LANES;
+    }
+    if i < x.len() && x.len() >= S::LANES {
+        // The last vector, of which some may have been seen before.
+        i = x.len();
+        // SAFETY: x has at least a vector.
+        acc[1] = s.max(unsafe { s.load(x.as_ptr().add(i - S::LANES)) }, acc[1]);
+    }
     let acc = s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3]));
     let mut max = s.reduce_max(acc);
     for &x in &x[i..] {
@@ -143,19 +154,15 @@ pub(crate) unsafe fn exp_sum_raw<S: Simd>(
             }
             i += 2 * S::LANES;
         }
-        let mut sum = s.reduce_add(s.add(acc[0], acc[1]));
         while i < len {
             let lanes = S::LANES.min(len - i);
             let e = vmath::exp_nonpositive(s, s.sub(s.load_partial(x.add(i), lanes), shift));
             s.store_partial(y.add(i), lanes, e);
-            let mut values = [0.0; simd::MAX_LANES];
-            s.store_partial(values.as_mut_ptr(), lanes, e);
-            for value in &values[..lanes] {
-                sum += value;
-            }
+            // Lanes that are not there count as zeros.
+            acc[0] = s.add(acc[0], s.load_partial(y.add(i), lanes));
             i += lanes;
         }
-        sum
+        s.reduce_add(s.add(acc[0], acc[1]))
     }
 }
 

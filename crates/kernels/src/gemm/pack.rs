@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::isa::Isa;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, MAX_LANES, Simd};
 
 /// Packs the given panels of `b` (k x n with rows `stride` apart, or n x k if `transposed`) into
 /// `out`, which starts with panel 0.
@@ -34,7 +34,7 @@ impl Kernel for Pack<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let nr = S::TILE.1 * S::LANES;
         for panel in self.panels {
             let column = panel * nr;
@@ -42,16 +42,22 @@ impl Kernel for Pack<'_> {
             let width = columns.next_multiple_of(S::LANES);
             let out = &mut self.out[panel * nr * self.k..][..width * self.k];
             if self.transposed {
-                // A few rows at a time, so that the panel's part stays in the first-level cache.
-                for (block, out) in out.chunks_mut(64 * width).enumerate() {
-                    for j in 0..columns {
-                        let source = &self.b[(column + j) * self.stride..][..self.k];
-                        for (out, &x) in out.chunks_exact_mut(width).zip(&source[64 * block..]) {
-                            out[j] = x;
+                for j in (0..width).step_by(S::LANES) {
+                    let sources = S::LANES.min(columns - j);
+                    for row in (0..self.k).step_by(S::LANES) {
+                        let rows = S::LANES.min(self.k - row);
+                        let mut square = [s.splat(0.0); MAX_LANES];
+                        for (i, vector) in square.iter_mut().enumerate().take(sources) {
+                            let from = &self.b[(column + j + i) * self.stride + row..][..rows];
+                            // SAFETY: the slice has `rows` elements.
+                            *vector = unsafe { s.load_partial(from.as_ptr(), rows) };
                         }
-                    }
-                    for out in out.chunks_exact_mut(width) {
-                        out[columns..].fill(0.0);
+                        s.transpose(&mut square);
+                        for (i, vector) in square.iter().enumerate().take(rows) {
+                            let out = &mut out[(row + i) * width + j..][..S::LANES];
+                            // SAFETY: the slice has LANES elements.
+                            unsafe { s.store(out.as_mut_ptr(), *vector) };
+                        }
                     }
                 }
             } else if columns == nr {
