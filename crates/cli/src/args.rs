@@ -85,7 +85,8 @@ pub struct DeviceArgs {
     #[arg(long)]
     pub allow_fallback: bool,
     /// fp16: 16-bit floats for GPU weights, where the adapter has them. bf16: products of bf16
-    /// operands with sums in f32 on CPUs that have AVX-512 BF16; the GPU then still computes fp32.
+    /// operands with sums in f32 on CPUs that have AMX or AVX-512 BF16; the GPU then still computes
+    /// fp32.
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16"])]
     pub precision: String,
     /// Plain sums of products only: no algorithm that is faster but rounds more.

@@ -181,6 +181,29 @@ mod instructions {
     }
 
     impl Tiles {
+        /// Multiplies tiles that hold nothing of interest, 4 * `n` times: to measure the peak.
+        pub(crate) fn spin(&self, n: usize) {
+            assert!(n > 0);
+            // SAFETY: tiles are configured, and no memory is touched.
+            unsafe {
+                asm!(
+                    "tilezero tmm4",
+                    "tilezero tmm5",
+                    "2:",
+                    "tdpbf16ps tmm0, tmm4, tmm5",
+                    "tdpbf16ps tmm1, tmm4, tmm5",
+                    "tdpbf16ps tmm2, tmm4, tmm5",
+                    "tdpbf16ps tmm3, tmm4, tmm5",
+                    "dec {n}",
+                    "jnz 2b",
+                    n = inout(reg) n => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _,
+                    options(nostack, nomem),
+                );
+            }
+        }
+
         /// Computes the tiles of C of `ROWS` tiles of rows and `COLUMNS` of columns. With two
         /// `TERMS`, a number is the sum of two bf16: for each step, A's rows have a tile of the
         /// leading terms, then one of the rests, and the product of the rests is left out.
@@ -324,6 +347,10 @@ mod instructions {
 impl Tiles {
     pub(crate) fn configure() -> Tiles {
         panic!("AMX is not available on this architecture")
+    }
+
+    pub(crate) fn spin(&self, _: usize) {
+        unreachable!("there are no tiles")
     }
 
     /// # Safety

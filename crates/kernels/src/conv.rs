@@ -15,9 +15,9 @@ pub use transpose::ConvTranspose2d;
 
 use crate::activation::{Epilogue, Residual};
 use crate::aligned::{SharedMut, align_scratch};
-use crate::gemm::{PackedB, PackedTiles, Terms, gemm_tiled};
 use crate::gemm::driver::{Block, Product, Rows, Split};
 use crate::gemm::run_dense;
+use crate::gemm::{PackedB, PackedTiles, Terms, gemm_tiled};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;

@@ -10,8 +10,8 @@ pub(crate) mod tiled;
 
 pub use batched::BatchedGemm;
 pub use bf16::{PackedBf16, gemm_bf16};
-pub use tiled::{PackedTiles, Terms, gemm_tiled};
 pub(crate) use pack::pack_panels;
+pub use tiled::{PackedTiles, Terms, gemm_tiled};
 
 use std::ops::Range;
 

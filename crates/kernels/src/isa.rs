@@ -26,15 +26,8 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, from slowest to fastest.
-    pub const ALL: [Isa; 7] = [
-        Isa::Scalar,
-        Isa::Sse,
-        Isa::Neon,
-        Isa::Avx2,
-        Isa::Avx512,
-        Isa::Avx512Vnni,
-        Isa::Amx,
-    ];
+    pub const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Sse, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Amx];
 
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {

@@ -4,7 +4,8 @@ use std::hint::black_box;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::isa;
+use crate::amx::{DEPTH, SIDE, Tiles};
+use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd::{self, Kernel, Simd};
 
@@ -13,8 +14,16 @@ pub fn fma_peak_flops() -> f64 {
     peak_flops(2.0, |kernel| simd::dispatch(isa::best(), kernel))
 }
 
-/// The same of bf16 pairs, where [`isa::bf16`] says that they can be used.
+/// The same of bf16, on AMX or in pairs, where [`isa::bf16`] says that they can be used.
 pub fn bf16_peak_flops() -> Option<f64> {
+    if isa::best() == Isa::Amx {
+        let tiles = Tiles::configure();
+        let (products, flops) = (100_000, 2.0 * (SIDE * SIDE * DEPTH) as f64);
+        return Some(best_rate(|| {
+            tiles.spin(products);
+            4.0 * flops * products as f64
+        }));
+    }
     isa::bf16().ok().map(|()| peak_flops(4.0, simd::dispatch_pairs))
 }
 
@@ -84,11 +93,16 @@ impl Kernel for Peak {
 }
 
 fn peak_flops(flops_per_lane: f64, dispatch: impl Fn(Peak) -> f64) -> f64 {
+    best_rate(|| dispatch(Peak(400_000)) * flops_per_lane)
+}
+
+/// The most operations per second of some runs; each returns how many it did.
+fn best_rate(run: impl Fn() -> f64) -> f64 {
     let mut best = 0.0f64;
     for _ in 0..20 {
         let start = Instant::now();
-        let lanes = dispatch(Peak(400_000));
-        best = best.max(lanes * flops_per_lane / start.elapsed().as_secs_f64());
+        let flops = run();
+        best = best.max(flops / start.elapsed().as_secs_f64());
     }
     best
 }

@@ -109,8 +109,8 @@ const X86: [(&str, &str); 8] = [
     ("avx512f", "fp32"),
     ("avx512_vnni", "int8"),
     ("avx512_bf16", "--precision bf16"),
-    ("amx_tile", ""),
-    ("amx_bf16", ""),
+    ("amx_tile", "fp32, --precision bf16"),
+    ("amx_bf16", "fp32, --precision bf16"),
     ("amx_int8", ""),
 ];
 const ARM: [(&str, &str); 4] = [("asimd", "fp32"), ("asimddp", ""), ("i8mm", ""), ("bf16", "")];
@@ -249,10 +249,10 @@ mod tests {
                 (&[(file, "model name : x\n")], Unavailable, "cpuinfo", ""),
                 (&[(file, "flags : sse2 sse4_1\n")], Warn, "used: none", "-cpu host"),
                 (
-                    &[(file, "flags\t\t: fma avx2 amx_tile\n")],
+                    &[(file, "flags\t\t: fma avx2 amx_tile amx_int8\n")],
                     Ok,
-                    "used: avx2 fma; lacking: avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8; \
-                     there and not used by SparOA: amx_tile",
+                    "used: avx2 fma amx_tile; lacking: avx512f avx512_vnni avx512_bf16 amx_bf16; \
+                     there and not used by SparOA: amx_int8",
                     "",
                 ),
                 (

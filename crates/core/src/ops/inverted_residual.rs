@@ -5,8 +5,8 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
-    activation::Activation,
     Arithmetic,
+    activation::Activation,
     conv::{Conv2dParams, InvertedResidual as Kernel, Pointwise},
     gemm::Terms,
 };

@@ -173,7 +173,8 @@ impl Conv2dBf16 {
                 return gemm_bf16(n * h * w, x, p.c_in, b, bias, epi, y, scratch, pool);
             }
             Method::Tiled(tiled) => {
-                let (geometry, bias) = (Geometry { params: *p, h, w, oh, ow }, self.bias.as_deref());
+                let (geometry, bias) =
+                    (Geometry { params: *p, h, w, oh, ow }, self.bias.as_deref());
                 return tiled.run(n, &geometry, x, bias, epi, y, scratch, pool);
             }
             Method::Indirect(groups) => groups.as_slice(),

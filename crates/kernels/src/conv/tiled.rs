@@ -163,7 +163,8 @@ impl Tiled {
         let cut = self.cut(n, oh, ow, pool.threads());
         let per_worker = self.worker_scratch(&cut, &g.params, oh, ow);
         let stride = self.b.row_stride(self.b.steps());
-        let product = Product { b: &self.b, bias, epi: *epi, c: SharedMut::new(y), ldc: self.b.n() };
+        let product =
+            Product { b: &self.b, bias, epi: *epi, c: SharedMut::new(y), ldc: self.b.n() };
         let scratch = SharedMut::new(align_scratch(scratch));
         let image_blocks = n.div_ceil(cut.images);
         let width = ow + self.reach[1];

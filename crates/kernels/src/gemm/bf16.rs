@@ -18,7 +18,10 @@ pub struct PackedBf16(Packed);
 
 #[derive(Clone, Debug)]
 enum Packed {
-    Words { k: usize, words: PackedB },
+    Words {
+        k: usize,
+        words: PackedB,
+    },
     /// Where the CPU has AMX.
     Tiles(PackedTiles),
 }
@@ -29,7 +32,13 @@ impl PackedBf16 {
     pub fn new(k: usize, n: usize, b: &[f32], b_is_transposed: bool) -> PackedBf16 {
         assert!(b.len() == k * n, "b has k * n elements");
         if isa::best() == Isa::Amx {
-            return PackedBf16(Packed::Tiles(PackedTiles::new(Terms::One, k, n, b, b_is_transposed)));
+            return PackedBf16(Packed::Tiles(PackedTiles::new(
+                Terms::One,
+                k,
+                n,
+                b,
+                b_is_transposed,
+            )));
         }
         let at =
             |row, column| if b_is_transposed { b[column * k + row] } else { b[row * n + column] };

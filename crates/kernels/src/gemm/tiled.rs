@@ -11,15 +11,21 @@
 //! Rows of A are converted where they are used, to steps of 32 numbers: a line of the leading
 //! terms, then one of the rests. B is converted once.
 
+mod block;
+mod convert;
+
 use std::ops::Range;
 
-use crate::activation::{Epilogue, Residual};
+pub(crate) use block::{Block, Product};
+pub(crate) use convert::Convert;
+
+use crate::activation::Epilogue;
 use crate::aligned::{AlignedBuffer, SharedMut, align_scratch};
-use crate::amx::{DEPTH, SIDE, Sums, TILE, Tiles};
-use crate::gemm::micro::{self, Finish, Tile};
+use crate::amx::{DEPTH, SIDE, TILE};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd;
+use convert::PackTile;
 
 /// Columns of a panel of B: two tiles.
 const PANEL: usize = 2 * SIDE;
@@ -84,8 +90,7 @@ impl PackedTiles {
         mut fill: impl FnMut(Range<usize>, &mut [f32]),
     ) -> PackedTiles {
         assert!(Isa::Amx.is_available(), "AMX is available");
-        let mut packed =
-            PackedTiles { terms, runs, run, n, data: AlignedBuffer::zeroed(0) };
+        let mut packed = PackedTiles { terms, runs, run, n, data: AlignedBuffer::zeroed(0) };
         let per_tile = runs * packed.steps() * terms as usize * TILE;
         packed.data = AlignedBuffer::zeroed(n.div_ceil(SIDE) * per_tile);
         let k = runs * run;
@@ -173,7 +178,10 @@ impl PackedTiles {
         c: &mut [f32],
         scratch: &mut [f32],
     ) {
-        assert!(scratch.len() >= self.scratch_len_alone(), "scratch has scratch_len_alone elements");
+        assert!(
+            scratch.len() >= self.scratch_len_alone(),
+            "scratch has scratch_len_alone elements"
+        );
         let split = Split::new(m, self, 1);
         let c = SharedMut::new(c);
         let product = Product { b: self, bias, epi: *epi, c, ldc: self.n };
@@ -193,331 +201,6 @@ struct Panel {
     start: usize,
     tiles: usize,
 }
-
-/// Converts the columns of one tile, `runs` times `run` numbers each, for every step.
-struct PackTile<'a> {
-    from: &'a [f32],
-    runs: usize,
-    run: usize,
-    terms: Terms,
-    /// From this tile's first element on.
-    out: &'a mut [f32],
-    /// Tiles of the panel, between which steps alternate.
-    tiles: usize,
-}
-
-impl Kernel for PackTile<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let columns = self.from.len() / (self.runs * self.run);
-        let mut places = self.out.chunks_mut(self.tiles * TILE);
-        for run in 0..self.runs {
-            for start in (0..self.run).step_by(DEPTH) {
-                let len = DEPTH.min(self.run - start);
-                let mut terms = [[s.splat(0.0); SIDE]; 2];
-                for column in 0..columns {
-                    let at = (column * self.runs + run) * self.run + start;
-                    let [first, second] = load_step(s, &self.from[at..at + len]);
-                    [terms[0][column], terms[1][column]] = s.to_terms(first, second);
-                }
-                for square in terms.iter_mut().take(self.terms as usize) {
-                    s.transpose(square);
-                    let out = &mut places.next().expect("a place for every tile")[..TILE];
-                    for (vector, out) in square.iter().zip(out.chunks_exact_mut(LINE)) {
-                        // SAFETY: a line has LANES elements.
-                        unsafe { s.store(out.as_mut_ptr(), *vector) };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// At most a step's numbers, as two vectors filled up with zeros.
-#[inline(always)]
-fn load_step<S: Simd>(s: S, from: &[f32]) -> [S::V; 2] {
-    debug_assert!(from.len() <= DEPTH);
-    let first = from.len().min(S::LANES);
-    // SAFETY: both parts lie in the slice.
-    unsafe {
-        let second = from.as_ptr().add(first);
-        [s.load_partial(from.as_ptr(), first), s.load_partial(second, from.len() - first)]
-    }
-}
-
-/// Converts rows of numbers to steps of their terms, the last one filled up with zeros.
-pub(crate) struct Convert<'a> {
-    pub(crate) terms: Terms,
-    pub(crate) from: &'a [f32],
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    /// Elements between rows of `from`.
-    pub(crate) stride: usize,
-    pub(crate) out: &'a mut [f32],
-    /// Elements between rows of `out`.
-    pub(crate) out_stride: usize,
-}
-
-impl Kernel for Convert<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let terms = self.terms as usize;
-        let whole = self.columns / DEPTH;
-        let len = self.columns.div_ceil(DEPTH).max(1) * terms * LINE;
-        if self.rows == 0 {
-            return;
-        }
-        assert!(self.from.len() >= (self.rows - 1) * self.stride + self.columns);
-        assert!(self.out.len() >= (self.rows - 1) * self.out_stride + len);
-        for row in 0..self.rows {
-            let from = &self.from[row * self.stride..][..self.columns];
-            let out = &mut self.out[row * self.out_stride..][..len];
-            for step in 0..whole {
-                // SAFETY: the step has DEPTH elements, two vectors; its place `terms` lines.
-                unsafe {
-                    let from = from.as_ptr().add(step * DEPTH);
-                    let pair = [s.load(from), s.load(from.add(LINE))];
-                    store_terms(s, self.terms, pair, out.as_mut_ptr().add(step * terms * LINE));
-                }
-            }
-            if whole * DEPTH < self.columns || self.columns == 0 {
-                let pair = load_step(s, &from[whole * DEPTH..]);
-                let out = &mut out[whole * terms * LINE..][..terms * LINE];
-                // SAFETY: the place has `terms` lines.
-                unsafe { store_terms(s, self.terms, pair, out.as_mut_ptr()) };
-            }
-        }
-    }
-}
-
-/// # Safety
-/// A line for each term is writable at `out`.
-#[inline(always)]
-unsafe fn store_terms<S: Simd>(s: S, terms: Terms, [first, second]: [S::V; 2], out: *mut f32) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        match terms {
-            Terms::One => s.store(out, s.to_pairs(first, second)),
-            Terms::Two => {
-                let [leads, rests] = s.to_terms(first, second);
-                s.store(out, leads);
-                s.store(out.add(LINE), rests);
-            }
-        }
-    }
-}
-
-/// A product whose B, output and epilogue are known.
-#[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
-    pub(crate) b: &'a PackedTiles,
-    pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) epi: Epilogue<'a>,
-    pub(crate) c: SharedMut,
-    /// Elements between rows of c.
-    pub(crate) ldc: usize,
-}
-
-/// Some rows times some panels, on one thread.
-///
-/// Rows come as images of `positions` positions each, `stride` apart; every `width` of them are a
-/// line, of which the first `valid` are rows of c, and lines follow each other in c. A matrix is
-/// one image of one line. Positions up to the next multiple of SIDE are read.
-pub(crate) struct Block<'a> {
-    pub(crate) product: &'a Product<'a>,
-    /// The first position of the first image, converted.
-    pub(crate) a: *const f32,
-    /// Elements between positions.
-    pub(crate) stride: usize,
-    /// Bytes from a position to its runs.
-    pub(crate) offsets: &'a [isize],
-    pub(crate) images: usize,
-    /// Elements between images.
-    pub(crate) image_stride: usize,
-    pub(crate) positions: usize,
-    pub(crate) width: usize,
-    pub(crate) valid: usize,
-    /// Where in c the first row goes.
-    pub(crate) first_row: usize,
-    pub(crate) panels: Range<usize>,
-    /// The steps of each run to multiply: all, or those of a block of k.
-    pub(crate) steps: Range<usize>,
-    /// For blocks of k, the sums between them: two tiles for each panel and SIDE positions,
-    /// aligned to lines.
-    pub(crate) sums: Option<&'a mut [f32]>,
-}
-
-impl Kernel for Block<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let p = self.product;
-        let terms = p.b.terms as usize;
-        let per_image = self.positions.div_ceil(SIDE);
-        let row_tiles = self.images * per_image;
-        let last = self.steps.end == p.b.steps();
-        let finish = Finish::new(1.0, p.bias.is_some(), &p.epi);
-        let at = |tile: usize| {
-            let (image, tile) = (tile / per_image, tile % per_image);
-            let position = image * self.image_stride + tile * SIDE * self.stride;
-            self.a.wrapping_add(position).cast::<u8>()
-        };
-        let mut own = Lines([0.0; 4 * TILE]);
-        let tiles = Tiles::configure();
-        for (index, panel) in self.panels.clone().enumerate() {
-            let Panel { start, tiles: columns } = p.b.panel(panel);
-            let step_len = terms * columns * TILE;
-            let b = &p.b.data.as_slice()[start + self.steps.start * step_len..];
-            let runs = self.offsets.len();
-            assert!(self.steps.len() == p.b.steps() || runs == 1, "blocks of k are of a matrix");
-            assert!(runs == p.b.runs && b.len() >= runs * self.steps.len() * step_len);
-            // The next panel is asked for meanwhile, in equal shares.
-            let next_len = match self.panels.clone().nth(index + 1) {
-                Some(next) => runs * self.steps.len() * terms * p.b.panel(next).tiles * TILE / LINE,
-                None => 0,
-            };
-            let next = p.b.data.as_slice().as_ptr().wrapping_add(
-                p.b.panel_start(panel + 1) + self.steps.start * step_len,
-            );
-            let steps = runs * self.steps.len();
-            let share = next_len.div_ceil(row_tiles.div_ceil(2) * steps);
-            for tile in (0..row_tiles).step_by(2) {
-                let asked = tile / 2 * share * steps;
-                let rows = (row_tiles - tile).min(2);
-                let c = match &self.sums {
-                    None => own.0.as_mut_ptr(),
-                    Some(sums) => {
-                        let place = (index * row_tiles + tile) * 2 * TILE;
-                        sums[place..][..rows * columns * TILE].as_ptr().cast_mut()
-                    }
-                };
-                let sums = Sums {
-                    a: [at(tile), at(tile + rows - 1)],
-                    stride: self.stride * size_of::<f32>(),
-                    offsets: self.offsets,
-                    steps: self.steps.len(),
-                    b: b.as_ptr(),
-                    c,
-                    accumulate: self.steps.start > 0,
-                    next: next.wrapping_add(asked * LINE).cast(),
-                    next_lines: if asked < next_len { share } else { 0 },
-                };
-                // SAFETY: whoever builds a block guarantees its rows; B was checked above.
-                unsafe { tiles.multiply(terms, rows, columns, &sums) };
-                if last {
-                    for row in 0..rows {
-                        let sums = c.wrapping_add(row * columns * TILE);
-                        self.finish(s, &finish, panel, columns, tile + row, sums);
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl Block<'_> {
-    /// Bias, residual and activation of a tile of rows, and the way to c.
-    #[inline(always)]
-    fn finish<S: Simd>(
-        &self,
-        s: S,
-        finish: &Finish,
-        panel: usize,
-        tiles: usize,
-        tile: usize,
-        sums: *const f32,
-    ) {
-        let p = self.product;
-        let per_image = self.positions.div_ceil(SIDE);
-        let (image, tile) = (tile / per_image, tile % per_image);
-        let lines = self.positions.div_ceil(self.width);
-        let column = panel * PANEL;
-        let columns = (p.b.n - column).min(PANEL);
-        let bias = p.bias.map_or(std::ptr::null(), |bias| bias[column..][..columns].as_ptr());
-        let residual = match p.epi.residual {
-            Residual::None => None,
-            Residual::BeforeActivation(r) | Residual::AfterActivation(r) => Some(r),
-        };
-        let first = tile * SIDE;
-        let count = SIDE.min(self.positions - first);
-        let (mut line, mut x) = (first / self.width, first % self.width);
-        let mut row = 0;
-        while row < count {
-            // Rows of c that follow each other.
-            let rows = self.valid.saturating_sub(x).min(count - row).min(GROUP);
-            if rows == 0 {
-                row += self.width - x;
-                (line, x) = (line + 1, 0);
-                continue;
-            }
-            let row_of_c = self.first_row + (image * lines + line) * self.valid + x;
-            let at = row_of_c * p.ldc + column;
-            let tile = Tile {
-                rows: std::ptr::null(),
-                taps: 0,
-                run: 0,
-                offset: 0,
-                b: std::ptr::null(),
-                // SAFETY: c has this row, and it is this block's.
-                c: unsafe { p.c.ptr().add(at) },
-                ldc: p.ldc,
-                bias,
-                residual: residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
-                tail: columns - (tiles - 1) * SIDE,
-                accumulate: false,
-                finish: Some(finish),
-            };
-            // SAFETY: the tiles' sums have these rows; c, bias and residual their columns.
-            unsafe {
-                let sums = sums.add(row * LINE);
-                match (rows, tiles) {
-                    (GROUP, 1) => store::<S, GROUP, 1>(s, &tile, sums),
-                    (GROUP, _) => store::<S, GROUP, 2>(s, &tile, sums),
-                    (rows, 1) => {
-                        for row in 0..rows {
-                            store::<S, 1, 1>(s, &tile.down(row), sums.add(row * LINE));
-                        }
-                    }
-                    (rows, _) => {
-                        for row in 0..rows {
-                            store::<S, 1, 2>(s, &tile.down(row), sums.add(row * LINE));
-                        }
-                    }
-                }
-            }
-            (row, x) = (row + rows, x + rows);
-        }
-    }
-}
-
-/// Rows of c that are finished together.
-const GROUP: usize = 8;
-
-/// Finishes and stores `R` rows of `NV` tiles' sums.
-///
-/// # Safety
-/// The tiles have these rows from `sums` on; c, bias and residual have their columns.
-#[inline(always)]
-unsafe fn store<S: Simd, const R: usize, const NV: usize>(s: S, t: &Tile<'_>, sums: *const f32) {
-    let mut acc = [[s.splat(0.0); NV]; R];
-    for (row, acc) in acc.iter_mut().enumerate() {
-        for (v, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the caller's contract.
-            *acc = unsafe { s.load(sums.add(v * TILE + row * LINE)) };
-        }
-    }
-    // SAFETY: the caller's contract.
-    unsafe { micro::store::<S, R, NV>(s, t, acc) };
-}
-
-/// A tile's sums on the stack, on cache lines of their own.
-#[repr(align(64))]
-struct Lines([f32; 4 * TILE]);
 
 /// How a product of `m` rows is cut into tasks.
 #[derive(Clone, Copy, Debug)]

@@ -66,8 +66,7 @@ fn large_product() {
         // Of some elements, the error that such sums have in the mean: what is left out is random.
         let mut square = 0.0;
         for (i, j) in [(0, 0), (299, 69), (17, 31), (150, 32), (255, 64), (256, 1)] {
-            let want: f64 =
-                (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
+            let want: f64 = (0..k).map(|p| f64::from(a[i * k + p]) * f64::from(b[p * n + j])).sum();
             let rms = (k as f64).sqrt() / 3.0;
             square += ((f64::from(y[i * n + j]) - want) / rms).powi(2) / 6.0;
         }
