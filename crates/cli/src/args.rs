@@ -85,9 +85,9 @@ pub struct DeviceArgs {
     #[arg(long)]
     pub allow_fallback: bool,
     /// fp16: 16-bit floats for GPU weights, where the adapter has them. bf16: products of bf16
-    /// operands with sums in f32 on CPUs that have AMX or AVX-512 BF16; the GPU then still computes
-    /// fp32.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16"])]
+    /// operands with sums in f32 on CPUs that have AMX or AVX-512 BF16. bf16x2: operands as sums of
+    /// two bf16, 17 significant bits, on CPUs that have AMX. The GPU computes fp32 with either.
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16", "bf16x2"])]
     pub precision: String,
     /// Plain sums of products only: no algorithm that is faster but rounds more.
     #[arg(long)]

@@ -230,10 +230,11 @@ impl Machine {
 /// How the CPU computes products.
 fn arithmetic(args: &DeviceArgs) -> CliResult<Arithmetic> {
     match (args.precision.as_str(), args.exact) {
-        ("bf16", true) => {
-            Err(CliError::usage("--exact: contradicts --precision bf16, leave one of them out"))
-        }
+        (precision @ ("bf16" | "bf16x2"), true) => Err(CliError::usage(format!(
+            "--exact: contradicts --precision {precision}, leave one of them out"
+        ))),
         ("bf16", false) => Ok(Arithmetic::Bf16),
+        ("bf16x2", false) => Ok(Arithmetic::Bf16x2),
         (_, true) => Ok(Arithmetic::Exact),
         (_, false) => Ok(Arithmetic::Fast),
     }

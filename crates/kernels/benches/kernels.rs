@@ -192,7 +192,7 @@ impl Bench {
         };
         let (bias, weight, dice) = (values(co), values(co * ci * k * k), dice(co * ci * k * k));
         let threads = self.pool.threads();
-        let options = Conv2dOptions { images: Some([n, size, size]), exact: false };
+        let options = Conv2dOptions { images: Some([n, size, size]), ..Conv2dOptions::default() };
         let conv = Conv2d::for_images(params, &weight, Some(&bias), options);
         let [oh, ow] = conv.output_size(size, size);
         let x = values(n * size * size * ci);
@@ -291,8 +291,16 @@ impl Bench {
             dilation: [1, 1],
             pads: [pad; 4],
         };
+        for tiles in [false, true] {
+            self.conv_of(name, size, params, tiles);
+        }
+    }
+
+    fn conv_of(&self, name: &str, size: usize, params: Conv2dParams, tiles: bool) {
+        let Conv2dParams { c_in: ci, c_out: co, groups: g, kernel: [k, _], stride: [s, _], .. } =
+            params;
         let bias = values(co);
-        let options = Conv2dOptions { images: Some([1, size, size]), exact: false };
+        let options = Conv2dOptions { images: Some([1, size, size]), exact: false, tiles };
         let weight = values(co * ci / g * k * k);
         let conv = Conv2d::for_images(params, &weight, Some(&bias), options);
         let [oh, ow] = conv.output_size(size, size);
@@ -303,6 +311,9 @@ impl Bench {
         let flops = 2.0 * (y.len() * ci / g * k * k) as f64;
         let bytes = 4.0 * (x.len() + y.len() + co * ci / g * k * k) as f64;
         let method = conv.algorithm();
+        if tiles != method.starts_with("amx") {
+            return;
+        }
         let title = format!("conv {name} {ci}->{co} {size} k{k} s{s} g{g} {method}");
         let mut run = || {
             conv.run(1, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
@@ -311,7 +322,7 @@ impl Bench {
             true => self.report_amx(&title, flops, bytes, &mut run),
             false => self.report(&title, flops, bytes, &mut run),
         }
-        if self.bf16_peak.is_none() || (g == ci && g > 1) {
+        if self.bf16_peak.is_none() || (g == ci && g > 1) || tiles {
             return;
         }
         let conv = Conv2dBf16::new(params, &weight, Some(&bias));

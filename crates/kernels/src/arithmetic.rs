@@ -12,6 +12,9 @@ pub enum Arithmetic {
     /// As [`Arithmetic::Exact`], and products with zero weights are computed like all others: what
     /// everything else is checked against.
     Reference,
+    /// As [`Arithmetic::Fast`], and where it pays with operands as sums of two bf16 (17 significant
+    /// bits; see [`crate::gemm::Terms::Two`]). Only where [`crate::isa::amx`] says so.
+    Bf16x2,
     /// Operands rounded to bf16 (8 significant bits), sums in f32. Only where
     /// [`crate::isa::bf16`] says so.
     Bf16,

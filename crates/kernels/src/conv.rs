@@ -124,6 +124,8 @@ pub struct Conv2dOptions {
     pub images: Option<[usize; 3]>,
     /// Only methods that add up all products as they are: no Winograd, no zeros skipped.
     pub exact: bool,
+    /// Numbers as sums of two bf16 (see [`Terms::Two`]) where that is faster: on AMX.
+    pub tiles: bool,
 }
 
 /// A convolution with its weights packed.
@@ -147,8 +149,7 @@ impl Conv2d {
     /// [`Conv2d::new`] with the method chosen for the images to come.
     ///
     /// Winograd's F(4x4, 3x3) is taken where it pays; its rounding errors are a few times those of
-    /// the direct sum (some 1e-6 of the largest output). On AMX, numbers are sums of two bf16 (see
-    /// [`Terms::Two`]), with errors of the same size. `options.exact` excludes both.
+    /// the direct sum (some 1e-6 of the largest output). `options.exact` excludes it.
     pub fn for_images(
         params: Conv2dParams,
         weight: &[f32],
@@ -168,21 +169,24 @@ impl Conv2d {
     ) -> Conv2d {
         assert!(isa.is_available(), "the instruction set is available");
         params.check(weight.len(), bias.map(<[f32]>::len));
-        if let Some([n, h, w]) = options.images
-            && !options.exact
+        let pixels = options.images.map(|[n, h, w]| (n, params.output_size(h, w)));
+        if let Some((n, [oh, ow])) = pixels
+            && options.tiles
+            && isa == Isa::Amx
+            && Tiled::fits(&params, n * oh * ow)
+            && weight.iter().all(|w| w.is_finite())
         {
-            let [oh, ow] = params.output_size(h, w);
-            let finite = || weight.iter().all(|w| w.is_finite());
-            if isa == Isa::Amx && Tiled::fits(&params, n * oh * ow) && finite() {
-                let algorithm = Algorithm::on_tiles(&params, weight);
-                let bias = bias.map(<[f32]>::to_vec);
-                return Conv2d { params, given: params, isa, algorithm, bias };
-            }
-            if let Some(tiling) = winograd::choose(&params, n, oh, ow) {
-                let algorithm = Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight));
-                let bias = bias.map(<[f32]>::to_vec);
-                return Conv2d { params, given: params, isa, algorithm, bias };
-            }
+            let algorithm = Algorithm::on_tiles(&params, weight);
+            let bias = bias.map(<[f32]>::to_vec);
+            return Conv2d { params, given: params, isa, algorithm, bias };
+        }
+        if let Some((n, [oh, ow])) = pixels
+            && !options.exact
+            && let Some(tiling) = winograd::choose(&params, n, oh, ow)
+        {
+            let algorithm = Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight));
+            let bias = bias.map(<[f32]>::to_vec);
+            return Conv2d { params, given: params, isa, algorithm, bias };
         }
         let conv = Conv2d::new_with_isa(isa, params, weight, bias);
         if options.exact { conv } else { conv.skipping_zeros() }

@@ -129,6 +129,21 @@ pub fn bf16() -> Result<(), &'static str> {
     if has_bf16() { Ok(()) } else { Err("this CPU has no AVX-512 BF16 instructions") }
 }
 
+/// Whether AMX can be used: the machine has it, the system lets this process use it, and
+/// `SPAROA_ISA` does not cap the instruction set below.
+///
+/// # Errors
+/// Why not.
+pub fn amx() -> Result<(), &'static str> {
+    if best() == Isa::Amx {
+        Ok(())
+    } else if Isa::Amx.is_available() {
+        Err("SPAROA_ISA caps the instruction set below amx")
+    } else {
+        Err("this CPU has no AMX, or the system keeps it from this process")
+    }
+}
+
 /// Whether the machine has AVX-512 with BF16, whatever the cap.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_bf16() -> bool {

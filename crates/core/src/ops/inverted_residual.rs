@@ -174,9 +174,9 @@ impl Op for InvertedResidual {
                 .map(|activation| {
                     let (weight, bias) = (weight_of(stage)?, constant(2 * stage + 2));
                     let terms = match self.arithmetic {
-                        Arithmetic::Fast => Some(Terms::Two),
+                        Arithmetic::Bf16x2 => Some(Terms::Two),
                         Arithmetic::Bf16 => Some(Terms::One),
-                        Arithmetic::Exact | Arithmetic::Reference => None,
+                        Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => None,
                     };
                     let sparse = false;
                     Ok::<_, OpError>(Pointwise { weight, bias, activation, sparse, terms })

@@ -46,7 +46,7 @@ impl PackedConv {
             (Variant::Dense, _) | (_, Arithmetic::Reference) => Ok(dense()),
             (Variant::Sparse, _) => sparse().ok_or_else(no_sparse_kernel),
             (Variant::Fastest, Arithmetic::Bf16) => Ok(dense()),
-            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Exact) => {
+            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact) => {
                 let [n, h, w] = images;
                 let [oh, ow] = params.output_size(h, w);
                 let macs =
@@ -92,9 +92,10 @@ impl PackedConv {
     ) -> PackedConv {
         match arithmetic {
             Arithmetic::Bf16 => PackedConv::Bf16(Conv2dBf16::new(params, weight, bias)),
-            Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => {
-                let exact = arithmetic != Arithmetic::Fast;
-                let options = Conv2dOptions { images: Some(images), exact };
+            Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact | Arithmetic::Reference => {
+                let exact = matches!(arithmetic, Arithmetic::Exact | Arithmetic::Reference);
+                let tiles = arithmetic == Arithmetic::Bf16x2;
+                let options = Conv2dOptions { images: Some(images), exact, tiles };
                 PackedConv::F32(Conv2d::for_images(params, weight, bias, options))
             }
         }
@@ -201,10 +202,10 @@ impl PackedMatrix {
         let sparse = || SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
         let dense = || match arithmetic {
             Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
-            Arithmetic::Fast if fits_tiles(m, b) => {
+            Arithmetic::Bf16x2 if fits_tiles(m, b) => {
                 PackedMatrix::Tiles(PackedTiles::new(Terms::Two, k, n, b, transposed))
             }
-            Arithmetic::Fast => {
+            Arithmetic::Fast | Arithmetic::Bf16x2 => {
                 PackedMatrix::F32(PackedB::new(k, n, b, transposed).skipping_zeros())
             }
             Arithmetic::Exact | Arithmetic::Reference => {
@@ -215,7 +216,7 @@ impl PackedMatrix {
             (Variant::Dense, _) | (_, Arithmetic::Reference) => Ok(dense()),
             (Variant::Sparse, _) => sparse().ok_or_else(no_sparse_kernel),
             (Variant::Fastest, Arithmetic::Bf16) => Ok(dense()),
-            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Exact) => {
+            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact) => {
                 let macs = m.checked_mul(b.len());
                 let Some(step) = variant::sparsity(b).filter(|_| variant::matters(macs)) else {
                     return Ok(dense());

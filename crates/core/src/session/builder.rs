@@ -333,9 +333,12 @@ impl SessionBuilder {
     /// # Errors
     /// See [`SessionError`].
     pub fn build(mut self) -> Result<Session, SessionError> {
-        if self.arithmetic == Arithmetic::Bf16 {
-            isa::bf16().map_err(|reason| SessionError::NoBf16 { reason })?;
-        }
+        let (precision, available) = match self.arithmetic {
+            Arithmetic::Bf16 => ("bf16", isa::bf16()),
+            Arithmetic::Bf16x2 => ("bf16x2", isa::amx()),
+            Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => ("fp32", Ok(())),
+        };
+        available.map_err(|reason| SessionError::NoBf16 { precision, reason })?;
         let model = match &self.source {
             Source::Model(model) => model.clone(),
             Source::Path(path, options) => {

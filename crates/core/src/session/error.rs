@@ -75,9 +75,11 @@ pub enum SessionError {
         /// Why.
         reason: String,
     },
-    /// bf16 was asked for where the CPU does not have it.
-    #[error("precision bf16 is not available: {reason}; use --precision fp32")]
+    /// bf16 was asked for where the CPU does not have it, or not what bf16x2 takes.
+    #[error("precision {precision} is not available: {reason}; use --precision fp32")]
     NoBf16 {
+        /// What was asked for.
+        precision: &'static str,
         /// Why.
         reason: &'static str,
     },

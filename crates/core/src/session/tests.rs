@@ -255,6 +255,16 @@ fn bf16_is_within_its_tolerance_and_not_exact() {
     assert!(verification.passed(), "{verification:?}");
     let fp32 = Tolerance::default();
     assert!(!bf16.verify(&given, fp32).unwrap().passed(), "it is rounded");
+    if isa::amx().is_ok() {
+        let mut bf16x2 = build(Arithmetic::Bf16x2).unwrap();
+        let tolerance = Tolerance::of_rounding(17, 3, product_depth(bf16x2.graph()));
+        let tolerance = Tolerance { rtol: 0.0, atol: 0.0, ..tolerance };
+        assert!(bf16x2.verify(&given, tolerance).unwrap().passed());
+        assert!(bf16x2.engine().cpu_methods().any(|(_, method)| method.starts_with("amx")));
+    } else {
+        let error = build(Arithmetic::Bf16x2).err().unwrap().to_string();
+        assert!(error.contains("bf16x2") && error.contains("--precision"), "{error}");
+    }
     for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
         assert!(build(arithmetic).unwrap().verify(&given, fp32).unwrap().passed());
     }

@@ -3,8 +3,8 @@
 //! Of two terms, a number x is lead + rest: x rounded to bf16, and what is left rounded to bf16
 //! again, which differs from x by at most 2^-18 |x|. A product a b becomes the three products
 //! lead lead + lead rest + rest lead; with the fourth, of at most 2^-18 |a b|, left out, each
-//! term of a sum errs by at most 3 * 2^-18 of itself (1.1e-5), in random directions: an error of
-//! the size that sums of some thousand terms in f32 have anyway, and of Winograd's. (Henry, Tang,
+//! term of a sum errs by at most 3 * 2^-18 of itself (1.1e-5), in random directions. (oneMKL calls
+//! this arithmetic bf16x2; Henry, Tang,
 //! Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
 //! Computations", 2019.) Numbers beyond bf16's largest (3.39e38) and infinite ones give NaN.
 //!
