@@ -167,7 +167,10 @@ fn text(d: &Document) -> String {
     let of_rms = d.plans.iter().map(|p| p.tolerance.of_rms).fold(0.0, f64::max);
     let of_rms = match of_rms {
         0.0 => String::new(),
-        share => format!(", {:.1} % of each output's root mean square", share * 100.0),
+        share => {
+            let digits = if share < 1e-3 { 3 } else { 1 };
+            format!(", {:.digits$} % of each output's root mean square", share * 100.0)
+        }
     };
     let classes = d.agreement.as_ref().map_or(String::new(), |a| {
         let (agree, samples, share) = (a.agree, a.samples, a.share * 100.0);
