@@ -169,24 +169,23 @@ impl Conv2d {
     ) -> Conv2d {
         assert!(isa.is_available(), "the instruction set is available");
         params.check(weight.len(), bias.map(<[f32]>::len));
+        let with = |algorithm| {
+            let bias = bias.map(<[f32]>::to_vec);
+            Conv2d { params, given: params, isa, algorithm, bias }
+        };
         let pixels = options.images.map(|[n, h, w]| (n, params.output_size(h, w)));
         if let Some((n, [oh, ow])) = pixels
             && options.tiles
-            && isa == Isa::Amx
             && Tiled::fits(&params, n * oh * ow)
-            && weight.iter().all(|w| w.is_finite())
+            && PackedTiles::fits(isa, weight)
         {
-            let algorithm = Algorithm::on_tiles(&params, weight);
-            let bias = bias.map(<[f32]>::to_vec);
-            return Conv2d { params, given: params, isa, algorithm, bias };
+            return with(Algorithm::on_tiles(&params, weight));
         }
         if let Some((n, [oh, ow])) = pixels
             && !options.exact
             && let Some(tiling) = winograd::choose(&params, n, oh, ow)
         {
-            let algorithm = Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight));
-            let bias = bias.map(<[f32]>::to_vec);
-            return Conv2d { params, given: params, isa, algorithm, bias };
+            return with(Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight)));
         }
         let conv = Conv2d::new_with_isa(isa, params, weight, bias);
         if options.exact { conv } else { conv.skipping_zeros() }

@@ -168,15 +168,27 @@ pub fn gemm(
     pool: &Pool,
 ) {
     let (k, n) = (b.k, b.n);
-    assert!(c.len() == m * n, "c has m * n elements");
-    assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
-    assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
-    epi.check(c.len());
+    check_product([m, k, n], a, lda, bias, epi, c);
     if m == 0 || n == 0 {
         return;
     }
     let product = Product::new(b, 1, bias, epi, SharedMut::new(c), n);
     run_dense(&product, m, a, lda, pool);
+}
+
+/// Checks the lengths of a product's operands: of m rows, depth k and n columns.
+fn check_product(
+    [m, k, n]: [usize; 3],
+    a: &[f32],
+    lda: usize,
+    bias: Option<&[f32]>,
+    epi: &Epilogue<'_>,
+    c: &[f32],
+) {
+    assert!(c.len() == m * n, "c has m * n elements");
+    assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
+    assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
+    epi.check(c.len());
 }
 
 /// Runs a product whose A is a matrix of `m` checked rows.

@@ -5,7 +5,7 @@ use sparoa_kernels::{
     Activation, Arithmetic, Epilogue, Pool,
     conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams},
     gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled},
-    isa::{self, Isa},
+    isa,
     sparse::{SparseConv2d, SparseMatrix},
 };
 
@@ -148,10 +148,10 @@ fn no_sparse_kernel() -> OpError {
     )
 }
 
-/// Whether products of `m` rows with these weights are for AMX: fewer rows would leave most of a
-/// tile empty, and infinite weights have no terms.
+/// Whether products of `m` rows with these weights are for tiles: fewer rows would leave most of
+/// one empty.
 fn fits_tiles(m: usize, weights: &[f32]) -> bool {
-    m >= 12 && isa::best() == Isa::Amx && weights.iter().all(|w| w.is_finite())
+    m >= 12 && PackedTiles::fits(isa::best(), weights)
 }
 
 /// The right-hand side of a product, packed.

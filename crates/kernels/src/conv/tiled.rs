@@ -16,25 +16,22 @@ use super::{Conv2dParams, gather_filters};
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
 use crate::amx::SIDE;
-use crate::gemm::tiled::{Block, Convert, PackedTiles, Product, Terms};
+use crate::gemm::tiled::{
+    A_BYTES, Block, Convert, PackedTiles, Product, Terms, part, wanted_tasks,
+};
 use crate::pool::Pool;
 use crate::simd;
 
-/// Bytes of converted input that should stay in the second-level cache.
-const BLOCK_BYTES: usize = 640 * 1024;
 /// Output positions of a block below which there are better ways to keep threads busy.
 const FEW_POSITIONS: usize = 256;
 /// The most taps: beyond that, kernels are not worth a place for their offsets.
 const MAX_TAPS: usize = 64;
 /// Input channels below which a tap alone would leave most of a step empty.
 const FEW_CHANNELS: usize = 16;
-/// Multiply-adds below which a task is not worth handing to another thread.
-const TASK_MACS: usize = 256 * 1024;
 
 #[derive(Clone, Debug)]
 pub(super) struct Tiled {
     b: PackedTiles,
-    terms: Terms,
     /// Whether a tap is a whole row of the kernel.
     by_rows: bool,
     /// Planes that taps read: the input's offset within a step of the window.
@@ -89,7 +86,12 @@ impl Tiled {
         let b = PackedTiles::from_columns(terms, size, |filters, columns| {
             gather_filters(&weight[filters.start * n * ci..filters.end * n * ci], ci, n, columns);
         });
-        Tiled { b, terms, by_rows, planes, taps, reach }
+        Tiled { b, by_rows, planes, taps, reach }
+    }
+
+    /// Elements between positions.
+    fn stride(&self) -> usize {
+        self.b.row_stride(self.b.steps())
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -103,17 +105,16 @@ impl Tiled {
 
     /// Elements for the planes of so many lines of an image.
     fn image_len(&self, lines: usize, ow: usize) -> usize {
-        self.planes.len() * self.plane_len(lines, ow) * self.b.row_stride(self.b.steps())
+        self.planes.len() * self.plane_len(lines, ow) * self.stride()
     }
 
     fn cut(&self, n: usize, oh: usize, ow: usize, threads: usize) -> Cut {
         let bytes = self.image_len(oh, ow) * size_of::<f32>();
-        let macs = n * oh * ow * self.b.k() * self.b.n();
-        let wanted = if threads == 1 { 1 } else { (4 * threads).min(macs / TASK_MACS).max(1) };
-        let mut bands = bytes.div_ceil(BLOCK_BYTES).min(oh);
+        let wanted = wanted_tasks(n * oh * ow * self.b.k() * self.b.n(), threads);
+        let mut bands = bytes.div_ceil(A_BYTES).min(oh);
         let mut images = 1;
         if bands == 1 {
-            images = (BLOCK_BYTES / bytes.max(1)).clamp(1, n.div_ceil(wanted.min(n)));
+            images = (A_BYTES / bytes.max(1)).clamp(1, n.div_ceil(wanted.min(n)));
         }
         let blocks = |bands, images| bands * n.div_ceil(images);
         if blocks(bands, images) < wanted {
@@ -127,9 +128,8 @@ impl Tiled {
 
     /// Elements for a block of the cut.
     fn worker_scratch(&self, cut: &Cut, p: &Conv2dParams, oh: usize, ow: usize) -> usize {
-        let stride = self.b.row_stride(self.b.steps());
         // The last tile of positions, and its last tap, read beyond the last plane.
-        let beyond = (SIDE + self.reach[1]) * stride;
+        let beyond = (SIDE + self.reach[1]) * self.stride();
         let lines = oh.div_ceil(cut.bands);
         let line = self.line_len(p, ow).next_multiple_of(16);
         line + (cut.images * self.image_len(lines, ow) + beyond).next_multiple_of(16)
@@ -162,7 +162,7 @@ impl Tiled {
         let (oh, ow) = (g.oh, g.ow);
         let cut = self.cut(n, oh, ow, pool.threads());
         let per_worker = self.worker_scratch(&cut, &g.params, oh, ow);
-        let stride = self.b.row_stride(self.b.steps());
+        let stride = self.stride();
         let product =
             Product { b: &self.b, bias, epi: *epi, c: SharedMut::new(y), ldc: self.b.n() };
         let scratch = SharedMut::new(align_scratch(scratch));
@@ -171,11 +171,9 @@ impl Tiled {
         pool.run_with_worker(image_blocks * cut.bands * cut.panel_blocks, &|task, worker| {
             let (block, panel_block) = (task / cut.panel_blocks, task % cut.panel_blocks);
             let (block, band) = (block / cut.bands, block % cut.bands);
-            let images = n * block / image_blocks..n * (block + 1) / image_blocks;
-            let lines = oh * band / cut.bands..oh * (band + 1) / cut.bands;
-            let panels = self.b.panels();
-            let panels = panels * panel_block / cut.panel_blocks
-                ..panels * (panel_block + 1) / cut.panel_blocks;
+            let images = part(n, image_blocks, block);
+            let lines = part(oh, cut.bands, band);
+            let panels = part(self.b.panels(), cut.panel_blocks, panel_block);
             if images.is_empty() || lines.is_empty() || panels.is_empty() {
                 return;
             }
@@ -224,7 +222,7 @@ impl Tiled {
         out: &mut [f32],
     ) {
         let p = &g.params;
-        let stride = self.b.row_stride(self.b.steps());
+        let stride = self.stride();
         let width = g.ow + self.reach[1];
         let plane_len = self.plane_len(lines.len(), g.ow);
         for (plane, out) in self.planes.iter().zip(out.chunks_exact_mut(plane_len * stride)) {
@@ -246,7 +244,7 @@ impl Tiled {
                 out[..first * stride].fill(0.0);
                 out[(first + inside) * stride..].fill(0.0);
                 simd::dispatch_pairs(Convert {
-                    terms: self.terms,
+                    terms: self.b.terms(),
                     from: &x[(row * g.w + column) * p.c_in..],
                     rows: inside,
                     columns: p.c_in,
@@ -268,13 +266,13 @@ impl Tiled {
         inside.copy_from_slice(&from[..inside.len()]);
         right.fill(0.0);
         simd::dispatch_pairs(Convert {
-            terms: self.terms,
+            terms: self.b.terms(),
             from: padded,
             rows: g.ow,
             columns: p.kernel[1] * p.c_in,
             stride: p.stride[1] * p.c_in,
             out,
-            out_stride: self.b.row_stride(self.b.steps()),
+            out_stride: self.stride(),
         });
     }
 }

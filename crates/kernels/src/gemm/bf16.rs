@@ -137,11 +137,8 @@ pub fn gemm_bf16(
         Packed::Tiles(b) => return gemm_tiled(m, a, lda, b, bias, epi, c, scratch, pool),
     };
     let n = words.n();
-    assert!(c.len() == m * n, "c has m * n elements");
-    assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
-    assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
+    super::check_product([m, k, n], a, lda, bias, epi, c);
     assert!(scratch.len() >= b.scratch_len(m, pool.threads()), "scratch has scratch_len elements");
-    epi.check(c.len());
     if m == 0 || n == 0 {
         return;
     }

@@ -4,9 +4,9 @@
 //! again, which differs from x by at most 2^-18 |x|. A product a b becomes the three products
 //! lead lead + lead rest + rest lead; with the fourth, of at most 2^-18 |a b|, left out, each
 //! term of a sum errs by at most 3 * 2^-18 of itself (1.1e-5), in random directions. (oneMKL calls
-//! this arithmetic bf16x2; Henry, Tang,
-//! Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
-//! Computations", 2019.) Numbers beyond bf16's largest (3.39e38) and infinite ones give NaN.
+//! this arithmetic bf16x2; Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence
+//! Datatype For Higher-Precision Computations", 2019.) Numbers beyond bf16's largest (3.39e38) and
+//! infinite ones give NaN.
 //!
 //! Rows of A are converted where they are used, to steps of 32 numbers: a line of the leading
 //! terms, then one of the rests. B is converted once.
@@ -35,13 +35,23 @@ const PANEL: usize = 2 * SIDE;
 const STEPS: usize = 32;
 /// Bytes of converted rows of A that should stay in the second-level cache; and in the first,
 /// where B stays in the second.
-const A_BYTES: usize = 640 * 1024;
+pub(crate) const A_BYTES: usize = 640 * 1024;
 const A_BYTES_OF_SMALL_B: usize = 32 * 1024;
 const SMALL_B_BYTES: usize = 256 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 256 * 1024;
 /// Elements of a line of a step: pairs of bf16 in the size of an f32.
 const LINE: usize = DEPTH / 2;
+
+/// How many tasks are worth it for so many multiply-adds: one alone, or some for every thread.
+pub(crate) fn wanted_tasks(macs: usize, threads: usize) -> usize {
+    if threads == 1 { 1 } else { (4 * threads).min(macs / TASK_MACS).max(1) }
+}
+
+/// Part `i` of `parts` nearly equal ones of 0 .. `len`.
+pub(crate) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
+    len * i / parts..len * (i + 1) / parts
+}
 
 /// Of how many bf16 a number is the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +76,11 @@ pub struct PackedTiles {
 }
 
 impl PackedTiles {
+    /// Whether `isa` multiplies on tiles, and can these weights: infinite ones have no terms.
+    pub fn fits(isa: Isa, weights: &[f32]) -> bool {
+        isa == Isa::Amx && weights.iter().all(|w| w.is_finite())
+    }
+
     /// Packs `b`: k x n row-major, or n x k if `b_is_transposed`. Panics unless [`Isa::Amx`] is
     /// available.
     pub fn new(terms: Terms, k: usize, n: usize, b: &[f32], b_is_transposed: bool) -> PackedTiles {
@@ -125,6 +140,11 @@ impl PackedTiles {
         size_of_val(self.data.as_slice())
     }
 
+    /// Of how many bf16 a number is the sum.
+    pub(crate) fn terms(&self) -> Terms {
+        self.terms
+    }
+
     /// Steps of a run; an empty one is one step of zeros.
     pub(crate) fn steps(&self) -> usize {
         self.run.div_ceil(DEPTH).max(1)
@@ -136,11 +156,8 @@ impl PackedTiles {
 
     fn panel(&self, panel: usize) -> Panel {
         let tiles = (self.n - panel * PANEL).div_ceil(SIDE).min(2);
-        Panel { start: self.panel_start(panel), tiles }
-    }
-
-    fn panel_start(&self, panel: usize) -> usize {
-        panel * 2 * self.runs * self.steps() * self.terms as usize * TILE
+        let start = panel * 2 * self.runs * self.steps() * self.terms as usize * TILE;
+        Panel { start, tiles }
     }
 
     /// How many elements of scratch [`gemm_tiled`] needs for `m` rows on a pool of `threads`.
@@ -224,10 +241,7 @@ impl Split {
         let most = b.most_pairs();
         let mut row_blocks = pairs.div_ceil(most);
         let mut panel_blocks = 1;
-        let wanted = match threads {
-            1 => 1,
-            _ => (4 * threads).min(m * b.k() * b.n() / TASK_MACS),
-        };
+        let wanted = wanted_tasks(m * b.k() * b.n(), threads);
         if row_blocks < wanted {
             panel_blocks = wanted.div_ceil(row_blocks).min(panels).max(1);
             row_blocks = row_blocks.max(wanted.div_ceil(panel_blocks).min(pairs));
@@ -236,16 +250,10 @@ impl Split {
         Split { m, panels, row_blocks, panel_blocks, threads, depths, stride }
     }
 
-    /// Rows of a block, but for the last.
+    /// The rows of a block: whole pairs of tiles, but for the last.
     fn rows(&self, block: usize) -> Range<usize> {
-        let pairs = self.m.div_ceil(2 * SIDE);
-        let cut = |i: usize| (pairs * i / self.row_blocks * 2 * SIDE).min(self.m);
-        cut(block)..cut(block + 1)
-    }
-
-    fn panels(&self, block: usize) -> Range<usize> {
-        let cut = |i: usize| self.panels * i / self.panel_blocks;
-        cut(block)..cut(block + 1)
+        let pairs = part(self.m.div_ceil(2 * SIDE), self.row_blocks, block);
+        (pairs.start * 2 * SIDE).min(self.m)..(pairs.end * 2 * SIDE).min(self.m)
     }
 
     fn block_rows(&self) -> usize {
@@ -285,11 +293,8 @@ pub fn gemm_tiled(
 ) {
     let (k, n) = (b.k(), b.n());
     assert!(b.runs == 1, "b is a matrix");
-    assert!(c.len() == m * n, "c has m * n elements");
-    assert!(m == 0 || a.len() >= (m - 1) * lda + k, "a has m rows of k elements");
-    assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
+    super::check_product([m, k, n], a, lda, bias, epi, c);
     assert!(scratch.len() >= b.scratch_len(m, pool.threads()), "scratch has scratch_len elements");
-    epi.check(c.len());
     if m == 0 || n == 0 {
         return;
     }
@@ -299,14 +304,16 @@ pub fn gemm_tiled(
     if split.shares() {
         let tiles = m.div_ceil(SIDE);
         let parts = pool.threads().min(tiles);
-        pool.run(parts, &|part| {
-            let cut = |i: usize| (tiles * i / parts * SIDE).min(m);
-            run.convert(cut(part)..cut(part + 1), 0..k, cut(part));
+        pool.run(parts, &|i| {
+            let tiles = part(tiles, parts, i);
+            let rows = (tiles.start * SIDE).min(m)..(tiles.end * SIDE).min(m);
+            run.convert(rows.clone(), 0..k, rows.start);
         });
     }
     pool.run_with_worker(split.row_blocks * split.panel_blocks, &|task, worker| {
         let rows = split.rows(task / split.panel_blocks);
-        run.block(rows, split.panels(task % split.panel_blocks), worker);
+        let panels = part(split.panels, split.panel_blocks, task % split.panel_blocks);
+        run.block(rows, panels, worker);
     });
 }
 
@@ -361,8 +368,7 @@ impl<'a> Run<'a> {
         }
         let sums_len = split.sums_len();
         for depth in 0..split.depths {
-            let cut = |i: usize| b.steps() * i / split.depths;
-            let steps = cut(depth)..cut(depth + 1);
+            let steps = part(b.steps(), split.depths, depth);
             let from = if split.shares() {
                 self.rows.at(rows.start * split.stride + steps.start * b.terms as usize * LINE)
             } else {

@@ -29,7 +29,7 @@ impl Weights {
             return Weights::Sparse(Box::new(m));
         }
         match stage.terms {
-            Some(terms) if isa == Isa::Amx && weight.iter().all(|w| w.is_finite()) => {
+            Some(terms) if PackedTiles::fits(isa, weight) => {
                 Weights::Tiles(PackedTiles::new(terms, k, n, weight, true))
             }
             _ => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),

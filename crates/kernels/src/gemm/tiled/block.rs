@@ -67,25 +67,23 @@ impl Kernel for Block<'_> {
         };
         let mut own = Lines([0.0; 4 * TILE]);
         let tiles = Tiles::configure();
-        for (index, panel) in self.panels.clone().enumerate() {
-            let Panel { start, tiles: columns } = p.b.panel(panel);
-            let step_len = terms * columns * TILE;
+        let runs = self.offsets.len();
+        let steps = runs * self.steps.len();
+        assert!(self.steps.len() == p.b.steps() || runs == 1, "blocks of k are of a matrix");
+        assert!(runs == p.b.runs, "an offset for each run");
+        // What of a panel is multiplied, and the panel's width in tiles.
+        let part = |panel: usize| {
+            let Panel { start, tiles } = p.b.panel(panel);
+            let step_len = terms * tiles * TILE;
             let b = &p.b.data.as_slice()[start + self.steps.start * step_len..];
-            let runs = self.offsets.len();
-            assert!(self.steps.len() == p.b.steps() || runs == 1, "blocks of k are of a matrix");
-            assert!(runs == p.b.runs && b.len() >= runs * self.steps.len() * step_len);
+            (&b[..steps * step_len], tiles)
+        };
+        for (index, panel) in self.panels.clone().enumerate() {
+            let (b, columns) = part(panel);
             // The next panel is asked for meanwhile, in equal shares.
-            let next_len = match self.panels.clone().nth(index + 1) {
-                Some(next) => runs * self.steps.len() * terms * p.b.panel(next).tiles * TILE / LINE,
-                None => 0,
-            };
-            let next =
-                p.b.data
-                    .as_slice()
-                    .as_ptr()
-                    .wrapping_add(p.b.panel_start(panel + 1) + self.steps.start * step_len);
-            let steps = runs * self.steps.len();
-            let share = next_len.div_ceil(row_tiles.div_ceil(2) * steps);
+            let next = if panel + 1 < self.panels.end { part(panel + 1).0 } else { &[] };
+            let next_lines = next.len() / LINE;
+            let share = next_lines.div_ceil(row_tiles.div_ceil(2) * steps);
             for tile in (0..row_tiles).step_by(2) {
                 let asked = tile / 2 * share * steps;
                 let rows = (row_tiles - tile).min(2);
@@ -104,10 +102,10 @@ impl Kernel for Block<'_> {
                     b: b.as_ptr(),
                     c,
                     accumulate: self.steps.start > 0,
-                    next: next.wrapping_add(asked * LINE).cast(),
-                    next_lines: if asked < next_len { share } else { 0 },
+                    next: next.as_ptr().wrapping_add(asked * LINE).cast(),
+                    next_lines: if asked < next_lines { share } else { 0 },
                 };
-                // SAFETY: whoever builds a block guarantees its rows; B was checked above.
+                // SAFETY: whoever builds a block guarantees its rows; `b` has these steps.
                 unsafe { tiles.multiply(terms, rows, columns, &sums) };
                 if last {
                     for row in 0..rows {
