@@ -119,13 +119,15 @@ impl Bench {
             gemm(m, black_box(&a), k, &b, Some(&bias), &epi, &mut c, &self.pool);
         });
         if isa::best() == Isa::Amx {
-            let b = PackedTiles::new(Terms::Two, k, n, &weight, false);
-            let mut scratch = vec![0.0; b.scratch_len(m, self.pool.threads())];
-            let title = format!("amx gemm {name} {m}x{n}x{k}");
-            self.report_amx(&title, 2.0 * (m * n * k) as f64, bytes, || {
-                let (bias, a) = (Some(bias.as_slice()), black_box(&a));
-                gemm_tiled(m, a, k, &b, bias, &epi, &mut c, &mut scratch, &self.pool);
-            });
+            for (terms, m_) in [(Terms::Two, 1), (Terms::Three, 1), (Terms::Three, 1000)] {
+                let b = PackedTiles::new(terms, [m_, k, n], &weight, false);
+                let mut scratch = vec![0.0; b.scratch_len(m, self.pool.threads())];
+                let title = format!("amx {terms:?} {m_} gemm {name} {m}x{n}x{k}");
+                self.report_amx(&title, 2.0 * (m * n * k) as f64, bytes, || {
+                    let (bias, a) = (Some(bias.as_slice()), black_box(&a));
+                    gemm_tiled(m, a, k, &b, bias, &epi, &mut c, &mut scratch, &self.pool);
+                });
+            }
         }
         if self.bf16_peak.is_none() {
             return;
@@ -247,16 +249,18 @@ impl Bench {
         let x = values(size * size * ci);
         let mut y = vec![0.0; oh * ow * co];
         let pixels = (size * size * mid * ci + oh * ow * mid * (9 + co)) as f64;
-        for sparse in [[false; 2], [true, false], [false, true], [true; 2]] {
+        let choices = [[false; 2], [true, false], [false, true], [true; 2]];
+        let choices = choices.map(|sparse| (sparse, None)).into_iter();
+        let tiles = [Terms::Two, Terms::Three].map(|terms| ([false; 2], Some(terms)));
+        for (sparse, terms) in choices.chain(tiles) {
             let stage = |weight, bias, sparse| {
-                let terms = Some(Terms::Two);
                 Some(Pointwise { weight, bias: Some(bias), activation: relu, sparse, terms })
             };
             let expand = stage(&first, &wide[..], sparse[0]);
             let project = stage(&last, &narrow[..], sparse[1]);
             let kernel = InvertedResidual::new(expand, params, &own, Some(&wide), relu, project);
             let mut scratch = vec![0.0; kernel.scratch_len(1, size, size, self.pool.threads())];
-            let title = format!("{title} {sparse:?}");
+            let title = format!("{title} {sparse:?} {terms:?}");
             self.report(&title, 2.0 * pixels, 4.0 * (x.len() + y.len()) as f64, || {
                 let x = black_box(&x);
                 kernel.run(1, size, size, x, &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
@@ -291,12 +295,12 @@ impl Bench {
             dilation: [1, 1],
             pads: [pad; 4],
         };
-        for tiles in [false, true] {
+        for tiles in [None, Some(Terms::Two), Some(Terms::Three)] {
             self.conv_of(name, size, params, tiles);
         }
     }
 
-    fn conv_of(&self, name: &str, size: usize, params: Conv2dParams, tiles: bool) {
+    fn conv_of(&self, name: &str, size: usize, params: Conv2dParams, tiles: Option<Terms>) {
         let Conv2dParams { c_in: ci, c_out: co, groups: g, kernel: [k, _], stride: [s, _], .. } =
             params;
         let bias = values(co);
@@ -311,10 +315,10 @@ impl Bench {
         let flops = 2.0 * (y.len() * ci / g * k * k) as f64;
         let bytes = 4.0 * (x.len() + y.len() + co * ci / g * k * k) as f64;
         let method = conv.algorithm();
-        if tiles != method.starts_with("amx") {
+        if tiles.is_some() != method.starts_with("amx") {
             return;
         }
-        let title = format!("conv {name} {ci}->{co} {size} k{k} s{s} g{g} {method}");
+        let title = format!("conv {name} {ci}->{co} {size} k{k} s{s} g{g} {method} {tiles:?}");
         let mut run = || {
             conv.run(1, size, size, black_box(&x), &epi, &mut y, &mut scratch, &self.pool);
         };
@@ -322,7 +326,7 @@ impl Bench {
             true => self.report_amx(&title, flops, bytes, &mut run),
             false => self.report(&title, flops, bytes, &mut run),
         }
-        if self.bf16_peak.is_none() || (g == ci && g > 1) || tiles {
+        if self.bf16_peak.is_none() || (g == ci && g > 1) || tiles.is_some() {
             return;
         }
         let conv = Conv2dBf16::new(params, &weight, Some(&bias));

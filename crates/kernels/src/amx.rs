@@ -66,8 +66,6 @@ pub(crate) struct Sums<'a> {
     pub(crate) b: *const f32,
     /// The tiles of C, one after the other: a row's first.
     pub(crate) c: *mut f32,
-    /// Whether to add to `c`.
-    pub(crate) accumulate: bool,
     /// Memory that is soon needed, which need not be readable, and how many lines of it each step
     /// asks for in the second-level cache.
     pub(crate) next: *const u8,
@@ -124,12 +122,6 @@ mod instructions {
          [$($step:literal),* $(,)?]) => {{
             let t: &Sums<'_> = $sums;
             asm!(
-                "test {n}, {n}",
-                "mov {p}, [{t} + {c}]",
-                "jz 2f",
-                $(concat!("tileloadd tmm", $acc, ", [{p} + {line}*1 + ", $offset, "]"),)*
-                "jmp 3f",
-                "2:",
                 $(concat!("tilezero tmm", $acc),)*
                 "3:",
                 "mov {p}, [{offsets}]",
@@ -163,7 +155,7 @@ mod instructions {
                 steps = const offset_of!(Sums<'static>, steps),
                 c = const offset_of!(Sums<'static>, c),
                 next_lines = const offset_of!(Sums<'static>, next_lines),
-                n = inout(reg) usize::from(t.accumulate) => _,
+                n = out(reg) _,
                 offsets = inout(reg) t.offsets.as_ptr() => _,
                 runs = inout(reg) t.offsets.len() => _,
                 p = out(reg) _,
@@ -224,6 +216,120 @@ mod instructions {
             // SAFETY: the caller's contract.
             unsafe {
                 match (terms, rows, columns) {
+                    (3, 2, 2) => sums!(
+                        t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "192", "6144",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1 + 4096]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 5120]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm4, [{p} + {s}*1 + 128]",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1 + 128]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                        ]
+                    ),
+                    (3, 1, 2) => sums!(
+                        t, ["0" at "0", "1" at "1024"], "192", "6144",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1 + 4096]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 5120]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm1, tmm5, tmm7",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                            "tdpbf16ps tmm1, tmm5, tmm7",
+                            "tileloadd tmm5, [{p} + {s}*1 + 128]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                            "tdpbf16ps tmm1, tmm5, tmm7",
+                        ]
+                    ),
+                    (3, 2, 1) => sums!(
+                        t, ["0" at "0", "2" at "1024"], "192", "3072",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm4, tmm7",
+                            "tdpbf16ps tmm2, tmm5, tmm7",
+                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm7",
+                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
+                            "tdpbf16ps tmm2, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm4, [{p} + {s}*1 + 128]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1 + 128]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{q} + {s}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                        ]
+                    ),
+                    (3, 1, 1) => sums!(
+                        t, ["0" at "0"], "192", "3072",
+                        [
+                            "tileloadd tmm4, [{p} + {s}*1]",
+                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm4, tmm7",
+                            "tileloadd tmm6, [{b} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
+                            "tdpbf16ps tmm0, tmm5, tmm7",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                            "tileloadd tmm5, [{p} + {s}*1 + 128]",
+                            "tdpbf16ps tmm0, tmm5, tmm6",
+                        ]
+                    ),
                     (2, 2, 2) => sums!(
                         t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "128", "4096",
                         [
@@ -336,7 +442,9 @@ mod instructions {
                             "tdpbf16ps tmm0, tmm4, tmm6",
                         ]
                     ),
-                    _ => unreachable!("one or two terms, tiles of rows and tiles of columns"),
+                    _ => {
+                        unreachable!("one to three terms, one or two tiles of rows and of columns")
+                    }
                 }
             }
         }

@@ -99,19 +99,19 @@ enum Algorithm {
     Depthwise(Depthwise),
     /// Fewer multiplications, larger rounding errors.
     Winograd(Winograd),
-    /// [`Algorithm::Pointwise`] on AMX, numbers as sums of two bf16.
+    /// [`Algorithm::Pointwise`] on AMX, numbers as sums of bf16.
     PointwiseTiles(PackedTiles),
     /// Any other window on AMX.
     Tiled(Tiled),
 }
 
 impl Algorithm {
-    fn on_tiles(p: &Conv2dParams, weight: &[f32]) -> Algorithm {
+    fn on_tiles(terms: Terms, p: &Conv2dParams, pixels: usize, weight: &[f32]) -> Algorithm {
         if p.is_product() {
-            let b = PackedTiles::new(Terms::Two, p.c_in, p.c_out, weight, true);
-            Algorithm::PointwiseTiles(b)
+            let size = [pixels, p.c_in, p.c_out];
+            Algorithm::PointwiseTiles(PackedTiles::new(terms, size, weight, true))
         } else {
-            Algorithm::Tiled(Tiled::new(Terms::Two, p, weight))
+            Algorithm::Tiled(Tiled::new(terms, p, pixels, weight))
         }
     }
 }
@@ -124,8 +124,8 @@ pub struct Conv2dOptions {
     pub images: Option<[usize; 3]>,
     /// Only methods that add up all products as they are: no Winograd, no zeros skipped.
     pub exact: bool,
-    /// Numbers as sums of two bf16 (see [`Terms::Two`]) where that is faster: on AMX.
-    pub tiles: bool,
+    /// Numbers as sums of bf16 where that is faster: on AMX.
+    pub tiles: Option<Terms>,
 }
 
 /// A convolution with its weights packed.
@@ -174,18 +174,22 @@ impl Conv2d {
             Conv2d { params, given: params, isa, algorithm, bias }
         };
         let pixels = options.images.map(|[n, h, w]| (n, params.output_size(h, w)));
-        if let Some((n, [oh, ow])) = pixels
-            && options.tiles
-            && Tiled::fits(&params, n * oh * ow)
-            && PackedTiles::fits(isa, weight)
-        {
-            return with(Algorithm::on_tiles(&params, weight));
-        }
-        if let Some((n, [oh, ow])) = pixels
-            && !options.exact
-            && let Some(tiling) = winograd::choose(&params, n, oh, ow)
-        {
-            return with(Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight)));
+        if let Some((n, [oh, ow])) = pixels {
+            let pixels = n * oh * ow;
+            let tiling = match options.exact {
+                true => None,
+                false => winograd::choose(&params, n, oh, ow),
+            };
+            if let Some(terms) = options.tiles
+                && Tiled::fits(&params, pixels)
+                && Tiled::pays(terms, &params, pixels, tiling.is_some())
+                && PackedTiles::fits(isa, weight)
+            {
+                return with(Algorithm::on_tiles(terms, &params, pixels, weight));
+            }
+            if let Some(tiling) = tiling {
+                return with(Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight)));
+            }
         }
         let conv = Conv2d::new_with_isa(isa, params, weight, bias);
         if options.exact { conv } else { conv.skipping_zeros() }

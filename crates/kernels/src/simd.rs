@@ -78,11 +78,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         let _ = (first, second);
         unreachable!("only tokens of pairs are asked for pairs")
     }
-    /// [`Simd::to_pairs`], and what rounding took away as pairs too. Only the token of pairs can.
+    /// Three bf16 whose sum is the number, the larger first: of each lane of `first` and `second`,
+    /// as words. Of infinite numbers, NaN and those beyond bf16's largest, terms are not finite or
+    /// 0. Only the token of pairs can.
     #[inline(always)]
-    fn to_terms(self, first: Self::V, second: Self::V) -> [Self::V; 2] {
+    fn to_terms(self, first: Self::V, second: Self::V) -> [Self::V; 3] {
         let _ = (first, second);
-        unreachable!("only tokens of pairs are asked for pairs")
+        unreachable!("only tokens of pairs are asked for terms")
+    }
+    /// The numbers that are the first and the second of words of bf16. Only the token of pairs can.
+    #[inline(always)]
+    fn widen(self, words: Self::V) -> [Self::V; 2] {
+        let _ = words;
+        unreachable!("only tokens of pairs are asked for terms")
     }
     /// a < b ? a : b; so b if either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;

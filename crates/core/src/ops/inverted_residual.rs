@@ -8,7 +8,6 @@ use sparoa_kernels::{
     Arithmetic,
     activation::Activation,
     conv::{Conv2dParams, InvertedResidual as Kernel, Pointwise},
-    gemm::Terms,
 };
 
 use super::{
@@ -173,12 +172,7 @@ impl Op for InvertedResidual {
             activation
                 .map(|activation| {
                     let (weight, bias) = (weight_of(stage)?, constant(2 * stage + 2));
-                    let terms = match self.arithmetic {
-                        Arithmetic::Bf16x2 => Some(Terms::Two),
-                        Arithmetic::Bf16 => Some(Terms::One),
-                        Arithmetic::Fast | Arithmetic::Exact | Arithmetic::Reference => None,
-                    };
-                    let sparse = false;
+                    let (sparse, terms) = (false, self.arithmetic.terms());
                     Ok::<_, OpError>(Pointwise { weight, bias, activation, sparse, terms })
                 })
                 .transpose()

@@ -4,7 +4,7 @@
 use sparoa_kernels::{
     Activation, Arithmetic, Epilogue, Pool,
     conv::{Conv2d, Conv2dBf16, Conv2dOptions, Conv2dParams},
-    gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled},
+    gemm::{PackedB, PackedBf16, PackedTiles, gemm, gemm_bf16, gemm_tiled},
     isa,
     sparse::{SparseConv2d, SparseMatrix},
 };
@@ -94,7 +94,7 @@ impl PackedConv {
             Arithmetic::Bf16 => PackedConv::Bf16(Conv2dBf16::new(params, weight, bias)),
             Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact | Arithmetic::Reference => {
                 let exact = matches!(arithmetic, Arithmetic::Exact | Arithmetic::Reference);
-                let tiles = arithmetic == Arithmetic::Bf16x2;
+                let tiles = arithmetic.terms();
                 let options = Conv2dOptions { images: Some(images), exact, tiles };
                 PackedConv::F32(Conv2d::for_images(params, weight, bias, options))
             }
@@ -148,19 +148,13 @@ fn no_sparse_kernel() -> OpError {
     )
 }
 
-/// Whether products of `m` rows with these weights are for tiles: fewer rows would leave most of
-/// one empty.
-fn fits_tiles(m: usize, weights: &[f32]) -> bool {
-    m >= 12 && PackedTiles::fits(isa::best(), weights)
-}
-
 /// The right-hand side of a product, packed.
 #[derive(Clone)]
 pub(super) enum PackedMatrix {
     F32(PackedB),
     Sparse(Box<SparseMatrix>),
     Bf16(PackedBf16),
-    /// On AMX, numbers as sums of two bf16.
+    /// On AMX, numbers as sums of bf16.
     Tiles(PackedTiles),
 }
 
@@ -202,11 +196,16 @@ impl PackedMatrix {
         let sparse = || SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
         let dense = || match arithmetic {
             Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
-            Arithmetic::Bf16x2 if fits_tiles(m, b) => {
-                PackedMatrix::Tiles(PackedTiles::new(Terms::Two, k, n, b, transposed))
-            }
             Arithmetic::Fast | Arithmetic::Bf16x2 => {
-                PackedMatrix::F32(PackedB::new(k, n, b, transposed).skipping_zeros())
+                let terms = arithmetic.terms().filter(|&terms| {
+                    PackedTiles::pays(terms, [m, k, n]) && PackedTiles::fits(isa::best(), b)
+                });
+                match terms {
+                    Some(terms) => {
+                        PackedMatrix::Tiles(PackedTiles::new(terms, [m, k, n], b, transposed))
+                    }
+                    None => PackedMatrix::F32(PackedB::new(k, n, b, transposed).skipping_zeros()),
+                }
             }
             Arithmetic::Exact | Arithmetic::Reference => {
                 PackedMatrix::F32(PackedB::new(k, n, b, transposed))

@@ -47,7 +47,7 @@ impl Conv2dBf16 {
         let p = &params;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
         if isa::best() == Isa::Amx && !p.is_product() && Tiled::fits(p, usize::MAX) {
-            let method = Method::Tiled(Tiled::new(Terms::One, p, weight));
+            let method = Method::Tiled(Tiled::new(Terms::One, p, 1, weight));
             let bias = bias.map(<[f32]>::to_vec);
             return Conv2dBf16 { params, method, bias, zeros: Vec::new() };
         }

@@ -29,6 +29,11 @@ const MAX_TAPS: usize = 64;
 /// Input channels below which a tap alone would leave most of a step empty.
 const FEW_CHANNELS: usize = 16;
 
+/// Of few input channels, products of an output below which f32 is as fast as three terms.
+const THIN: usize = 192;
+/// Output pixels below which Winograd's larger weights take longer than more products.
+const FEW_PIXELS: usize = 128;
+
 #[derive(Clone, Debug)]
 pub(super) struct Tiled {
     b: PackedTiles,
@@ -64,7 +69,19 @@ impl Tiled {
         p.groups == 1 && deep && taps <= MAX_TAPS && pixels >= SIDE
     }
 
-    pub(super) fn new(terms: Terms, p: &Conv2dParams, weight: &[f32]) -> Tiled {
+    /// Whether this is a good way, where [`Tiled::fits`], for outputs of so many pixels; and if
+    /// there is also Winograd's.
+    pub(super) fn pays(terms: Terms, p: &Conv2dParams, pixels: usize, winograd: bool) -> bool {
+        let k = p.taps() * p.c_in;
+        let thin = p.c_in < FEW_CHANNELS && k < THIN;
+        terms != Terms::Three
+            || PackedTiles::pays(terms, [pixels, k, p.c_out])
+                && !thin
+                && (!winograd || pixels < FEW_PIXELS)
+    }
+
+    /// Packs weights for outputs of about so many pixels.
+    pub(super) fn new(terms: Terms, p: &Conv2dParams, pixels: usize, weight: &[f32]) -> Tiled {
         let (mut planes, mut taps, mut reach) = (Vec::new(), Vec::new(), [0, 0]);
         let by_rows = by_rows(p);
         let columns = if by_rows { 1 } else { p.kernel[1] };
@@ -83,7 +100,7 @@ impl Tiled {
         }
         let (ci, n) = (p.c_in, p.taps());
         let size = [taps.len(), n * ci / taps.len(), p.c_out];
-        let b = PackedTiles::from_columns(terms, size, |filters, columns| {
+        let b = PackedTiles::from_columns(terms, pixels, size, |filters, columns| {
             gather_filters(&weight[filters.start * n * ci..filters.end * n * ci], ci, n, columns);
         });
         Tiled { b, by_rows, planes, taps, reach }
@@ -182,9 +199,10 @@ impl Tiled {
             let line = self.line_len(&g.params, ow);
             let (line, scratch) = scratch.split_at_mut(line.next_multiple_of(16));
             let image_len = self.image_len(lines.len(), ow);
+            let mut finite = true;
             for (image, out) in images.clone().zip(scratch.chunks_exact_mut(image_len)) {
                 let x = &x[image * g.h * g.w * g.params.c_in..][..g.h * g.w * g.params.c_in];
-                self.convert(g, x, lines.clone(), line, out);
+                finite &= self.convert(g, x, lines.clone(), line, out);
             }
             let plane = self.plane_len(lines.len(), ow);
             let offset = |&(index, [down, right]): &(usize, [usize; 2])| {
@@ -197,6 +215,7 @@ impl Tiled {
             simd::dispatch_pairs(Block {
                 product: &product,
                 a: scratch.as_ptr(),
+                finite,
                 stride,
                 offsets: &offsets[..self.taps.len()],
                 images: images.len(),
@@ -213,6 +232,7 @@ impl Tiled {
     }
 
     /// Converts what an image's output lines `lines` read; `padded` holds a line meanwhile.
+    /// Returns whether all numbers are finite.
     fn convert(
         &self,
         g: &Geometry,
@@ -220,7 +240,8 @@ impl Tiled {
         lines: Range<usize>,
         padded: &mut [f32],
         out: &mut [f32],
-    ) {
+    ) -> bool {
+        let mut finite = true;
         let p = &g.params;
         let stride = self.stride();
         let width = g.ow + self.reach[1];
@@ -238,12 +259,12 @@ impl Tiled {
                 }
                 if self.by_rows {
                     let from = &x[row * g.w * p.c_in..][..g.w * p.c_in];
-                    self.convert_line(g, from, padded, out);
+                    finite &= self.convert_line(g, from, padded, out);
                     continue;
                 }
                 out[..first * stride].fill(0.0);
                 out[(first + inside) * stride..].fill(0.0);
-                simd::dispatch_pairs(Convert {
+                finite &= simd::dispatch_pairs(Convert {
                     terms: self.b.terms(),
                     from: &x[(row * g.w + column) * p.c_in..],
                     rows: inside,
@@ -254,10 +275,17 @@ impl Tiled {
                 });
             }
         }
+        finite
     }
 
     /// Converts a line of input for rows of the kernel.
-    fn convert_line(&self, g: &Geometry, from: &[f32], padded: &mut [f32], out: &mut [f32]) {
+    fn convert_line(
+        &self,
+        g: &Geometry,
+        from: &[f32],
+        padded: &mut [f32],
+        out: &mut [f32],
+    ) -> bool {
         let p = &g.params;
         let padded = &mut padded[..self.line_len(p, g.ow)];
         let (left, rest) = padded.split_at_mut((p.pads[1] * p.c_in).min(padded.len()));
@@ -273,7 +301,7 @@ impl Tiled {
             stride: p.stride[1] * p.c_in,
             out,
             out_stride: self.stride(),
-        });
+        })
     }
 }
 

@@ -34,8 +34,7 @@ impl PackedBf16 {
         if isa::best() == Isa::Amx {
             return PackedBf16(Packed::Tiles(PackedTiles::new(
                 Terms::One,
-                k,
-                n,
+                [1, k, n],
                 b,
                 b_is_transposed,
             )));

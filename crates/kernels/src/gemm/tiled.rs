@@ -1,20 +1,28 @@
 //! Products on AMX: operands as one bf16 or as the sum of two, in tiles; sums in f32.
 //!
-//! Of two terms, a number x is lead + rest: x rounded to bf16, and what is left rounded to bf16
-//! again, which differs from x by at most 2^-18 |x|. A product a b becomes the three products
-//! lead lead + lead rest + rest lead; with the fourth, of at most 2^-18 |a b|, left out, each
-//! term of a sum errs by at most 3 * 2^-18 of itself (1.1e-5), in random directions. (oneMKL calls
-//! this arithmetic bf16x2; Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence
-//! Datatype For Higher-Precision Computations", 2019.) Numbers beyond bf16's largest (3.39e38) and
-//! infinite ones give NaN.
+//! Of several terms, a number is its rounding to bf16, what is left rounded to bf16, and so on
+//! (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
+//! Higher-Precision Computations", 2019; oneMKL's bf16x2 and bf16x3):
+//!
+//! - Two terms differ from a number x by at most 2^-18 |x|. A product a b becomes three, lead lead
+//!   and lead rest and rest lead; with the fourth, of at most 2^-18 |a b|, left out, each term of a
+//!   sum errs by at most 3 * 2^-18 of itself (1.1e-5), in random directions.
+//! - Three terms are the number itself. Six products are added up; those left out are at most
+//!   2^-26 |a b| together, a quarter of what f32 rounds a product by.
+//!
+//! Rows with numbers beyond bf16's largest (3.39e38), infinite ones or NaN are multiplied without
+//! tiles.
 //!
 //! Rows of A are converted where they are used, to steps of 32 numbers: a line of the leading
-//! terms, then one of the rests. B is converted once.
+//! terms, then one of each of the others. B is converted once; or, of three terms that would take
+//! half as much memory again as the numbers, with enough rows of A, panel by panel where it is
+//! used.
 
 mod block;
 mod convert;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use block::{Block, Product};
 pub(crate) use convert::Convert;
@@ -25,7 +33,7 @@ use crate::amx::{DEPTH, SIDE, TILE};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::simd;
-use convert::PackTile;
+use convert::{NUMBERS, PackTile};
 
 /// Columns of a panel of B: two tiles.
 const PANEL: usize = 2 * SIDE;
@@ -53,6 +61,17 @@ pub(crate) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
     len * i / parts..len * (i + 1) / parts
 }
 
+/// Rows of A from which a B of so many elements is kept as numbers: terms are then made of them in
+/// a fraction of the time that they multiply, for as many rows as [`A_BYTES`] allows.
+const COMPACT_ROWS: usize = 128;
+const COMPACT_LEN: usize = 128 * 1024;
+/// The fewest rows that are for tiles: fewer leave most of one empty.
+const FEWEST_ROWS: usize = 12;
+/// The fewest columns and rows of B, and elements, for which six products on tiles are faster than
+/// one of f32: converting A, and what is done with sums, take as long for any B.
+const FEWEST: usize = 32;
+const FEWEST_LEN: usize = 6 * 1024;
+
 /// Of how many bf16 a number is the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Terms {
@@ -60,6 +79,8 @@ pub enum Terms {
     One = 1,
     /// Within 2^-18 of itself.
     Two = 2,
+    /// The number itself.
+    Three = 3,
 }
 
 /// The right-hand matrix of [`gemm_tiled`], k x n, packed in tiles of bf16.
@@ -69,6 +90,8 @@ pub enum Terms {
 #[derive(Clone, Debug)]
 pub struct PackedTiles {
     terms: Terms,
+    /// Whether tiles are of numbers, which become terms where they are used.
+    compact: bool,
     runs: usize,
     run: usize,
     n: usize,
@@ -81,11 +104,22 @@ impl PackedTiles {
         isa == Isa::Amx && weights.iter().all(|w| w.is_finite())
     }
 
-    /// Packs `b`: k x n row-major, or n x k if `b_is_transposed`. Panics unless [`Isa::Amx`] is
-    /// available.
-    pub fn new(terms: Terms, k: usize, n: usize, b: &[f32], b_is_transposed: bool) -> PackedTiles {
+    /// Whether tiles are a good way to multiply `m` rows by matrices of k x n.
+    pub fn pays(terms: Terms, [m, k, n]: [usize; 3]) -> bool {
+        let large = k.min(n) >= FEWEST && k * n >= FEWEST_LEN;
+        m >= FEWEST_ROWS && (large || terms != Terms::Three)
+    }
+
+    /// Packs `b`, k x n row-major, or n x k if `b_is_transposed`, for left-hand matrices of about
+    /// `m` rows. Panics unless [`Isa::Amx`] is available.
+    pub fn new(
+        terms: Terms,
+        [m, k, n]: [usize; 3],
+        b: &[f32],
+        b_is_transposed: bool,
+    ) -> PackedTiles {
         assert!(b.len() == k * n, "b has k * n elements");
-        PackedTiles::from_columns(terms, [1, k, n], |columns, out| {
+        PackedTiles::from_columns(terms, m, [1, k, n], |columns, out| {
             if b_is_transposed {
                 return out.copy_from_slice(&b[columns.start * k..columns.end * k]);
             }
@@ -101,13 +135,17 @@ impl PackedTiles {
     /// other, some at a time.
     pub(crate) fn from_columns(
         terms: Terms,
+        m: usize,
         [runs, run, n]: [usize; 3],
         mut fill: impl FnMut(Range<usize>, &mut [f32]),
     ) -> PackedTiles {
         assert!(Isa::Amx.is_available(), "AMX is available");
-        let mut packed = PackedTiles { terms, runs, run, n, data: AlignedBuffer::zeroed(0) };
-        let per_tile = runs * packed.steps() * terms as usize * TILE;
-        packed.data = AlignedBuffer::zeroed(n.div_ceil(SIDE) * per_tile);
+        let large = runs * run * n >= COMPACT_LEN;
+        let compact = terms == Terms::Three && m >= COMPACT_ROWS && large;
+        let data = AlignedBuffer::zeroed(0);
+        let mut packed = PackedTiles { terms, compact, runs, run, n, data };
+        let len = n.div_ceil(SIDE) * runs * packed.steps() * packed.per_tile();
+        packed.data = AlignedBuffer::zeroed(len);
         let k = runs * run;
         if k == 0 {
             return packed;
@@ -119,7 +157,9 @@ impl PackedTiles {
             fill(range, from);
             let panel = &packed.panel(tile / 2);
             let (start, tiles) = (panel.start, panel.tiles);
-            let out = &mut packed.data.as_mut_slice()[start + tile % 2 * TILE..];
+            let first = if compact { NUMBERS } else { TILE };
+            let out = &mut packed.data.as_mut_slice()[start + tile % 2 * first..];
+            let terms = (!compact).then_some(terms);
             simd::dispatch_pairs(PackTile { from, runs, run, terms, out, tiles });
         }
         packed
@@ -156,8 +196,12 @@ impl PackedTiles {
 
     fn panel(&self, panel: usize) -> Panel {
         let tiles = (self.n - panel * PANEL).div_ceil(SIDE).min(2);
-        let start = panel * 2 * self.runs * self.steps() * self.terms as usize * TILE;
-        Panel { start, tiles }
+        Panel { start: panel * 2 * self.runs * self.steps() * self.per_tile(), tiles }
+    }
+
+    /// Elements of a step of a tile.
+    fn per_tile(&self) -> usize {
+        if self.compact { NUMBERS } else { self.terms as usize * TILE }
     }
 
     /// How many elements of scratch [`gemm_tiled`] needs for `m` rows on a pool of `threads`.
@@ -307,7 +351,10 @@ pub fn gemm_tiled(
         pool.run(parts, &|i| {
             let tiles = part(tiles, parts, i);
             let rows = (tiles.start * SIDE).min(m)..(tiles.end * SIDE).min(m);
-            run.convert(rows.clone(), 0..k, rows.start);
+            if !run.convert(rows.clone(), 0..k, rows.start) {
+                // The pool's end of this run orders it before the products.
+                run.finite.store(false, Ordering::Relaxed);
+            }
         });
     }
     pool.run_with_worker(split.row_blocks * split.panel_blocks, &|task, worker| {
@@ -326,6 +373,8 @@ struct Run<'a> {
     /// Converted rows, then what each worker needs for sums.
     rows: SharedMut,
     sums: SharedMut,
+    /// Of rows that tasks share, whether all numbers are finite.
+    finite: AtomicBool,
 }
 
 impl<'a> Run<'a> {
@@ -340,12 +389,12 @@ impl<'a> Run<'a> {
             align_scratch(scratch).split_at_mut(split.converted_rows() * split.stride);
         assert!(sums.len() >= split.threads * split.sums_len(), "scratch has room for sums");
         let (rows, sums) = (SharedMut::new(rows), SharedMut::new(sums));
-        Run { product, split, a, lda, rows, sums }
+        Run { product, split, a, lda, rows, sums, finite: AtomicBool::new(true) }
     }
 
     /// Converts columns of rows of A to the converted rows from `place` on, which no other thread
-    /// touches.
-    fn convert(&self, rows: Range<usize>, columns: Range<usize>, place: usize) {
+    /// touches. Returns whether all are finite.
+    fn convert(&self, rows: Range<usize>, columns: Range<usize>, place: usize) -> bool {
         let stride = self.split.stride;
         // SAFETY: there are these rows in the scratch; and the caller's contract.
         let out = unsafe { self.rows.slice(place * stride, rows.len() * stride) };
@@ -357,7 +406,7 @@ impl<'a> Run<'a> {
             stride: self.lda,
             out,
             out_stride: stride,
-        });
+        })
     }
 
     /// Some rows times some panels. No two threads are the same worker at a time.
@@ -369,17 +418,20 @@ impl<'a> Run<'a> {
         let sums_len = split.sums_len();
         for depth in 0..split.depths {
             let steps = part(b.steps(), split.depths, depth);
-            let from = if split.shares() {
-                self.rows.at(rows.start * split.stride + steps.start * b.terms as usize * LINE)
+            let (finite, from) = if split.shares() {
+                let finite = self.finite.load(Ordering::Relaxed);
+                let first = rows.start * split.stride + steps.start * b.terms as usize * LINE;
+                (finite, self.rows.at(first))
             } else {
                 let place = worker * split.block_rows();
                 let columns = steps.start * DEPTH..b.run.min(steps.end * DEPTH);
-                self.convert(rows.clone(), columns, place);
-                self.rows.at(place * split.stride)
+                let finite = self.convert(rows.clone(), columns, place);
+                (finite, self.rows.at(place * split.stride))
             };
             simd::dispatch_pairs(Block {
                 product: self.product,
                 a: from.ptr(),
+                finite,
                 stride: split.stride,
                 offsets: &[0],
                 images: 1,
@@ -399,4 +451,4 @@ impl<'a> Run<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -141,19 +141,38 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
         }
     }
     #[inline(always)]
-    fn to_terms(self, first: Self::V, second: Self::V) -> [Self::V; 2] {
-        let lead = self.to_pairs(first, second);
-        let rests = proven!({
-            let lead = _mm512_castps_si512(lead);
-            let wide = |half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
-            let low = _mm512_castsi512_si256(lead);
-            let high = _mm512_extracti64x4_epi64::<1>(lead);
+    fn to_terms(self, first: Self::V, second: Self::V) -> [Self::V; 3] {
+        proven!({
+            let top = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            let half = _mm512_set1_epi32(0x8000);
+            // Rounded half up in magnitude; and what that leaves.
+            let split = |x: __m512| {
+                let bits = _mm512_add_epi32(_mm512_castps_si512(x), half);
+                let lead = _mm512_and_si512(bits, top);
+                (bits, _mm512_sub_ps(x, _mm512_castsi512_ps(lead)))
+            };
+            // The upper halves, bit by bit: of `second` where `top` is set, else of `first`.
+            let words = |first, second| {
+                let first = _mm512_srli_epi32::<16>(first);
+                _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xca>(top, second, first))
+            };
+            let (first, second) = (split(first), split(second));
+            let (first_rest, second_rest) = (split(first.1), split(second.1));
             [
-                _mm512_sub_ps(first, _mm512_castsi512_ps(wide(low))),
-                _mm512_sub_ps(second, _mm512_castsi512_ps(wide(high))),
+                words(first.0, second.0),
+                words(first_rest.0, second_rest.0),
+                words(_mm512_castps_si512(first_rest.1), _mm512_castps_si512(second_rest.1)),
             ]
-        });
-        [lead, self.to_pairs(rests[0], rests[1])]
+        })
+    }
+    #[inline(always)]
+    fn widen(self, words: Self::V) -> [Self::V; 2] {
+        proven!({
+            let bits = _mm512_castps_si512(words);
+            let top = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            [_mm512_slli_epi32::<16>(bits), _mm512_and_si512(bits, top)]
+                .map(|b| _mm512_castsi512_ps(b))
+        })
     }
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {

@@ -29,8 +29,12 @@ impl Weights {
             return Weights::Sparse(Box::new(m));
         }
         match stage.terms {
-            Some(terms) if PackedTiles::fits(isa, weight) => {
-                Weights::Tiles(PackedTiles::new(terms, k, n, weight, true))
+            Some(terms)
+                if PackedTiles::pays(terms, [STRIP_ROWS, k, n])
+                    && PackedTiles::fits(isa, weight) =>
+            {
+                // Strips are too short for weights to become terms in each.
+                Weights::Tiles(PackedTiles::new(terms, [1, k, n], weight, true))
             }
             _ => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),
         }

@@ -111,7 +111,7 @@ fn strided_convolutions_of_one_tap_skip_too() {
     let pool = Pool::new(2);
     for isa in Isa::available() {
         let [exact, fast] = [true, false].map(|exact| {
-            let options = Conv2dOptions { images: Some(images), exact, tiles: false };
+            let options = Conv2dOptions { images: Some(images), exact, tiles: None };
             let conv = Conv2d::for_images_with_isa(isa, params, &weight, None, options);
             let mut y = vec![f32::NAN; 2 * 5 * 7 * 100];
             let mut scratch = vec![0.0; conv.scratch_len(2, 9, 13, 2)];

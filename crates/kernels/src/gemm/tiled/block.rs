@@ -1,10 +1,12 @@
 //! Rows of converted numbers times panels of B, on one thread.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{LINE, PANEL, PackedTiles, Panel};
+use super::convert::split_panel;
+use super::{LINE, PANEL, PackedTiles, Panel, Terms};
 use crate::activation::{Epilogue, Residual};
-use crate::aligned::SharedMut;
+use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::amx::{SIDE, Sums, TILE, Tiles};
 use crate::gemm::micro::{self, Finish, Tile};
 use crate::simd::{Kernel, Simd};
@@ -29,6 +31,8 @@ pub(crate) struct Block<'a> {
     pub(crate) product: &'a Product<'a>,
     /// The first position of the first image, converted.
     pub(crate) a: *const f32,
+    /// Whether all converted numbers are finite.
+    pub(crate) finite: bool,
     /// Elements between positions.
     pub(crate) stride: usize,
     /// Bytes from a position to its runs.
@@ -49,11 +53,36 @@ pub(crate) struct Block<'a> {
     pub(crate) sums: Option<&'a mut [f32]>,
 }
 
+thread_local! {
+    /// The terms of a panel that is kept as numbers, or nothing while they are in use. Kept for the
+    /// thread's life: no product allocates twice.
+    static TERMS: RefCell<AlignedBuffer> = RefCell::new(AlignedBuffer::zeroed(0));
+}
+
 impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if !self.product.b.compact {
+            return self.multiply(s, &mut []);
+        }
+        let mut terms = TERMS.replace(AlignedBuffer::zeroed(0));
+        let b = self.product.b;
+        let len = self.offsets.len() * self.steps.len() * b.terms as usize * 2 * TILE;
+        if terms.as_slice().len() < len {
+            terms = AlignedBuffer::zeroed(len);
+        }
+        self.multiply(s, terms.as_mut_slice());
+        TERMS.set(terms);
+    }
+}
+
+impl Block<'_> {
+    /// `split` has room for the terms of a panel that is kept as numbers.
+    #[inline(always)]
+    fn multiply<S: Simd>(mut self, s: S, split: &mut [f32]) {
+        let mut sums = self.sums.take();
         let p = self.product;
         let terms = p.b.terms as usize;
         let per_image = self.positions.div_ceil(SIDE);
@@ -74,12 +103,19 @@ impl Kernel for Block<'_> {
         // What of a panel is multiplied, and the panel's width in tiles.
         let part = |panel: usize| {
             let Panel { start, tiles } = p.b.panel(panel);
-            let step_len = terms * tiles * TILE;
+            let step_len = tiles * p.b.per_tile();
             let b = &p.b.data.as_slice()[start + self.steps.start * step_len..];
             (&b[..steps * step_len], tiles)
         };
         for (index, panel) in self.panels.clone().enumerate() {
             let (b, columns) = part(panel);
+            let b = match p.b.compact {
+                false => b,
+                true => {
+                    split_panel(s, p.b.terms, columns, b, split);
+                    &split[..steps * terms * columns * TILE]
+                }
+            };
             // The next panel is asked for meanwhile, in equal shares.
             let next = if panel + 1 < self.panels.end { part(panel + 1).0 } else { &[] };
             let next_lines = next.len() / LINE;
@@ -87,26 +123,36 @@ impl Kernel for Block<'_> {
             for tile in (0..row_tiles).step_by(2) {
                 let asked = tile / 2 * share * steps;
                 let rows = (row_tiles - tile).min(2);
-                let c = match &self.sums {
-                    None => own.0.as_mut_ptr(),
-                    Some(sums) => {
-                        let place = (index * row_tiles + tile) * 2 * TILE;
-                        sums[place..][..rows * columns * TILE].as_ptr().cast_mut()
-                    }
-                };
-                let sums = Sums {
+                let task = Sums {
                     a: [at(tile), at(tile + rows - 1)],
                     stride: self.stride * size_of::<f32>(),
                     offsets: self.offsets,
                     steps: self.steps.len(),
                     b: b.as_ptr(),
-                    c,
-                    accumulate: self.steps.start > 0,
+                    c: own.0.as_mut_ptr(),
                     next: next.as_ptr().wrapping_add(asked * LINE).cast(),
                     next_lines: if asked < next_lines { share } else { 0 },
                 };
                 // SAFETY: whoever builds a block guarantees its rows; `b` has these steps.
-                unsafe { tiles.multiply(terms, rows, columns, &sums) };
+                unsafe {
+                    match self.finite || p.b.terms == Terms::One {
+                        true => tiles.multiply(terms, rows, columns, &task),
+                        false => multiply_numbers(s, terms, rows, columns, &task),
+                    }
+                }
+                let len = rows * columns * TILE;
+                let c = match &mut sums {
+                    None => own.0.as_ptr(),
+                    Some(sums) => {
+                        let sums = &mut sums[(index * row_tiles + tile) * 2 * TILE..][..len];
+                        match self.steps.start {
+                            0 => sums.copy_from_slice(&own.0[..len]),
+                            // Sums of sums err less than one long sum.
+                            _ => add(s, &own.0[..len], sums),
+                        }
+                        sums.as_ptr()
+                    }
+                };
                 if last {
                     for row in 0..rows {
                         let sums = c.wrapping_add(row * columns * TILE);
@@ -116,9 +162,7 @@ impl Kernel for Block<'_> {
             }
         }
     }
-}
 
-impl Block<'_> {
     /// Bias, residual and activation of a tile of rows, and the way to c.
     #[inline(always)]
     fn finish<S: Simd>(
@@ -189,6 +233,60 @@ impl Block<'_> {
                 }
             }
             (row, x) = (row + rows, x + rows);
+        }
+    }
+}
+
+/// Adds whole lines of `more` to `sums`.
+#[inline(always)]
+fn add<S: Simd>(s: S, more: &[f32], sums: &mut [f32]) {
+    for (sums, more) in sums.chunks_exact_mut(LINE).zip(more.chunks_exact(LINE)) {
+        // SAFETY: a line has LANES elements.
+        unsafe {
+            let sum = s.add(s.load(sums.as_ptr()), s.load(more.as_ptr()));
+            s.store(sums.as_mut_ptr(), sum);
+        }
+    }
+}
+
+/// [`Tiles::multiply`] for rows with infinite numbers: a number that is one in a term is none in
+/// another's product, so terms are added up again first.
+///
+/// # Safety
+/// As [`Tiles::multiply`].
+#[inline(never)]
+unsafe fn multiply_numbers<S: Simd>(s: S, terms: usize, rows: usize, columns: usize, t: &Sums<'_>) {
+    // The numbers of a word, from its terms `apart` elements from each other.
+    let numbers = |at: *const f32, apart: usize, load: &dyn Fn(*const f32) -> S::V| {
+        let mut sums = s.widen(load(at));
+        for term in 1..terms {
+            let more = s.widen(load(at.wrapping_add(term * apart)));
+            sums = [s.add(sums[0], more[0]), s.add(sums[1], more[1])];
+        }
+        sums
+    };
+    for row in 0..rows * SIDE {
+        for column in 0..columns {
+            let c = t.c.wrapping_add((row / SIDE * columns + column) * TILE + row % SIDE * LINE);
+            // SAFETY: the caller's contract: A has these rows, B and c these tiles.
+            unsafe {
+                let mut sum = s.splat(0.0);
+                for (run, &offset) in t.offsets.iter().enumerate() {
+                    let a = t.a[row / SIDE].wrapping_add(row % SIDE * t.stride);
+                    let a = a.wrapping_offset(offset).cast::<f32>();
+                    for step in 0..t.steps {
+                        let a = a.wrapping_add(step * terms * LINE);
+                        let b = (run * t.steps + step) * terms * columns * TILE + column * TILE;
+                        for i in 0..SIDE {
+                            let a = numbers(a.wrapping_add(i), LINE, &|a| s.splat(*a));
+                            let at = t.b.wrapping_add(b + i * LINE);
+                            let b = numbers(at, columns * TILE, &|b| s.load(b));
+                            sum = s.mul_add(a[0], b[0], s.mul_add(a[1], b[1], sum));
+                        }
+                    }
+                }
+                s.store(c, sum);
+            }
         }
     }
 }
