@@ -119,10 +119,10 @@ impl Bench {
             gemm(m, black_box(&a), k, &b, Some(&bias), &epi, &mut c, &self.pool);
         });
         if isa::best() == Isa::Amx {
-            for (terms, m_) in [(Terms::Two, 1), (Terms::Three, 1), (Terms::Three, 1000)] {
+            for (terms, m_) in [(Terms::Two, 1), (Terms::Three, m)] {
                 let b = PackedTiles::new(terms, [m_, k, n], &weight, false);
                 let mut scratch = vec![0.0; b.scratch_len(m, self.pool.threads())];
-                let title = format!("amx {terms:?} {m_} gemm {name} {m}x{n}x{k}");
+                let title = format!("amx {terms:?} gemm {name} {m}x{n}x{k}");
                 self.report_amx(&title, 2.0 * (m * n * k) as f64, bytes, || {
                     let (bias, a) = (Some(bias.as_slice()), black_box(&a));
                     gemm_tiled(m, a, k, &b, bias, &epi, &mut c, &mut scratch, &self.pool);
@@ -383,6 +383,20 @@ fn main() {
     b.conv("mobilenet", 56, [24, 144], [1, 1], 1);
     b.conv("mobilenet", 14, [64, 384], [1, 1], 1);
     b.conv("mobilenet", 7, [160, 960], [1, 1], 1);
+    for (size, channels) in [
+        (28, [24, 88]),
+        (28, [88, 24]),
+        (14, [40, 240]),
+        (14, [240, 40]),
+        (14, [120, 48]),
+        (14, [48, 144]),
+        (14, [144, 48]),
+        (7, [288, 96]),
+        (7, [96, 576]),
+        (7, [576, 96]),
+    ] {
+        b.conv("mobilenetv3", size, channels, [1, 1], 1);
+    }
     b.conv("mobilenet", 112, [32, 32], [3, 1], 32);
     b.conv("mobilenet", 112, [96, 96], [3, 2], 96);
     b.conv("mobilenet", 56, [144, 144], [3, 1], 144);

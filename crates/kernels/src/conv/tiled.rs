@@ -32,7 +32,7 @@ const FEW_CHANNELS: usize = 16;
 /// Of few input channels, products of an output below which f32 is as fast as three terms.
 const THIN: usize = 192;
 /// Output pixels below which Winograd's larger weights take longer than more products.
-const FEW_PIXELS: usize = 128;
+const FEW_PIXELS: usize = 1000;
 
 #[derive(Clone, Debug)]
 pub(super) struct Tiled {

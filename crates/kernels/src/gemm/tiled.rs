@@ -67,10 +67,10 @@ const COMPACT_ROWS: usize = 128;
 const COMPACT_LEN: usize = 128 * 1024;
 /// The fewest rows that are for tiles: fewer leave most of one empty.
 const FEWEST_ROWS: usize = 12;
-/// The fewest columns and rows of B, and elements, for which six products on tiles are faster than
-/// one of f32: converting A, and what is done with sums, take as long for any B.
-const FEWEST: usize = 32;
-const FEWEST_LEN: usize = 6 * 1024;
+/// The fewest columns of B, and elements, for which six products on tiles are faster than one of
+/// f32: converting A, and what is done with sums, take as long for any B.
+const FEWEST_COLUMNS: usize = 64;
+const FEWEST_LEN: usize = 3 * 1024;
 
 /// Of how many bf16 a number is the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl PackedTiles {
 
     /// Whether tiles are a good way to multiply `m` rows by matrices of k x n.
     pub fn pays(terms: Terms, [m, k, n]: [usize; 3]) -> bool {
-        let large = k.min(n) >= FEWEST && k * n >= FEWEST_LEN;
+        let large = n >= FEWEST_COLUMNS && k * n >= FEWEST_LEN;
         m >= FEWEST_ROWS && (large || terms != Terms::Three)
     }
 
