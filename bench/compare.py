@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 VENV = ROOT / "target" / "bench-venv"
 PAPER = "resnet18,mobilenet_v2,mobilenet_v3_small,vit_b_16,swin_t"
 # The probe of --idle: how much longer than its best it may take, for how long it runs, and how many rounds are tried for one.
-PROBE_SLACK, PROBE_S, TRIES = 1.2, 0.05, 8
+PROBE_SLACK, PROBE_S, TRIES = 1.2, 0.05, 4
 # OpenVINO's default precision is bf16 where the CPU has it; `openvino` is held to f32.
 PEERS = ["onnxruntime", "openvino", "openvino-default", "openvino-sparse"]
 

@@ -86,10 +86,11 @@ pub struct DeviceArgs {
     pub allow_fallback: bool,
     /// fp16: 16-bit floats for GPU weights, where the adapter has them. bf16: products of bf16
     /// operands with sums in f32 on CPUs that have AMX or AVX-512 BF16. bf16x2: operands as sums of
-    /// two bf16, 17 significant bits, on CPUs that have AMX. The GPU computes fp32 with either.
+    /// two bf16, 17 significant bits, on CPUs that have AMX. The GPU computes fp32 with either. fp32
+    /// on CPUs that have AMX: where it is faster, operands as sums of three bf16, all of their bits.
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16", "bf16x2"])]
     pub precision: String,
-    /// Plain sums of products only: no algorithm that is faster but rounds more.
+    /// Plain sums of products of fp32 only: no algorithm that is faster but rounds otherwise.
     #[arg(long)]
     pub exact: bool,
 }

@@ -109,8 +109,8 @@ const X86: [(&str, &str); 8] = [
     ("avx512f", "fp32"),
     ("avx512_vnni", "int8"),
     ("avx512_bf16", "--precision bf16"),
-    ("amx_tile", "--precision bf16 or bf16x2"),
-    ("amx_bf16", "--precision bf16 or bf16x2"),
+    ("amx_tile", "fp32, and --precision bf16 or bf16x2"),
+    ("amx_bf16", "fp32, and --precision bf16 or bf16x2"),
     ("amx_int8", ""),
 ];
 const ARM: [(&str, &str); 4] = [("asimd", "fp32"), ("asimddp", ""), ("i8mm", ""), ("bf16", "")];

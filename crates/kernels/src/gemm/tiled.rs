@@ -219,7 +219,12 @@ impl PackedTiles {
 
     /// The most pairs of tiles of rows that should be converted at once.
     fn most_pairs(&self) -> usize {
-        let bytes = if self.bytes() <= SMALL_B_BYTES { A_BYTES_OF_SMALL_B } else { A_BYTES };
+        let bytes = match self.compact {
+            // Each block of rows makes the terms of all of B anew.
+            true => 2 * A_BYTES,
+            false if self.bytes() <= SMALL_B_BYTES => A_BYTES_OF_SMALL_B,
+            false => A_BYTES,
+        };
         let stride = self.row_stride(self.steps().div_ceil(self.depths()));
         (bytes / (size_of::<f32>() * stride * 2 * SIDE)).max(1)
     }
