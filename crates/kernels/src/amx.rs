@@ -62,7 +62,7 @@ pub(crate) struct Sums<'a> {
     /// Offsets in bytes from `a` to the runs of `steps` steps of k that are summed.
     pub(crate) offsets: &'a [isize],
     pub(crate) steps: usize,
-    /// For each step, the tiles of B: of the leading terms, then of the rests.
+    /// For each step, the tiles of B: of the largest terms, then of the next.
     pub(crate) b: *const f32,
     /// The tiles of C, one after the other: a row's first.
     pub(crate) c: *mut f32,
@@ -196,9 +196,10 @@ mod instructions {
             }
         }
 
-        /// Computes the tiles of C of `ROWS` tiles of rows and `COLUMNS` of columns. With two
-        /// `TERMS`, a number is the sum of two bf16: for each step, A's rows have a tile of the
-        /// leading terms, then one of the rests, and the product of the rests is left out.
+        /// Computes the tiles of C of `rows` tiles of rows and `columns` of columns. With several
+        /// `terms`, a number is the sum of as many bf16: for each step, A's rows have a tile of
+        /// the largest terms, then one of the next. Of two, the product of the smaller ones is
+        /// left out; of three, those whose places add up to more than the third's.
         ///
         /// # Safety
         /// All that `t` describes exists: SIDE rows of A from every offset on, whole tiles of B
