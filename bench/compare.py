@@ -9,8 +9,8 @@ a round, with the smallest and the largest. Below 1 SparOA is faster. The peers 
 target/bench-venv.
 
 On a machine shared with others, `--idle` counts only rounds before and after which a probe, a product of matrices in OpenVINO
-at its default precision, took at most a fifth longer than the fastest one ever on this machine: neighbours slow engines unequally. It says
-how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
+at its default precision, took at most a fifth longer than the fastest one ever on this machine: neighbours slow engines
+unequally. It says how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
 """
 import argparse
 import json

@@ -119,8 +119,8 @@ impl Bench {
             gemm(m, black_box(&a), k, &b, Some(&bias), &epi, &mut c, &self.pool);
         });
         if isa::best() == Isa::Amx {
-            for (terms, m_) in [(Terms::Two, 1), (Terms::Three, m)] {
-                let b = PackedTiles::new(terms, [m_, k, n], &weight, false);
+            for terms in [Terms::Two, Terms::Three] {
+                let b = PackedTiles::new(terms, [m, k, n], &weight, false);
                 let mut scratch = vec![0.0; b.scratch_len(m, self.pool.threads())];
                 let title = format!("amx {terms:?} gemm {name} {m}x{n}x{k}");
                 self.report_amx(&title, 2.0 * (m * n * k) as f64, bytes, || {

@@ -115,14 +115,93 @@ mod instructions {
         }
     }
 
-    /// The loop over runs and steps around one step's products. Accumulators are tiles 0 .. 4, for
-    /// the first rows with the first and second columns, then for the second rows.
+    /// An instruction for so many tiles of rows and columns; nothing where it is for a second one
+    /// that there is not. `A i t` loads term t of A's rows i to tile 4 + i, `B j t` that of B's
+    /// columns j to tile 6 + j, `M i j` adds their product to tile 2 i + j, `S i j` stores that.
+    macro_rules! instruction {
+        ($rows:tt 1 B 1 $t:tt) => {
+            ""
+        };
+        ($rows:tt $columns:tt B 0 $t:tt) => {
+            concat!("tileloadd tmm6, [{b} + {line}*1 + 1024*", $columns, "*", $t, "]")
+        };
+        ($rows:tt $columns:tt B 1 $t:tt) => {
+            concat!("tileloadd tmm7, [{b} + {line}*1 + 1024*", $columns, "*", $t, " + 1024]")
+        };
+        (1 $columns:tt $kind:ident 1 $other:tt) => {
+            ""
+        };
+        ($rows:tt $columns:tt A 0 $t:tt) => {
+            concat!("tileloadd tmm4, [{p} + {s}*1 + 64*", $t, "]")
+        };
+        ($rows:tt $columns:tt A 1 $t:tt) => {
+            concat!("tileloadd tmm5, [{q} + {s}*1 + 64*", $t, "]")
+        };
+        ($rows:tt 1 $kind:ident $i:tt 1) => {
+            ""
+        };
+        ($rows:tt $columns:tt M 0 0) => {
+            "tdpbf16ps tmm0, tmm4, tmm6"
+        };
+        ($rows:tt $columns:tt M 0 1) => {
+            "tdpbf16ps tmm1, tmm4, tmm7"
+        };
+        ($rows:tt $columns:tt M 1 0) => {
+            "tdpbf16ps tmm2, tmm5, tmm6"
+        };
+        ($rows:tt $columns:tt M 1 1) => {
+            "tdpbf16ps tmm3, tmm5, tmm7"
+        };
+        ($rows:tt $columns:tt S 0 0) => {
+            "tilestored [{p} + {line}*1], tmm0"
+        };
+        ($rows:tt $columns:tt S 0 1) => {
+            "tilestored [{p} + {line}*1 + 1024], tmm1"
+        };
+        ($rows:tt $columns:tt S 1 0) => {
+            concat!("tilestored [{p} + {line}*1 + 1024*", $columns, "], tmm2")
+        };
+        ($rows:tt $columns:tt S 1 1) => {
+            "tilestored [{p} + {line}*1 + 3072], tmm3"
+        };
+    }
+
+    /// The order of a step's instructions. Loads stand a product or two before their use, behind
+    /// the last use of the tile.
+    macro_rules! step {
+        ($sums:expr, 1, $rows:tt, $columns:tt) => {
+            sums!($sums, 1, $rows, $columns, [
+                (A 0 0) (B 0 0) (M 0 0) (A 1 0) (M 1 0) (B 1 0) (M 0 1) (M 1 1)
+            ])
+        };
+        ($sums:expr, 2, $rows:tt, $columns:tt) => {
+            sums!($sums, 2, $rows, $columns, [
+                (A 0 0) (B 0 1) (M 0 0) (A 1 0) (M 1 0) (B 1 1) (M 0 1) (B 0 0) (M 1 1)
+                (M 0 0) (B 1 0) (M 1 0) (M 0 1) (A 0 1) (M 1 1)
+                (M 0 0) (A 1 1) (M 0 1) (M 1 0) (M 1 1)
+            ])
+        };
+        ($sums:expr, 3, $rows:tt, $columns:tt) => {
+            sums!($sums, 3, $rows, $columns, [
+                (A 0 0) (B 0 2) (M 0 0) (A 1 0) (M 1 0) (B 1 2) (M 0 1) (B 0 1) (M 1 1)
+                (M 0 0) (B 1 1) (M 1 0) (M 0 1) (A 0 1) (M 1 1)
+                (M 0 0) (A 1 1) (M 0 1) (M 1 0) (B 0 0) (M 1 1)
+                (M 0 0) (B 1 0) (M 1 0) (M 0 1) (A 0 2) (M 1 1)
+                (M 0 0) (A 1 2) (M 0 1) (A 0 0) (M 1 0) (M 1 1)
+                (M 0 0) (A 1 0) (M 0 1) (M 1 0) (M 1 1)
+            ])
+        };
+    }
+
+    /// The loop over runs and steps around one step's instructions.
     macro_rules! sums {
-        ($sums:expr, [$($acc:literal at $offset:literal),*], $a_step:literal, $b_step:literal,
-         [$($step:literal),* $(,)?]) => {{
+        ($sums:expr, $terms:tt, $rows:tt, $columns:tt, [$(($($step:tt)*))*]) => {{
             let t: &Sums<'_> = $sums;
             asm!(
-                $(concat!("tilezero tmm", $acc),)*
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
                 "3:",
                 "mov {p}, [{offsets}]",
                 "add {offsets}, 8",
@@ -131,10 +210,10 @@ mod instructions {
                 "add {p}, [{t} + {a}]",
                 "mov {n}, [{t} + {steps}]",
                 "4:",
-                $($step,)*
-                concat!("add {p}, ", $a_step),
-                concat!("add {q}, ", $a_step),
-                concat!("add {b}, ", $b_step),
+                $(instruction!($rows $columns $($step)*),)*
+                concat!("add {p}, 64*", $terms),
+                concat!("add {q}, 64*", $terms),
+                concat!("add {b}, 1024*", $columns, "*", $terms),
                 "mov {k}, [{t} + {next_lines}]",
                 "test {k}, {k}",
                 "jz 6f",
@@ -149,7 +228,10 @@ mod instructions {
                 "dec {runs}",
                 "jnz 3b",
                 "mov {p}, [{t} + {c}]",
-                $(concat!("tilestored [{p} + {line}*1 + ", $offset, "], tmm", $acc),)*
+                instruction!($rows $columns S 0 0),
+                instruction!($rows $columns S 0 1),
+                instruction!($rows $columns S 1 0),
+                instruction!($rows $columns S 1 1),
                 t = in(reg) t,
                 a = const offset_of!(Sums<'static>, a),
                 steps = const offset_of!(Sums<'static>, steps),
@@ -213,236 +295,21 @@ mod instructions {
             t: &Sums<'_>,
         ) {
             debug_assert!(!t.offsets.is_empty() && t.steps > 0);
-            // Loads stand a product or two before their use, behind the last use of the register.
             // SAFETY: the caller's contract.
             unsafe {
                 match (terms, rows, columns) {
-                    (3, 2, 2) => sums!(
-                        t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "192", "6144",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1 + 4096]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 5120]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm4, [{p} + {s}*1 + 128]",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1 + 128]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                        ]
-                    ),
-                    (3, 1, 2) => sums!(
-                        t, ["0" at "0", "1" at "1024"], "192", "6144",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1 + 4096]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 5120]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm1, tmm5, tmm7",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                            "tdpbf16ps tmm1, tmm5, tmm7",
-                            "tileloadd tmm5, [{p} + {s}*1 + 128]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                            "tdpbf16ps tmm1, tmm5, tmm7",
-                        ]
-                    ),
-                    (3, 2, 1) => sums!(
-                        t, ["0" at "0", "2" at "1024"], "192", "3072",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm0, tmm4, tmm7",
-                            "tdpbf16ps tmm2, tmm5, tmm7",
-                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm7",
-                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
-                            "tdpbf16ps tmm2, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm4, [{p} + {s}*1 + 128]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1 + 128]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                        ]
-                    ),
-                    (3, 1, 1) => sums!(
-                        t, ["0" at "0"], "192", "3072",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm0, tmm4, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm0, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                            "tileloadd tmm5, [{p} + {s}*1 + 128]",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                        ]
-                    ),
-                    (2, 2, 2) => sums!(
-                        t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "128", "4096",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                        ]
-                    ),
-                    (2, 1, 2) => sums!(
-                        t, ["0" at "0", "1" at "1024"], "128", "4096",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 3072]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                            "tdpbf16ps tmm1, tmm5, tmm7",
-                        ]
-                    ),
-                    (2, 2, 1) => sums!(
-                        t, ["0" at "0", "2" at "1024"], "128", "2048",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm0, tmm4, tmm7",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm4, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1 + 64]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                        ]
-                    ),
-                    (2, 1, 1) => sums!(
-                        t, ["0" at "0"], "128", "2048",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm0, tmm4, tmm7",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{p} + {s}*1 + 64]",
-                            "tdpbf16ps tmm0, tmm5, tmm6",
-                        ]
-                    ),
-                    (1, 2, 2) => sums!(
-                        t, ["0" at "0", "1" at "1024", "2" at "2048", "3" at "3072"], "64", "2048",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                        ]
-                    ),
-                    (1, 1, 2) => sums!(
-                        t, ["0" at "0", "1" at "1024"], "64", "2048",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                        ]
-                    ),
-                    (1, 2, 1) => sums!(
-                        t, ["0" at "0", "2" at "1024"], "64", "1024",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tileloadd tmm5, [{q} + {s}*1]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                        ]
-                    ),
-                    (1, 1, 1) => sums!(
-                        t, ["0" at "0"], "64", "1024",
-                        [
-                            "tileloadd tmm4, [{p} + {s}*1]",
-                            "tileloadd tmm6, [{b} + {line}*1]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                        ]
-                    ),
+                    (1, 1, 1) => step!(t, 1, 1, 1),
+                    (1, 1, 2) => step!(t, 1, 1, 2),
+                    (1, 2, 1) => step!(t, 1, 2, 1),
+                    (1, 2, 2) => step!(t, 1, 2, 2),
+                    (2, 1, 1) => step!(t, 2, 1, 1),
+                    (2, 1, 2) => step!(t, 2, 1, 2),
+                    (2, 2, 1) => step!(t, 2, 2, 1),
+                    (2, 2, 2) => step!(t, 2, 2, 2),
+                    (3, 1, 1) => step!(t, 3, 1, 1),
+                    (3, 1, 2) => step!(t, 3, 1, 2),
+                    (3, 2, 1) => step!(t, 3, 2, 1),
+                    (3, 2, 2) => step!(t, 3, 2, 2),
                     _ => {
                         unreachable!("one to three terms, one or two tiles of rows and of columns")
                     }

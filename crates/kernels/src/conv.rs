@@ -173,8 +173,8 @@ impl Conv2d {
             let bias = bias.map(<[f32]>::to_vec);
             Conv2d { params, given: params, isa, algorithm, bias }
         };
-        let pixels = options.images.map(|[n, h, w]| (n, params.output_size(h, w)));
-        if let Some((n, [oh, ow])) = pixels {
+        if let Some([n, h, w]) = options.images {
+            let [oh, ow] = params.output_size(h, w);
             let pixels = n * oh * ow;
             let tiling = match options.exact {
                 true => None,

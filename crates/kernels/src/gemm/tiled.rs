@@ -1,4 +1,4 @@
-//! Products on AMX: operands as one bf16 or as the sum of two, in tiles; sums in f32.
+//! Products on AMX: operands as one bf16 or as sums of two or three, in tiles; sums in f32.
 //!
 //! Of several terms, a number is its rounding to bf16, what is left rounded to bf16, and so on
 //! (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
