@@ -124,7 +124,7 @@ fn tolerance(args: &VerifyArgs, session: &Session, depth: usize) -> Tolerance {
     let device = Counts::of(session).device();
     match args.device.precision.as_str() {
         "bf16" if device != "gpu" => Tolerance::of_rounding(8, 2, depth),
-        // The product that is left out errs no more than an operand.
+        // What leaving out a product does is, in the mean, what rounding an operand does.
         "bf16x2" if device != "gpu" => Tolerance::of_rounding(17, 3, depth),
         "fp16" if device != "cpu" => Tolerance::of_rounding(11, 1, depth),
         _ => default,

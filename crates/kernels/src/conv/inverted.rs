@@ -451,7 +451,7 @@ mod tests {
                 let mut scratch = vec![f32::NAN; fused.scratch_len(n, h, w, threads)];
                 fused.run(n, h, w, &x, &Epilogue::activation(last), &mut y, &mut scratch, &pool);
                 // The same sums; low tiles of a product add them up in another order. Each is of
-                // at most 40 terms, in three stages. Terms of bf16 leave out 3 * 2^-18 of every
+                // at most 40 terms, in three stages. Terms of bf16 leave out some 3 * 2^-18 of every
                 // product, whose sizes sum up to no more than 40 times the largest of a stage.
                 let largest = want.iter().fold(1f32, |m, v| m.max(v.abs()));
                 let left_out = if fused.is_tiled() { 2.0 * 40.0 * 3.0 * 32.0 } else { 0.0 };

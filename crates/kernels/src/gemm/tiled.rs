@@ -4,11 +4,11 @@
 //! (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
 //! Higher-Precision Computations", 2019; oneMKL's bf16x2 and bf16x3):
 //!
-//! - Two terms differ from a number x by at most 2^-18 |x|. A product a b becomes three, lead lead
-//!   and lead rest and rest lead; with the fourth, of at most 2^-18 |a b|, left out, each term of a
-//!   sum errs by at most 3 * 2^-18 of itself (1.1e-5), in random directions.
+//! - Two terms differ from a number x by at most 2^-17 |x|. A product a b becomes three, lead lead
+//!   and lead rest and rest lead; with the fourth, of at most 2^-16 |a b|, left out, each term of a
+//!   sum errs by at most 2^-15 of itself (3.1e-5), in random directions, and mostly by far less.
 //! - Three terms are the number itself. Six products are added up; those left out are at most
-//!   2^-26 |a b| together, a quarter of what f32 rounds a product by.
+//!   2^-24 |a b| together, about what f32 rounds a product by.
 //!
 //! Rows with numbers beyond bf16's largest (3.39e38), infinite ones or NaN are multiplied without
 //! tiles.
@@ -77,7 +77,7 @@ const FEWEST_LEN: usize = 3 * 1024;
 pub enum Terms {
     /// Rounded to bf16.
     One = 1,
-    /// Within 2^-18 of itself.
+    /// Within 2^-17 of itself.
     Two = 2,
     /// The number itself.
     Three = 3,

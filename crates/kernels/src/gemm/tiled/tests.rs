@@ -5,14 +5,13 @@ use super::*;
 use crate::testing::{close, epilogue_reference, random, rounded};
 use proptest::prelude::*;
 
-/// The bound of [`reference`], and of two terms what they leave out: of each product at most
-/// 2^-18 for each operand's representation and for the product of the rests.
+/// The bound of [`reference`], and what terms leave out; less than at the worst, which takes numbers
+/// just below a half step above a power of two (2^-15 and 2^-24 of a product).
 pub(crate) fn bound(terms: Terms, k: usize, (sum, bound): (f64, f64)) -> (f64, f64) {
     let size = bound / ((k as f64 + 8.0) * f64::from(f32::EPSILON));
     match terms {
         Terms::One => (sum, bound),
         Terms::Two => (sum, bound + 3.001 * (-18f64).exp2() * size),
-        // Two products of at most 2^-27 are left out.
         Terms::Three => (sum, bound + 2.001 * (-27f64).exp2() * size),
     }
 }
