@@ -7,10 +7,10 @@ use std::{
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, Model, Monitor, NvmlGpu,
-    Objective, Pin, Plan, PlanFile, Policy, Pool, Session, SessionBuilder, SessionError,
-    WgpuBackend, WgpuOptions, available_threads, cpu_info, default_cache_dir, energy_sensors, isa,
-    onnx, system_root, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, GpuOptions, Model, Monitor,
+    NvmlGpu, Objective, Pin, Plan, PlanFile, Policy, Pool, Session, SessionBuilder, SessionError,
+    available_threads, cpu_info, default_cache_dir, energy_sensors, isa, onnx, open_gpu,
+    system_root, zoo,
 };
 
 use crate::{
@@ -87,15 +87,15 @@ impl Machine {
         } else if !open_gpu {
             gpu_unavailable = Some("not used (the policy is cpu)".to_owned());
         } else {
-            let options = WgpuOptions {
-                adapter: args.gpu.clone().or(WgpuOptions::from_env().adapter),
+            let options = GpuOptions {
+                name: args.gpu.clone().or(GpuOptions::from_env().name),
                 allow_software: true,
                 f16: args.precision == "fp16",
                 cache_dir: Some(default_cache_dir()),
-                ..WgpuOptions::default()
+                ..GpuOptions::default()
             };
-            match WgpuBackend::new(&options) {
-                Ok(backend) => gpu = Some(Arc::new(backend)),
+            match open_gpu(&options) {
+                Ok(backend) => gpu = Some(backend),
                 Err(e) => {
                     let wanted = args.device == "gpu" || args.gpu.is_some();
                     if wanted && !args.allow_fallback {
