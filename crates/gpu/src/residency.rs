@@ -19,9 +19,12 @@ pub(crate) struct Resident<B> {
     pub(crate) bytes: usize,
 }
 
+/// A constant and its buffer, as long as somebody has them.
+type Known<B> = (Weak<Tensor>, Weak<Resident<B>>);
+
 /// Constants of one device, in the backend's buffers.
 pub(crate) struct Residency<B> {
-    by_address: Mutex<HashMap<(usize, Form), (Weak<Tensor>, Weak<Resident<B>>)>>,
+    by_address: Mutex<HashMap<(usize, Form), Known<B>>>,
     by_content: Mutex<HashMap<(Content, Form), Weak<Resident<B>>>>,
 }
 

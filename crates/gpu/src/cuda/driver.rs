@@ -312,8 +312,16 @@ impl Stream {
         let queued = queue();
         // SAFETY: begun above.
         let graph = unsafe { result::stream::end_capture(self.raw) };
-        queued?;
-        let graph = graph?;
+        let graph = match (queued, graph) {
+            (Ok(()), graph) => graph?,
+            // What went wrong first says more than the capture that it spoiled.
+            (Err(error), Ok(graph)) => {
+                // SAFETY: the graph was made above and nobody has it.
+                let _ = unsafe { result::graph::destroy(graph) };
+                return Err(error);
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was made above; its kernels stay loaded as long as their launches.
         let exec = unsafe { result::graph::instantiate(graph, flags) };

@@ -1,6 +1,9 @@
 //! Every kernel that the operators make, translated; and compiled where NVRTC is installed, which
 //! needs no GPU.
 
+#[cfg(target_os = "linux")]
+mod emulation;
+
 use std::{
     collections::BTreeMap,
     sync::{

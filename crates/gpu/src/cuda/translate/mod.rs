@@ -20,6 +20,8 @@ use expressions::{constant, literal_of};
 use statements::Writer;
 use types::{layout, type_name};
 
+/// What stands in front of every translated kernel.
+pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
 /// Name of the kernel's function in the translated text.
 pub(crate) const ENTRY: &str = "sparoa_main";
 
@@ -73,8 +75,7 @@ pub(crate) fn translate(source: &str, overrides: &[(&str, f64)]) -> Result<Kerne
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| TranslateError::Invalid(e.emit_to_string(source)))?;
-    Printer { module: &module, info: &info, out: include_str!("prelude.cuh").to_owned() }
-        .kernel(overrides)
+    Printer { module: &module, info: &info, out: PRELUDE.to_owned() }.kernel(overrides)
 }
 
 struct Printer<'a> {
