@@ -1,5 +1,5 @@
 //! Translated kernels against the CPU's, without a GPU: a C++ compiler of the host builds them
-//! together with [`emulation.hpp`](../emulation.hpp), which takes the place of CUDA. What is bound
+//! together with `emulation.hpp`, which takes the place of CUDA. What is bound
 //! to them is bound as for a device.
 
 use std::{
