@@ -75,7 +75,7 @@ pub struct DeviceArgs {
     /// Pin CPU threads to these cores: 0,2,3.
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     pub cpus: Option<Vec<usize>>,
-    /// Use the GPU whose name contains this text.
+    /// Use the GPU whose name contains this text; `cuda` or `cuda:TEXT` for NVIDIA's through CUDA.
     #[arg(long, value_name = "TEXT")]
     pub gpu: Option<String>,
     /// Processors to use: `cpu`, `gpu` or `auto` (all there are).

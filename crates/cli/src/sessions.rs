@@ -7,10 +7,10 @@ use std::{
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, Model, Monitor, NvmlGpu,
-    Objective, Pin, Plan, PlanFile, Policy, Pool, Session, SessionBuilder, SessionError,
-    WgpuBackend, WgpuOptions, available_threads, cpu_info, default_cache_dir, energy_sensors, isa,
-    onnx, system_root, zoo,
+    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, GpuOptions, Model, Monitor,
+    NvmlGpu, Objective, Pin, Plan, PlanFile, Policy, Pool, Session, SessionBuilder, SessionError,
+    available_threads, cpu_info, default_cache_dir, energy_sensors, isa, onnx, open_gpu,
+    system_root, zoo,
 };
 
 use crate::{
@@ -77,28 +77,28 @@ impl Machine {
         Machine::with_gpu(args, asked || !cpu || plan.is_some() || !given.pin.is_empty())
     }
 
-    fn with_gpu(args: &DeviceArgs, open_gpu: bool) -> CliResult<Machine> {
+    fn with_gpu(args: &DeviceArgs, wanted: bool) -> CliResult<Machine> {
         isa::from_env().map_err(CliError::usage)?;
         let arithmetic = arithmetic(args)?;
         let mut gpu: Option<Arc<dyn Accelerator>> = None;
         let mut gpu_unavailable = None;
         if args.device == "cpu" {
             gpu_unavailable = Some("not used (--device cpu)".to_owned());
-        } else if !open_gpu {
+        } else if !wanted {
             gpu_unavailable = Some("not used (the policy is cpu)".to_owned());
         } else {
-            let options = WgpuOptions {
-                adapter: args.gpu.clone().or(WgpuOptions::from_env().adapter),
+            let options = GpuOptions {
+                name: args.gpu.clone().or(GpuOptions::from_env().name),
                 allow_software: true,
                 f16: args.precision == "fp16",
                 cache_dir: Some(default_cache_dir()),
-                ..WgpuOptions::default()
+                ..GpuOptions::default()
             };
-            match WgpuBackend::new(&options) {
-                Ok(backend) => gpu = Some(Arc::new(backend)),
+            match open_gpu(&options) {
+                Ok(backend) => gpu = Some(backend),
                 Err(e) => {
-                    let wanted = args.device == "gpu" || args.gpu.is_some();
-                    if wanted && !args.allow_fallback {
+                    let asked = args.device == "gpu" || args.gpu.is_some();
+                    if asked && !args.allow_fallback {
                         return Err(CliError::new(Kind::Device, e));
                     }
                     gpu_unavailable = Some(e.to_string());
@@ -119,7 +119,7 @@ impl Machine {
             gpu_only: args.device == "gpu" && gpu.is_some(),
             gpu,
             gpu_unavailable,
-            gpu_wanted: open_gpu && args.device != "cpu",
+            gpu_wanted: wanted && args.device != "cpu",
             pool: Arc::new(Pool::new(threads)),
             meter: OnceLock::new(),
             arithmetic,

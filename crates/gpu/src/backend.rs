@@ -4,17 +4,12 @@ use std::sync::{Arc, OnceLock};
 
 use sparoa_core::{
     backend::{Accelerator, BackendError, DeviceInfo, Program, ProgramSpec},
-    ops::{Binding, GpuCaps, GpuKernel, Op, Operands},
-    tensor::DType,
+    ops::{GpuCaps, Op, Operands},
 };
 
 use crate::{
-    Transfer, WgpuOptions, adapter,
-    fault::Fault,
-    load,
-    pipelines::Pipelines,
-    residency::{Residency, padded},
-    transfer,
+    Transfer, WgpuOptions, adapter, bind::check, fault::Fault, load, pipelines::Pipelines,
+    residency::Residency, transfer,
 };
 
 /// A GPU opened through wgpu. Cheap to clone; clones share the device, pipelines and weights.
@@ -33,7 +28,7 @@ pub(crate) struct Shared {
     pub(crate) limits: wgpu::Limits,
     pub(crate) fault: Fault,
     pub(crate) pipelines: Pipelines,
-    pub(crate) residency: Residency,
+    pub(crate) residency: Residency<wgpu::Buffer>,
     transfer: Transfer,
     direct_is_faster: OnceLock<bool>,
 }
@@ -106,48 +101,4 @@ impl Accelerator for WgpuBackend {
         self.shared.fault.check()?;
         Ok(Box::new(load::load(&self.shared, spec)?))
     }
-}
-
-/// Whether the adapter's limits admit a kernel.
-pub(crate) fn check(
-    kernel: &GpuKernel,
-    operands: &Operands<'_>,
-    caps: &GpuCaps,
-) -> Result<(), String> {
-    for dispatch in &kernel.dispatches {
-        if let Some(&groups) = dispatch.grid.iter().find(|&&g| g > caps.max_grid) {
-            return Err(format!("{groups} workgroups exceed the adapter's {}", caps.max_grid));
-        }
-        if dispatch.bindings.len() > 8 {
-            return Err(format!("{} needs more than 8 buffers", dispatch.label));
-        }
-        for &binding in &dispatch.bindings {
-            let (bytes, dtype) = match binding {
-                Binding::Input(i) => {
-                    let operand = operands.get(i).ok_or_else(|| format!("input {i} is missing"))?;
-                    (operand.ty.bytes(), Some(operand.ty.dtype))
-                }
-                Binding::Output(i) => {
-                    let ty = operands
-                        .outputs
-                        .get(i)
-                        .ok_or_else(|| format!("output {i} does not exist"))?;
-                    (ty.bytes(), Some(ty.dtype))
-                }
-                // Forms only rearrange or shrink.
-                Binding::Constant(i) => (kernel.constants[i].source.ty().bytes(), None),
-                Binding::Temp(i) => (kernel.temps[i], None),
-            };
-            if dtype.is_some_and(|d| !matches!(d, DType::F32 | DType::I32 | DType::U32)) {
-                return Err("the GPU holds 32-bit elements only".to_owned());
-            }
-            if padded(bytes) as u64 > caps.max_binding_bytes {
-                return Err(format!(
-                    "a tensor of {bytes} bytes exceeds the adapter's limit of {}",
-                    caps.max_binding_bytes
-                ));
-            }
-        }
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What went wrong on the device since it was opened: lost devices and errors that no scope
-//! caught. wgpu reports both through callbacks; calls check here and return them as values.
+//! caught. wgpu reports both through callbacks, CUDA with whatever call comes next; calls check
+//! here and return them as values.
 
 use std::{
     future::Future,
@@ -26,9 +27,14 @@ struct State {
 }
 
 impl Fault {
+    /// None yet, on the device called `name`.
+    pub(crate) fn new(name: &str) -> Fault {
+        Fault(Arc::new(State { device: name.to_owned(), ..State::default() }))
+    }
+
     /// Watches `device` from now on.
     pub(crate) fn watch(name: &str, device: &wgpu::Device) -> Fault {
-        let fault = Fault(Arc::new(State { device: name.to_owned(), ..State::default() }));
+        let fault = Fault::new(name);
         let lost = fault.clone();
         device.set_device_lost_callback(move |reason, message| {
             // Dropping the device "loses" it too; nobody is left to be told then.
@@ -43,7 +49,8 @@ impl Fault {
         fault
     }
 
-    fn set(&self, error: BackendError) {
+    /// Notes a failure; the first one stays.
+    pub(crate) fn set(&self, error: BackendError) {
         tracing::error!(device = %self.0.device, %error, "GPU failure");
         self.0.error.lock().get_or_insert(error);
         self.0.failed.store(true, Ordering::Release);

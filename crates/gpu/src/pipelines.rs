@@ -3,19 +3,16 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    hash::{DefaultHasher, Hash, Hasher},
-    io,
     path::{Path, PathBuf},
 };
 
 use parking_lot::Mutex;
 use sparoa_core::ops::{Binding, Dispatch};
 
+use crate::cache_file::{self, checksum};
+
 /// First bytes of a cache file; the number is the format's.
 const MAGIC: &[u8; 16] = b"sparoa-pipeline1";
-/// Larger files are not of our making.
-const MAX_CACHE_BYTES: u64 = 256 << 20;
 
 /// Pipelines of one device.
 pub(crate) struct Pipelines {
@@ -45,7 +42,7 @@ impl Pipelines {
         let mut cache = None;
         if features.contains(wgpu::Features::PIPELINE_CACHE) {
             file = cache_dir.map(|dir| dir.join(file_name(adapter_key)));
-            let data = file.as_deref().and_then(|path| read(path, adapter_key));
+            let data = file.as_deref().and_then(|path| cache_file::read(path, MAGIC));
             // SAFETY: the data, if any, was written by `save` from `PipelineCache::get_data`: its
             // checksum and the adapter's key were compared. The driver checks its own header
             // besides, and `fallback` makes it start empty if that does not fit.
@@ -154,7 +151,7 @@ impl Pipelines {
     pub(crate) fn save(&self) {
         let (Some(file), Some(cache)) = (&self.file, &self.cache) else { return };
         let Some(data) = cache.get_data() else { return };
-        if let Err(error) = write(file, &data) {
+        if let Err(error) = cache_file::write(file, MAGIC, &data) {
             tracing::warn!(file = %file.display(), %error, "pipeline cache was not written");
         }
     }
@@ -166,64 +163,4 @@ fn read_only(dispatch: &Dispatch) -> Vec<bool> {
 
 fn file_name(adapter_key: &str) -> String {
     format!("pipelines-{:016x}.bin", checksum(adapter_key.as_bytes()))
-}
-
-/// FNV-1a over 8-byte words: stable across builds, unlike the standard hasher.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, |hash, chunk| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0100_0000_01b3).rotate_left(29)
-    })
-}
-
-fn read(file: &Path, adapter_key: &str) -> Option<Vec<u8>> {
-    if fs::metadata(file).ok()?.len() > MAX_CACHE_BYTES {
-        return None;
-    }
-    let bytes = fs::read(file).ok()?;
-    let data = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_first_chunk::<8>());
-    match data {
-        Some((sum, data)) if u64::from_le_bytes(*sum) == checksum(data) => Some(data.to_vec()),
-        _ => {
-            tracing::warn!(file = %file.display(), adapter_key, "pipeline cache is damaged, ignored");
-            None
-        }
-    }
-}
-
-/// Writes beside the target and renames, so that a reader sees the old file or the new one.
-fn write(file: &Path, data: &[u8]) -> io::Result<()> {
-    let sum = checksum(data);
-    let dir = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    let mut hasher = DefaultHasher::new();
-    std::thread::current().id().hash(&mut hasher);
-    let unique = format!("{}-{:x}.tmp", std::process::id(), hasher.finish());
-    let temporary = file.with_extension(unique);
-    let contents = [MAGIC.as_slice(), &sum.to_le_bytes(), data].concat();
-    fs::write(&temporary, contents)?;
-    fs::rename(&temporary, file).inspect_err(|_| {
-        let _ = fs::remove_file(&temporary);
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cache_file_round_trip_and_damage() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("sub").join(file_name("adapter"));
-        write(&file, b"compiled shaders").unwrap();
-        assert_eq!(read(&file, "adapter").as_deref(), Some(b"compiled shaders".as_slice()));
-        let mut bytes = fs::read(&file).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&file, &bytes).unwrap();
-        assert_eq!(read(&file, "adapter"), None);
-        fs::write(&file, b"short").unwrap();
-        assert_eq!(read(&file, "adapter"), None);
-        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "no temporary left");
-    }
 }

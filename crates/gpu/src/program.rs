@@ -37,7 +37,7 @@ pub(crate) struct WgpuProgram {
     pub(crate) transfers: Transfers,
     /// Keeps the constants alive that bind groups use.
     #[expect(dead_code, reason = "owned for its lifetime")]
-    pub(crate) weights: Vec<Arc<Resident>>,
+    pub(crate) weights: Vec<Arc<Resident<wgpu::Buffer>>>,
     pub(crate) bytes: usize,
 }
 

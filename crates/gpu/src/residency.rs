@@ -14,16 +14,24 @@ use sparoa_core::{
 
 /// A constant buffer on the device; freed with its last user.
 #[derive(Debug)]
-pub(crate) struct Resident {
-    pub(crate) buffer: wgpu::Buffer,
+pub(crate) struct Resident<B> {
+    pub(crate) buffer: B,
     pub(crate) bytes: usize,
 }
 
-/// Constants of one device.
-#[derive(Default)]
-pub(crate) struct Residency {
-    by_address: Mutex<HashMap<(usize, Form), (Weak<Tensor>, Weak<Resident>)>>,
-    by_content: Mutex<HashMap<(Content, Form), Weak<Resident>>>,
+/// A constant and its buffer, as long as somebody has them.
+type Known<B> = (Weak<Tensor>, Weak<Resident<B>>);
+
+/// Constants of one device, in the backend's buffers.
+pub(crate) struct Residency<B> {
+    by_address: Mutex<HashMap<(usize, Form), Known<B>>>,
+    by_content: Mutex<HashMap<(Content, Form), Weak<Resident<B>>>>,
+}
+
+impl<B> Default for Residency<B> {
+    fn default() -> Residency<B> {
+        Residency { by_address: Mutex::default(), by_content: Mutex::default() }
+    }
 }
 
 /// A rearrangement.
@@ -42,21 +50,20 @@ struct Content {
     fingerprint: u128,
 }
 
-impl Residency {
-    /// The buffer of `constant`, uploaded unless it is there.
-    pub(crate) fn get(
+impl<B> Residency<B> {
+    /// The buffer of `constant`, made by `upload` from its contents unless it is there.
+    pub(crate) fn get<E>(
         &self,
         constant: &GpuConstant,
-        device: &wgpu::Device,
-        queue: &wgpu::Queue,
-    ) -> Arc<Resident> {
+        upload: impl FnOnce(&Tensor) -> Result<Resident<B>, E>,
+    ) -> Result<Arc<Resident<B>>, E> {
         let form = Form { name: constant.form, args: constant.args.clone() };
         let address = (Arc::as_ptr(&constant.source).addr(), form.clone());
         if let Some((tensor, resident)) = self.by_address.lock().get(&address)
             && tensor.upgrade().is_some_and(|t| Arc::ptr_eq(&t, &constant.source))
             && let Some(resident) = resident.upgrade()
         {
-            return resident;
+            return Ok(resident);
         }
         let content = Content {
             dtype: constant.source.dtype(),
@@ -64,14 +71,17 @@ impl Residency {
             fingerprint: fingerprint(constant.source.bytes()),
         };
         let known = self.by_content.lock().get(&(content.clone(), form.clone())).cloned();
-        let resident = known.and_then(|weak| weak.upgrade()).unwrap_or_else(|| {
-            let resident = Arc::new(upload(&constant.tensor(), device, queue));
-            self.by_content.lock().insert((content, form), Arc::downgrade(&resident));
-            resident
-        });
+        let resident = match known.and_then(|weak| weak.upgrade()) {
+            Some(resident) => resident,
+            None => {
+                let resident = Arc::new(upload(&constant.tensor())?);
+                self.by_content.lock().insert((content, form), Arc::downgrade(&resident));
+                resident
+            }
+        };
         let entry = (Arc::downgrade(&constant.source), Arc::downgrade(&resident));
         self.by_address.lock().insert(address, entry);
-        resident
+        Ok(resident)
     }
 
     /// Drops the entries of buffers that are gone.
@@ -81,27 +91,6 @@ impl Residency {
         });
         self.by_content.lock().retain(|_, resident| resident.strong_count() > 0);
     }
-}
-
-fn upload(tensor: &Tensor, device: &wgpu::Device, queue: &wgpu::Queue) -> Resident {
-    let data = tensor.bytes();
-    let bytes = padded(data.len());
-    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("constant"),
-        size: bytes as u64,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    let whole = data.len() & !3;
-    if whole > 0 {
-        queue.write_buffer(&buffer, 0, &data[..whole]);
-    }
-    if whole < data.len() {
-        let mut last = [0; 4];
-        last[..data.len() - whole].copy_from_slice(&data[whole..]);
-        queue.write_buffer(&buffer, whole as u64, &last);
-    }
-    Resident { buffer, bytes }
 }
 
 /// Buffer size for `bytes` of data: whole vec4s, never empty.

@@ -15,14 +15,14 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
+use sparoa_core::backend::{BackendError, ProgramSpec, View};
 use wgpu::{BufferUsages, MapMode, SubmissionIndex};
 
-use crate::{backend::Shared, residency::padded};
-
-/// A download is copied eagerly unless more segments than this write its bytes: each of them pays
-/// for the copy.
-const MAX_EAGER_WRITERS: usize = 4;
+use crate::{
+    backend::Shared,
+    copies::{Plan, check_length, no_such, read_views, written_views},
+    residency::padded,
+};
 
 /// Where a buffer's mapping stands; set by wgpu's callback, on whichever thread polls.
 #[derive(Debug, Default)]
@@ -103,78 +103,6 @@ struct Download {
 
 /// Uploads recorded but not submitted; hand it to [`Transfers::submitted`].
 pub(crate) type Recorded<'a> = MutexGuard<'a, Vec<usize>>;
-
-/// Which copies may be direct and which eager, from the program alone.
-struct Plan {
-    direct_uploads: Vec<bool>,
-    direct_downloads: Vec<bool>,
-    /// Segments after which each download is copied; empty when it is copied on demand.
-    eager_after: Vec<Vec<usize>>,
-}
-
-fn overlap(a: &View, b: &View) -> bool {
-    a.slot == b.slot && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
-}
-
-fn read_views(spec: &ProgramSpec) -> impl Iterator<Item = &View> {
-    spec.tasks.iter().flat_map(|t| t.inputs.iter().flatten()).filter_map(|arg| match arg {
-        Arg::Slot(view, _) => Some(view),
-        Arg::Constant(_) => None,
-    })
-}
-
-fn written_views(spec: &ProgramSpec) -> impl Iterator<Item = &View> {
-    spec.tasks.iter().flat_map(|t| t.outputs.iter().map(|(view, _)| view))
-}
-
-impl Plan {
-    /// The plan's events order everything that touches the same bytes, except two readers. So a
-    /// slot may be mapped for a copy if every other view of it overlaps the copy's (disjoint ones
-    /// may be in use at the same time: parts of a split value) and, for a download, no kernel
-    /// reads these bytes.
-    fn new(spec: &ProgramSpec, direct: bool) -> Plan {
-        let overlaps_all = |copy: &View| {
-            read_views(spec)
-                .chain(written_views(spec))
-                .chain(&spec.uploads)
-                .chain(&spec.downloads)
-                .all(|view| view.slot != copy.slot || overlap(view, copy))
-        };
-        let direct_uploads: Vec<bool> =
-            spec.uploads.iter().map(|copy| direct && overlaps_all(copy)).collect();
-        let direct_downloads: Vec<bool> = spec
-            .downloads
-            .iter()
-            .map(|copy| {
-                let read = read_views(spec).any(|view| overlap(view, copy));
-                direct && !read && overlaps_all(copy)
-            })
-            .collect();
-        let writes = |segment: &std::ops::Range<usize>, copy: &View| {
-            spec.tasks[segment.clone()]
-                .iter()
-                .any(|task| task.outputs.iter().any(|(view, _)| overlap(view, copy)))
-        };
-        let eager_after = spec
-            .downloads
-            .iter()
-            .zip(&direct_downloads)
-            .map(|(copy, &direct)| {
-                let writers: Vec<usize> = spec
-                    .segments
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, segment)| writes(segment, copy))
-                    .map(|(i, _)| i)
-                    .collect();
-                let uploaded = spec.uploads.iter().any(|view| overlap(view, copy));
-                let eager = !direct && !uploaded && writers.len() <= MAX_EAGER_WRITERS;
-                if eager { writers } else { Vec::new() }
-            })
-            .collect();
-        Plan { direct_uploads, direct_downloads, eager_after }
-    }
-}
 
 impl Transfers {
     /// Decides every copy's path and makes the staging buffers.
@@ -455,23 +383,6 @@ fn finish(
     result.map_err(|e| shared.fault.lost(e))
 }
 
-fn no_such(what: &str, index: usize) -> BackendError {
-    BackendError::Kernel {
-        task: format!("{what} {index}"),
-        detail: "the program has no such copy".to_owned(),
-    }
-}
-
-fn check_length(what: &str, copy: usize, view: &View, len: usize) -> Result<(), BackendError> {
-    if view.bytes == len {
-        return Ok(());
-    }
-    Err(BackendError::Kernel {
-        task: format!("{what} {copy}"),
-        detail: format!("the host has {len} bytes, the plan {}", view.bytes),
-    })
-}
-
 /// Measures a round trip of a typical tensor both ways, some milliseconds. A failure counts as
 /// "no".
 pub(crate) fn direct_is_faster(shared: &Shared) -> bool {
@@ -509,50 +420,5 @@ pub(crate) fn direct_is_faster(shared: &Shared) -> bool {
             tracing::warn!(%error, "direct copies do not work here, staging instead");
             false
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sparoa_core::{backend::TaskSpec, ops, tensor::TensorType};
-
-    use super::*;
-
-    fn view(slot: usize, offset: usize, bytes: usize) -> View {
-        View { slot, offset, bytes }
-    }
-
-    fn task(inputs: &[View], output: View) -> TaskSpec {
-        let relu = ops::find("", "Conv").unwrap();
-        let op = (relu.parse)(&ops::Attributes::default()).unwrap();
-        let ty = |v: &View| TensorType::f32([v.bytes / 4]);
-        TaskSpec {
-            name: "t".into(),
-            op,
-            inputs: inputs.iter().map(|v| Some(Arg::Slot(*v, ty(v)))).collect(),
-            outputs: vec![(output, ty(&output))],
-        }
-    }
-
-    #[test]
-    fn direct_copies_only_where_nothing_else_can_be_using_the_slot() {
-        let spec = ProgramSpec {
-            // Slot 1 is a split value: one half computed here, the other uploaded.
-            tasks: vec![
-                task(&[view(0, 0, 64)], view(1, 0, 32)),
-                task(&[view(1, 0, 64)], view(2, 0, 64)),
-            ],
-            segments: vec![0..1, 1..2],
-            slots: vec![64, 64, 64],
-            uploads: vec![view(0, 0, 64), view(1, 32, 32)],
-            downloads: vec![view(1, 0, 32), view(2, 0, 64)],
-        };
-        let plan = Plan::new(&spec, true);
-        assert_eq!(plan.direct_uploads, [true, false]);
-        assert_eq!(plan.direct_downloads, [false, true]);
-        assert_eq!(plan.eager_after, [vec![0], vec![]]);
-        let plan = Plan::new(&spec, false);
-        assert_eq!(plan.direct_uploads, [false, false]);
-        assert_eq!(plan.eager_after, [vec![0], vec![1]]);
     }
 }

@@ -80,7 +80,10 @@ pub use sparoa_core::{
     tensor::{DType, Element, Tensor, TensorType},
     zoo,
 };
-pub use sparoa_gpu::{NvmlGpu, NvmlUnavailable, WgpuBackend, WgpuOptions, nvml::energy_sensors};
+pub use sparoa_gpu::{
+    CudaBackend, CudaOptions, GpuOptions, NvmlGpu, NvmlUnavailable, WgpuBackend, WgpuOptions,
+    cuda_devices, nvml::energy_sensors, open_gpu,
+};
 pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};
 /// The learned parts: predictor of thresholds, policy `sac`, their weights, figures and training.
 pub use sparoa_learn as learn;

@@ -10,20 +10,18 @@ use sparoa_core::{
     ops::{Op, Operand, Operands, evaluate},
     tensor::{DType, Tensor, TensorType},
 };
-use sparoa_gpu::{WgpuBackend, WgpuOptions};
+use sparoa_gpu::{GpuOptions, open_gpu};
 use sparoa_kernels::Pool;
 
-/// The options of the tests: any adapter will do.
-pub fn options() -> WgpuOptions {
-    WgpuOptions { allow_software: true, ..WgpuOptions::from_env() }
+/// The options of the tests: any adapter will do. `SPAROA_GPU=cuda` runs them on CUDA.
+pub fn options() -> GpuOptions {
+    GpuOptions { allow_software: true, ..GpuOptions::from_env() }
 }
 
 /// The shared backend, or `None` (and a message) where there is no adapter.
-pub fn gpu() -> Option<WgpuBackend> {
-    static GPU: LazyLock<Option<WgpuBackend>> = LazyLock::new(|| {
-        WgpuBackend::new(&options())
-            .inspect_err(|e| println!("skipped: no Vulkan adapter: {e}"))
-            .ok()
+pub fn gpu() -> Option<Arc<dyn Accelerator>> {
+    static GPU: LazyLock<Option<Arc<dyn Accelerator>>> = LazyLock::new(|| {
+        open_gpu(&options()).inspect_err(|e| println!("skipped: no GPU: {e}")).ok()
     });
     GPU.clone()
 }
@@ -70,7 +68,7 @@ impl Case {
     }
 
     /// Why the backend does not run it, if it does not.
-    pub fn unsupported(&self, gpu: &WgpuBackend) -> Option<String> {
+    pub fn unsupported(&self, gpu: &dyn Accelerator) -> Option<String> {
         let outputs = self.outputs()?;
         let operands = self.operands();
         gpu.supports(&*self.op, &Operands { inputs: &operands, outputs: &outputs }).err()
@@ -83,7 +81,7 @@ impl Case {
     }
 
     /// The backend's outputs. Each run-time value lies `lead` bytes into its slot.
-    pub fn on_gpu(&self, gpu: &WgpuBackend, lead: usize) -> Result<Vec<Tensor>, BackendError> {
+    pub fn on_gpu(&self, gpu: &dyn Accelerator, lead: usize) -> Result<Vec<Tensor>, BackendError> {
         let outputs = self.outputs().unwrap();
         let mut spec = ProgramSpec::default();
         let slot = |spec: &mut ProgramSpec, bytes: usize| {
@@ -129,7 +127,7 @@ impl Case {
     }
 
     /// Runs it on both and compares.
-    pub fn check(&self, gpu: &WgpuBackend, name: &str, lead: usize) {
+    pub fn check(&self, gpu: &dyn Accelerator, name: &str, lead: usize) {
         let expected = self.on_cpu();
         let got = self.on_gpu(gpu, lead).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(expected.len(), got.len(), "{name}");

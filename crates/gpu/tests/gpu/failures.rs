@@ -2,8 +2,8 @@
 
 use std::{fs, process::Command};
 
-use sparoa_core::backend::{Accelerator, BackendError, ProgramSpec, View};
-use sparoa_gpu::{WgpuBackend, WgpuOptions};
+use sparoa_core::backend::{BackendError, ProgramSpec, View};
+use sparoa_gpu::{GpuOptions, WgpuBackend, WgpuOptions, open_gpu};
 
 use crate::device::{Case, gpu, options, values};
 
@@ -13,9 +13,12 @@ const CHILD: &str = "SPAROA_TEST_NO_DRIVER";
 #[test]
 fn no_driver_is_an_error_that_says_what_to_do() {
     if std::env::var_os(CHILD).is_some() {
-        let error = WgpuBackend::new(&options()).err().expect("there is no driver");
-        assert!(matches!(&error, BackendError::Unavailable(_)), "{error}");
-        assert!(error.to_string().contains("install"), "{error}");
+        for name in [None, Some("cuda".to_owned())] {
+            let options = GpuOptions { name, allow_software: true, ..GpuOptions::default() };
+            let error = open_gpu(&options).err().expect("there is no driver");
+            assert!(matches!(&error, BackendError::Unavailable(_)), "{error}");
+            assert!(error.to_string().contains("install"), "{error}");
+        }
         assert!(sparoa_gpu::adapters().is_empty());
         return;
     }
@@ -26,6 +29,8 @@ fn no_driver_is_an_error_that_says_what_to_do() {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "failures::no_driver_is_an_error_that_says_what_to_do"])
         .env(CHILD, "1")
+        // CUDA goes no further without its compiler.
+        .env("SPAROA_NVRTC", "/nonexistent")
         .env("VK_ICD_FILENAMES", "/nonexistent")
         .env("VK_DRIVER_FILES", "/nonexistent")
         .status()
@@ -36,11 +41,13 @@ fn no_driver_is_an_error_that_says_what_to_do() {
 #[test]
 fn unknown_names_list_the_adapters() {
     let Some(gpu) = gpu() else { return };
-    let adapter = Some("no such adapter".to_owned());
-    let error = WgpuBackend::new(&WgpuOptions { adapter, ..options() }).err().unwrap();
+    let api = if gpu.info().driver.starts_with("CUDA") { "cuda:" } else { "" };
+    let open = |name: &str| {
+        open_gpu(&GpuOptions { name: Some(format!("{api}{name}")), ..GpuOptions::default() })
+    };
+    let error = open("no such adapter").err().unwrap();
     assert!(error.to_string().contains(&gpu.info().name), "{error}");
-    let adapter = Some(gpu.info().name.to_uppercase());
-    WgpuBackend::new(&WgpuOptions { adapter, ..WgpuOptions::default() }).unwrap();
+    open(&gpu.info().name.to_uppercase()).unwrap();
 }
 
 #[test]
@@ -59,7 +66,7 @@ fn damaged_pipeline_caches_are_ignored_and_replaced() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let cached = WgpuOptions { cache_dir: Some(dir.path().to_owned()), ..options() };
+    let cached = GpuOptions { cache_dir: Some(dir.path().to_owned()), ..options() };
     let case = || Case {
         op: std::sync::Arc::new(sparoa_core::ops::gemm::Linear::default()),
         inputs: vec![Some(values(&[3, 8], 1)), Some(values(&[8, 8], 2))],
@@ -67,17 +74,17 @@ fn damaged_pipeline_caches_are_ignored_and_replaced() {
     };
     let files =
         || -> Vec<_> { fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path()).collect() };
-    case().check(&WgpuBackend::new(&cached).unwrap(), "first", 0);
+    case().check(&*open_gpu(&cached).unwrap(), "first", 0);
     let Some(file) = files().pop() else {
         println!("skipped: the adapter has no pipeline cache");
         return;
     };
     for damage in [&b"garbage"[..], b"", &fs::read(&file).unwrap()[..20]] {
         fs::write(&file, damage).unwrap();
-        case().check(&WgpuBackend::new(&cached).unwrap(), "damaged", 0);
+        case().check(&*open_gpu(&cached).unwrap(), "damaged", 0);
         assert!(fs::read(&file).unwrap().len() > damage.len(), "written anew");
     }
-    case().check(&WgpuBackend::new(&cached).unwrap(), "warm", 0);
+    case().check(&*open_gpu(&cached).unwrap(), "warm", 0);
     assert_eq!(files().len(), 1);
 }
 

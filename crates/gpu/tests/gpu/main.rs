@@ -1,5 +1,5 @@
-//! The GPU backend against the CPU kernels, its program mechanics and its failures. Without a
-//! Vulkan, Metal or DirectX 12 adapter each test says that it was skipped and passes.
+//! A GPU backend against the CPU kernels, its program mechanics and its failures: wgpu, or with
+//! `SPAROA_GPU=cuda` CUDA. Without a GPU each test says that it was skipped and passes.
 
 mod device;
 mod failures;

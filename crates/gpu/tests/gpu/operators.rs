@@ -56,13 +56,13 @@ fn examples_equal_the_cpu() {
                 if case.outputs().is_none() {
                     continue;
                 }
-                if let Some(reason) = case.unsupported(&gpu) {
+                if let Some(reason) = case.unsupported(&*gpu) {
                     print_once(format!("CPU only: {name}: {reason}"));
                     continue;
                 }
                 // Once at the start of its slots, once 4 bytes in, where vec4 loads are illegal.
-                case.check(&gpu, &name, 0);
-                case.check(&gpu, &name, 4);
+                case.check(&*gpu, &name, 0);
+                case.check(&*gpu, &name, 4);
                 ran += 1;
             }
         }

@@ -7,7 +7,7 @@ use sparoa_core::{
     ops::gemm::Linear,
     tensor::{Tensor, TensorType},
 };
-use sparoa_gpu::{Transfer, WgpuBackend, WgpuOptions};
+use sparoa_gpu::{GpuOptions, Transfer, open_gpu};
 
 use crate::device::{gpu, options};
 
@@ -44,12 +44,12 @@ fn scaled(data: &[f32], factor: f32) -> Vec<f32> {
 }
 
 /// Backends with every way of copying.
-fn backends() -> Vec<WgpuBackend> {
+fn backends() -> Vec<Arc<dyn Accelerator>> {
     if gpu().is_none() {
         return Vec::new();
     }
     [Transfer::Staged, Transfer::Direct, Transfer::Auto]
-        .map(|transfer| WgpuBackend::new(&WgpuOptions { transfer, ..options() }).unwrap())
+        .map(|transfer| open_gpu(&GpuOptions { transfer, ..options() }).unwrap())
         .into()
 }
 

@@ -72,7 +72,7 @@ fn linear() {
             inputs.push(Some(values(&[m, n], 4)));
         }
         let lead = if kind % 5 == 0 { 4 } else { 0 };
-        case(op, inputs, &[1, 2]).check(&gpu, &format!("linear {m}x{k}x{n} kind {kind}"), lead);
+        case(op, inputs, &[1, 2]).check(&*gpu, &format!("linear {m}x{k}x{n} kind {kind}"), lead);
     });
 }
 
@@ -81,7 +81,7 @@ fn matmul() {
     let Some(gpu) = gpu() else { return };
     samples(6, (1usize..4, 1usize..40, 1usize..40, 1usize..40), |(batch, m, k, n)| {
         let inputs = vec![Some(values(&[batch, m, k], 1)), Some(values(&[batch, k, n], 2))];
-        case(MatMul::default(), inputs, &[]).check(&gpu, &format!("{batch}: {m}x{k}x{n}"), 0);
+        case(MatMul::default(), inputs, &[]).check(&*gpu, &format!("{batch}: {m}x{k}x{n}"), 0);
     });
 }
 
@@ -122,7 +122,7 @@ fn convolutions() {
             test = case(op, inputs, &[1, 2]);
         }
         let name = format!("conv {c_in}->{c_out} in {groups} of {kh}x{kw} kind {kind}");
-        test.check(&gpu, &name, 0);
+        test.check(&*gpu, &name, 0);
     });
 }
 
@@ -131,7 +131,7 @@ fn larger_products() {
     let Some(gpu) = gpu() else { return };
     let op = Linear { activation: Activation::Relu, ..Linear::default() };
     let inputs = vec![Some(values(&[197, 132], 1)), Some(values(&[132, 200], 2))];
-    case(op, inputs, &[1]).check(&gpu, "linear 197x132x200", 0);
+    case(op, inputs, &[1]).check(&*gpu, "linear 197x132x200", 0);
     let op = Conv {
         window: Window::new(&[7, 7], &[2, 2], &[3, 3, 3, 3]),
         group: 1,
@@ -139,5 +139,5 @@ fn larger_products() {
         ..Conv::default()
     };
     let inputs = vec![Some(values(&[1, 33, 31, 3], 1)), Some(values(&[24, 3, 7, 7], 2))];
-    case(op, inputs, &[1]).check(&gpu, "first layer", 0);
+    case(op, inputs, &[1]).check(&*gpu, "first layer", 0);
 }

@@ -1,0 +1,192 @@
+//! From a task to dispatches with their buffers found and their parameters laid out: what every
+//! backend does before it makes objects of its own.
+
+use std::sync::Arc;
+
+use sparoa_core::{
+    backend::{Arg, BackendError, ProgramSpec, TaskSpec, View},
+    ops::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Operand, Operands},
+    tensor::DType,
+};
+
+use crate::residency::{Resident, padded};
+
+/// Elements of `Params.offsets`.
+const OFFSETS: usize = 8;
+
+/// A dispatch and what it works on.
+pub(crate) struct Bindings<B> {
+    pub(crate) dispatch: Dispatch,
+    pub(crate) buffers: Vec<Bound<B>>,
+    /// The whole `Params` block, padded to 16 bytes.
+    pub(crate) params: Vec<u32>,
+}
+
+/// A buffer of a dispatch: which, and the bytes in it.
+pub(crate) enum Bound<B> {
+    Slot(View),
+    Resident(Arc<Resident<B>>),
+    Temp(usize),
+}
+
+/// What binding needs of a backend.
+pub(crate) struct Binder<'a, B> {
+    pub(crate) caps: &'a GpuCaps,
+    /// Bytes between the start of a view's binding and the view.
+    pub(crate) lead: &'a dyn Fn(&View) -> usize,
+    /// Makes a constant resident.
+    pub(crate) resident: &'a dyn Fn(&GpuConstant) -> Result<Arc<Resident<B>>, BackendError>,
+}
+
+impl<B> Binder<'_, B> {
+    /// Asks the operator for its kernel and finds the buffers of its dispatches; `temps` grows to
+    /// the bytes that its temporary buffers need.
+    pub(crate) fn bind(
+        &self,
+        task: &TaskSpec,
+        temps: &mut Vec<usize>,
+    ) -> Result<Vec<Bindings<B>>, BackendError> {
+        let refuse = |detail: String| BackendError::Kernel { task: task.name.clone(), detail };
+        let inputs: Vec<Option<Operand>> = task
+            .inputs
+            .iter()
+            .map(|arg| {
+                arg.as_ref().map(|arg| match arg {
+                    Arg::Constant(value) => Operand::constant(value.clone()),
+                    Arg::Slot(_, ty) => Operand::dynamic(ty.clone()),
+                })
+            })
+            .collect();
+        let outputs: Vec<_> = task.outputs.iter().map(|(_, ty)| ty.clone()).collect();
+        let operands = Operands { inputs: &inputs, outputs: &outputs };
+        let aligned = |view: &View| view.offset.is_multiple_of(16);
+        let caps = GpuCaps {
+            aligned: task.outputs.iter().all(|(view, _)| aligned(view))
+                && task.inputs.iter().flatten().all(|arg| match arg {
+                    Arg::Slot(view, _) => aligned(view),
+                    Arg::Constant(_) => true,
+                }),
+            ..self.caps.clone()
+        };
+        let kernel = task.op.gpu(&operands, &caps).ok_or_else(|| {
+            refuse(format!("{} has no GPU kernel for these types", task.op.op_type()))
+        })?;
+        check(&kernel, &operands, &caps).map_err(refuse)?;
+        for (i, &bytes) in kernel.temps.iter().enumerate() {
+            match temps.get_mut(i) {
+                Some(size) => *size = bytes.max(*size),
+                None => temps.push(bytes),
+            }
+        }
+        let mut bound = Vec::with_capacity(kernel.dispatches.len());
+        for dispatch in kernel.dispatches {
+            if dispatch.grid.contains(&0) {
+                continue;
+            }
+            let mut params = vec![0u32; OFFSETS];
+            let mut buffers = Vec::with_capacity(dispatch.bindings.len());
+            for (offset, &binding) in params.iter_mut().zip(&dispatch.bindings) {
+                let buffer = match binding {
+                    Binding::Constant(i) => Bound::Resident((self.resident)(&kernel.constants[i])?),
+                    Binding::Temp(i) => Bound::Temp(i),
+                    Binding::Output(i) => Bound::Slot(task.outputs[i].0),
+                    Binding::Input(i) => match &task.inputs[i] {
+                        Some(Arg::Slot(view, _)) => Bound::Slot(*view),
+                        Some(Arg::Constant(value)) => {
+                            Bound::Resident((self.resident)(&GpuConstant::plain(value.clone()))?)
+                        }
+                        None => return Err(refuse(format!("input {i} is missing"))),
+                    },
+                };
+                if let Bound::Slot(view) = &buffer {
+                    *offset = ((self.lead)(view) / 4) as u32;
+                }
+                buffers.push(buffer);
+            }
+            params.extend_from_slice(&dispatch.params);
+            params.resize(params.len().next_multiple_of(4), 0);
+            bound.push(Bindings { dispatch, buffers, params });
+        }
+        Ok(bound)
+    }
+}
+
+/// Views lie in their slots and segments in the tasks: a defect of the planner is an error here,
+/// not a wrong result.
+pub(crate) fn check_ranges(spec: &ProgramSpec) -> Result<(), BackendError> {
+    let defect = |at: &str, what: String| {
+        Err(BackendError::Kernel { task: at.to_owned(), detail: format!("plan defect: {what}") })
+    };
+    let bad = |view: &View| {
+        let inside = spec
+            .slots
+            .get(view.slot)
+            .is_some_and(|&bytes| view.offset.checked_add(view.bytes).is_some_and(|e| e <= bytes));
+        !inside || !view.offset.is_multiple_of(4)
+    };
+    for task in &spec.tasks {
+        let inputs = task.inputs.iter().flatten().filter_map(|arg| match arg {
+            Arg::Slot(view, ty) => Some((view, ty)),
+            Arg::Constant(_) => None,
+        });
+        for (view, ty) in inputs.chain(task.outputs.iter().map(|(view, ty)| (view, ty))) {
+            if bad(view) || view.bytes != ty.bytes() {
+                return defect(&task.name, format!("{view:?} is not {ty}, or not in its slot"));
+            }
+        }
+    }
+    for view in spec.uploads.iter().chain(&spec.downloads) {
+        if bad(view) || !view.bytes.is_multiple_of(4) {
+            return defect("copy", format!("{view:?} is not in its slot, or not whole elements"));
+        }
+    }
+    if let Some(range) = spec.segments.iter().find(|r| r.end > spec.tasks.len() || r.start > r.end)
+    {
+        return defect("segment", format!("{range:?} is not a range of tasks"));
+    }
+    Ok(())
+}
+
+/// Whether the adapter's limits admit a kernel.
+pub(crate) fn check(
+    kernel: &GpuKernel,
+    operands: &Operands<'_>,
+    caps: &GpuCaps,
+) -> Result<(), String> {
+    for dispatch in &kernel.dispatches {
+        if let Some(&groups) = dispatch.grid.iter().find(|&&g| g > caps.max_grid) {
+            return Err(format!("{groups} workgroups exceed the adapter's {}", caps.max_grid));
+        }
+        if dispatch.bindings.len() > 8 {
+            return Err(format!("{} needs more than 8 buffers", dispatch.label));
+        }
+        for &binding in &dispatch.bindings {
+            let (bytes, dtype) = match binding {
+                Binding::Input(i) => {
+                    let operand = operands.get(i).ok_or_else(|| format!("input {i} is missing"))?;
+                    (operand.ty.bytes(), Some(operand.ty.dtype))
+                }
+                Binding::Output(i) => {
+                    let ty = operands
+                        .outputs
+                        .get(i)
+                        .ok_or_else(|| format!("output {i} does not exist"))?;
+                    (ty.bytes(), Some(ty.dtype))
+                }
+                // Forms only rearrange or shrink.
+                Binding::Constant(i) => (kernel.constants[i].source.ty().bytes(), None),
+                Binding::Temp(i) => (kernel.temps[i], None),
+            };
+            if dtype.is_some_and(|d| !matches!(d, DType::F32 | DType::I32 | DType::U32)) {
+                return Err("the GPU holds 32-bit elements only".to_owned());
+            }
+            if padded(bytes) as u64 > caps.max_binding_bytes {
+                return Err(format!(
+                    "a tensor of {bytes} bytes exceeds the adapter's limit of {}",
+                    caps.max_binding_bytes
+                ));
+            }
+        }
+    }
+    Ok(())
+}

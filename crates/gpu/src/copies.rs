@@ -1,0 +1,151 @@
+//! What may be copied how, from a program's description alone.
+
+use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
+
+/// A download is copied eagerly unless more segments than this write its bytes: each of them pays
+/// for the copy.
+const MAX_EAGER_WRITERS: usize = 4;
+
+/// Which copies may be direct and which eager, from the program alone.
+pub(crate) struct Plan {
+    pub(crate) direct_uploads: Vec<bool>,
+    pub(crate) direct_downloads: Vec<bool>,
+    /// Segments after which each download is copied; empty when it is copied on demand.
+    pub(crate) eager_after: Vec<Vec<usize>>,
+}
+
+/// Whether two views share bytes.
+pub(crate) fn overlap(a: &View, b: &View) -> bool {
+    a.slot == b.slot && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+}
+
+/// What a program's tasks read from slots.
+pub(crate) fn read_views(spec: &ProgramSpec) -> impl Iterator<Item = &View> {
+    spec.tasks.iter().flat_map(|t| t.inputs.iter().flatten()).filter_map(|arg| match arg {
+        Arg::Slot(view, _) => Some(view),
+        Arg::Constant(_) => None,
+    })
+}
+
+/// What a program's tasks write.
+pub(crate) fn written_views(spec: &ProgramSpec) -> impl Iterator<Item = &View> {
+    spec.tasks.iter().flat_map(|t| t.outputs.iter().map(|(view, _)| view))
+}
+
+impl Plan {
+    /// The plan's events order everything that touches the same bytes, except two readers. So a
+    /// slot may be mapped for a copy if every other view of it overlaps the copy's (disjoint ones
+    /// may be in use at the same time: parts of a split value) and, for a download, no kernel
+    /// reads these bytes.
+    pub(crate) fn new(spec: &ProgramSpec, direct: bool) -> Plan {
+        let overlaps_all = |copy: &View| {
+            read_views(spec)
+                .chain(written_views(spec))
+                .chain(&spec.uploads)
+                .chain(&spec.downloads)
+                .all(|view| view.slot != copy.slot || overlap(view, copy))
+        };
+        let direct_uploads: Vec<bool> =
+            spec.uploads.iter().map(|copy| direct && overlaps_all(copy)).collect();
+        let direct_downloads: Vec<bool> = spec
+            .downloads
+            .iter()
+            .map(|copy| {
+                let read = read_views(spec).any(|view| overlap(view, copy));
+                direct && !read && overlaps_all(copy)
+            })
+            .collect();
+        let writes = |segment: &std::ops::Range<usize>, copy: &View| {
+            spec.tasks[segment.clone()]
+                .iter()
+                .any(|task| task.outputs.iter().any(|(view, _)| overlap(view, copy)))
+        };
+        let eager_after = spec
+            .downloads
+            .iter()
+            .zip(&direct_downloads)
+            .map(|(copy, &direct)| {
+                let writers: Vec<usize> = spec
+                    .segments
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, segment)| writes(segment, copy))
+                    .map(|(i, _)| i)
+                    .collect();
+                let uploaded = spec.uploads.iter().any(|view| overlap(view, copy));
+                let eager = !direct && !uploaded && writers.len() <= MAX_EAGER_WRITERS;
+                if eager { writers } else { Vec::new() }
+            })
+            .collect();
+        Plan { direct_uploads, direct_downloads, eager_after }
+    }
+}
+
+/// A copy that the program does not have.
+pub(crate) fn no_such(what: &str, index: usize) -> BackendError {
+    BackendError::Kernel {
+        task: format!("{what} {index}"),
+        detail: "the program has no such copy".to_owned(),
+    }
+}
+
+/// Refuses bytes of the host that are not as many as the plan's.
+pub(crate) fn check_length(
+    what: &str,
+    copy: usize,
+    view: &View,
+    len: usize,
+) -> Result<(), BackendError> {
+    if view.bytes == len {
+        return Ok(());
+    }
+    Err(BackendError::Kernel {
+        task: format!("{what} {copy}"),
+        detail: format!("the host has {len} bytes, the plan {}", view.bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use sparoa_core::{backend::TaskSpec, ops, tensor::TensorType};
+
+    use super::*;
+
+    fn view(slot: usize, offset: usize, bytes: usize) -> View {
+        View { slot, offset, bytes }
+    }
+
+    fn task(inputs: &[View], output: View) -> TaskSpec {
+        let relu = ops::find("", "Conv").unwrap();
+        let op = (relu.parse)(&ops::Attributes::default()).unwrap();
+        let ty = |v: &View| TensorType::f32([v.bytes / 4]);
+        TaskSpec {
+            name: "t".into(),
+            op,
+            inputs: inputs.iter().map(|v| Some(Arg::Slot(*v, ty(v)))).collect(),
+            outputs: vec![(output, ty(&output))],
+        }
+    }
+
+    #[test]
+    fn direct_copies_only_where_nothing_else_can_be_using_the_slot() {
+        let spec = ProgramSpec {
+            // Slot 1 is a split value: one half computed here, the other uploaded.
+            tasks: vec![
+                task(&[view(0, 0, 64)], view(1, 0, 32)),
+                task(&[view(1, 0, 64)], view(2, 0, 64)),
+            ],
+            segments: vec![0..1, 1..2],
+            slots: vec![64, 64, 64],
+            uploads: vec![view(0, 0, 64), view(1, 32, 32)],
+            downloads: vec![view(1, 0, 32), view(2, 0, 64)],
+        };
+        let plan = Plan::new(&spec, true);
+        assert_eq!(plan.direct_uploads, [true, false]);
+        assert_eq!(plan.direct_downloads, [false, true]);
+        assert_eq!(plan.eager_after, [vec![0], vec![]]);
+        let plan = Plan::new(&spec, false);
+        assert_eq!(plan.direct_uploads, [false, false]);
+        assert_eq!(plan.eager_after, [vec![0], vec![1]]);
+    }
+}

@@ -1,0 +1,248 @@
+//! The backend: an opened device with its compiler, kernels and resident weights.
+
+use std::sync::Arc;
+
+use cudarc::driver::{DriverError, sys::CUresult};
+use sparoa_core::{
+    backend::{Accelerator, BackendError, Device, DeviceInfo, Program, ProgramSpec},
+    ops::{GpuCaps, Op, Operands},
+};
+
+use super::{
+    CudaOptions,
+    driver::{self, Context, DeviceFacts, DeviceMemory},
+    kernels::Kernels,
+    load,
+    nvrtc::Nvrtc,
+};
+use crate::{Transfer, bind::check, fault::Fault, residency::Residency};
+
+/// A GPU opened through CUDA. Cheap to clone; clones share the context, kernels and weights.
+#[derive(Clone)]
+pub struct CudaBackend {
+    shared: Arc<Shared>,
+}
+
+/// What programs keep of their backend.
+pub(crate) struct Shared {
+    pub(crate) kernels: Kernels,
+    pub(crate) residency: Residency<DeviceMemory>,
+    pub(crate) context: Arc<Context>,
+    pub(crate) info: DeviceInfo,
+    pub(crate) caps: GpuCaps,
+    /// Host and device may share buffers where a program allows it.
+    pub(crate) direct: bool,
+    fault: Fault,
+}
+
+/// Every CUDA device of this machine. Empty when there is no driver.
+pub fn cuda_devices() -> Vec<DeviceInfo> {
+    match driver::library_present() {
+        true => driver::devices().unwrap_or_default().iter().map(describe).collect(),
+        false => Vec::new(),
+    }
+}
+
+impl CudaBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] when the driver, a device of the wanted name or the run-time
+    /// compiler is missing; its text says which and what to install.
+    pub fn new(options: &CudaOptions) -> Result<CudaBackend, BackendError> {
+        let unavailable = |text: String| BackendError::Unavailable(text);
+        if !driver::library_present() {
+            return Err(unavailable(
+                "NVIDIA's driver (libcuda) was not found; install it (it is part of JetPack on a \
+                 Jetson), or use another API (--gpu without cuda)"
+                    .to_owned(),
+            ));
+        }
+        let found = driver::devices()
+            .map_err(|e| unavailable(format!("CUDA does not start: {}", words(e))))?;
+        let ordinal = choose(&found, options.device.as_deref())?;
+        let facts = &found[ordinal];
+        let nvrtc = Nvrtc::load(facts.driver.0)?;
+        let context = Context::open(ordinal)
+            .map_err(|e| unavailable(format!("{} cannot be opened: {}", facts.name, words(e))))?;
+        let direct = match options.transfer {
+            Transfer::Staged => false,
+            Transfer::Direct => true,
+            Transfer::Auto => facts.integrated,
+        };
+        Ok(CudaBackend {
+            shared: Arc::new(Shared {
+                kernels: Kernels::new(nvrtc, facts.compute, options.cache_dir.clone()),
+                residency: Residency::default(),
+                context,
+                info: describe(facts),
+                caps: caps(facts, options.f16),
+                direct,
+                fault: Fault::new(&facts.name),
+            }),
+        })
+    }
+
+    /// What kernels may use of this device.
+    pub fn caps(&self) -> &GpuCaps {
+        &self.shared.caps
+    }
+}
+
+impl Shared {
+    /// Runs driver calls with the context current. Their error is returned in our terms; one that
+    /// leaves the context unusable is what every later call gets as well.
+    pub(crate) fn run<T>(
+        &self,
+        task: &str,
+        work: impl FnOnce() -> Result<T, DriverError>,
+    ) -> Result<T, BackendError> {
+        self.fault.check()?;
+        self.context.bind().and_then(|()| work()).map_err(|e| self.typed(task, e))
+    }
+
+    fn typed(&self, task: &str, error: DriverError) -> BackendError {
+        let device = self.info.name.clone();
+        if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let detail = format!("{task} (use a smaller batch, or place fewer operators here)");
+            return BackendError::OutOfMemory { device, detail };
+        }
+        let detail = format!("{task}: {}", words(error));
+        if is_sticky(error.0) {
+            let lost = BackendError::Lost { device, detail };
+            self.fault.set(lost.clone());
+            return lost;
+        }
+        BackendError::Kernel { task: task.to_owned(), detail: words(error) }
+    }
+}
+
+/// Whether a context is unusable after this error.
+fn is_sticky(error: CUresult) -> bool {
+    use CUresult as E;
+    matches!(
+        error,
+        E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_FAILED
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | E::CUDA_ERROR_DEINITIALIZED
+            | E::CUDA_ERROR_DEVICE_UNAVAILABLE
+            | E::CUDA_ERROR_EXTERNAL_DEVICE
+            | E::CUDA_ERROR_UNKNOWN
+    )
+}
+
+/// The driver's words for an error.
+fn words(error: DriverError) -> String {
+    match error.error_string() {
+        Ok(text) => format!("{} ({:?})", text.to_string_lossy(), error.0),
+        Err(_) => format!("{:?}", error.0),
+    }
+}
+
+fn choose(found: &[DeviceFacts], wanted: Option<&str>) -> Result<usize, BackendError> {
+    if found.is_empty() {
+        return Err(BackendError::Unavailable("the driver finds no CUDA device".to_owned()));
+    }
+    let Some(wanted) = wanted else { return Ok(0) };
+    let lower = wanted.to_lowercase();
+    found.iter().position(|f| f.name.to_lowercase().contains(&lower)).ok_or_else(|| {
+        let names: Vec<&str> = found.iter().map(|f| f.name.as_str()).collect();
+        let names = names.join(", ");
+        BackendError::Unavailable(format!(
+            "no CUDA device is called \"{wanted}\"; there are: {names}"
+        ))
+    })
+}
+
+fn describe(facts: &DeviceFacts) -> DeviceInfo {
+    let mut features: Vec<String> = vec!["f16".to_owned(), "timestamps".to_owned()];
+    if facts.integrated {
+        features.push("zero-copy".to_owned());
+    }
+    let ((cuda, cuda_minor), (major, minor)) = (facts.driver, facts.compute);
+    DeviceInfo {
+        device: Device::Gpu,
+        name: facts.name.clone(),
+        driver: format!("CUDA {cuda}.{cuda_minor}, compute capability {major}.{minor}"),
+        software: false,
+        unified_memory: facts.integrated,
+        threads: None,
+        memory_bytes: Some(facts.memory_bytes as u64),
+        features,
+    }
+}
+
+fn caps(facts: &DeviceFacts, f16: bool) -> GpuCaps {
+    GpuCaps {
+        f16,
+        workgroup_bytes: facts.shared_bytes,
+        workgroup_size: 1024,
+        // Of y and z; x could be longer.
+        max_grid: 65_535,
+        // Kernels count elements with 32 bits.
+        max_binding_bytes: u64::from(u32::MAX).min(facts.memory_bytes as u64),
+        software: false,
+        subgroup: 32,
+        aligned: true,
+    }
+}
+
+impl Accelerator for CudaBackend {
+    fn info(&self) -> &DeviceInfo {
+        &self.shared.info
+    }
+
+    fn supports(&self, op: &dyn Op, operands: &Operands<'_>) -> Result<(), String> {
+        let kernel = op
+            .gpu(operands, &self.shared.caps)
+            .ok_or_else(|| format!("{} has no GPU kernel for these types", op.op_type()))?;
+        check(&kernel, operands, &self.shared.caps)
+    }
+
+    fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {
+        Ok(Box::new(load::load(&self.shared, spec)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(name: &str) -> DeviceFacts {
+        DeviceFacts {
+            name: name.to_owned(),
+            compute: (8, 7),
+            memory_bytes: 8 << 30,
+            integrated: true,
+            shared_bytes: 48 << 10,
+            driver: (12, 6),
+        }
+    }
+
+    #[test]
+    fn devices_are_chosen_by_name() {
+        let found = [facts("Orin"), facts("NVIDIA H100")];
+        assert_eq!(choose(&found, None).unwrap(), 0);
+        assert_eq!(choose(&found, Some("h100")).unwrap(), 1);
+        let error = choose(&found, Some("T4")).unwrap_err().to_string();
+        assert!(error.contains("Orin, NVIDIA H100"), "{error}");
+        assert!(choose(&[], None).is_err());
+    }
+
+    #[test]
+    fn integrated_devices_share_memory() {
+        let info = describe(&facts("Orin"));
+        assert!(info.unified_memory && info.features.contains(&"zero-copy".to_owned()));
+        assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7");
+    }
+}

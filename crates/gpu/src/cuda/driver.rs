@@ -1,0 +1,429 @@
+//! CUDA's driver API behind types that own what they name. The only unsafe code of a program is
+//! here: addresses are made, copied and launched with nowhere else.
+
+use std::{
+    ffi::{CString, c_void},
+    sync::Arc,
+};
+
+use cudarc::driver::{
+    result::{self, DriverError},
+    sys,
+};
+
+pub(crate) use sys::CUdeviceptr as Address;
+
+type Result<T> = std::result::Result<T, DriverError>;
+
+/// What the driver says of a device.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceFacts {
+    pub(crate) name: String,
+    pub(crate) compute: (i32, i32),
+    pub(crate) memory_bytes: usize,
+    pub(crate) integrated: bool,
+    pub(crate) shared_bytes: u32,
+    /// The driver's CUDA version.
+    pub(crate) driver: (i32, i32),
+}
+
+/// Whether the driver's library can be loaded.
+pub(crate) fn library_present() -> bool {
+    // SAFETY: loads libcuda, which runs its initialisers; it is the vendor's driver.
+    unsafe { sys::is_culib_present() }
+}
+
+/// Every device, in the driver's order. Call only where [`library_present`].
+pub(crate) fn devices() -> Result<Vec<DeviceFacts>> {
+    result::init()?;
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    (0..result::device::get_count()?)
+        .map(|ordinal| {
+            let device = result::device::get(ordinal)?;
+            // SAFETY: `device` comes from the driver.
+            let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+            use sys::CUdevice_attribute as A;
+            Ok(DeviceFacts {
+                name: result::device::get_name(device)?,
+                compute: (
+                    attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                    attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+                ),
+                // SAFETY: `device` comes from the driver.
+                memory_bytes: unsafe { result::device::total_mem(device) }?,
+                integrated: attribute(A::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
+                shared_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?
+                    .cast_unsigned(),
+                driver: (version / 1000, version % 1000 / 10),
+            })
+        })
+        .collect()
+}
+
+/// A device's primary context.
+#[derive(Debug)]
+pub(crate) struct Context {
+    raw: sys::CUcontext,
+    device: sys::CUdevice,
+}
+
+// SAFETY: contexts may be used from every thread; which one is current is a thread's own matter.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Opens a device by its place in [`devices`].
+    pub(crate) fn open(ordinal: usize) -> Result<Arc<Context>> {
+        let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
+        // SAFETY: `device` comes from the driver.
+        let raw = unsafe { result::primary_ctx::retain(device) }?;
+        Ok(Arc::new(Context { raw, device }))
+    }
+
+    /// Makes it the calling thread's: every method of the other types expects that.
+    pub(crate) fn bind(&self) -> Result<()> {
+        // SAFETY: retained until `self` is dropped.
+        unsafe { result::ctx::set_current(self.raw) }
+    }
+
+    /// Waits for everything on the device.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        result::ctx::synchronize()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained in `open`, released once. A failure leaves nothing to do.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Memory of the device.
+#[derive(Debug)]
+pub(crate) struct DeviceMemory {
+    context: Arc<Context>,
+    pub(crate) address: Address,
+    pub(crate) bytes: usize,
+}
+
+impl DeviceMemory {
+    pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<DeviceMemory> {
+        // SAFETY: zeroed before anything reads it: programs wait for that when they are loaded.
+        let address = unsafe { result::malloc_sync(bytes) }?;
+        let memory = DeviceMemory { context: context.clone(), address, bytes };
+        // SAFETY: all of what was just allocated.
+        unsafe { result::memset_d8_sync(address, 0, bytes) }?;
+        Ok(memory)
+    }
+
+    /// Fills it from the start, and waits.
+    pub(crate) fn fill(&self, data: &[u8]) -> Result<()> {
+        assert!(data.len() <= self.bytes, "the data fits");
+        // SAFETY: the address has room for `data`, as was checked.
+        unsafe { result::memcpy_htod_sync(self.address, data) }
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: allocated in `new`, freed once; programs wait for the device before.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// Page-locked memory of the host, which the device sees as well.
+#[derive(Debug)]
+pub(crate) struct HostMemory {
+    context: Arc<Context>,
+    host: *mut u8,
+    /// Where the device sees it.
+    pub(crate) address: Address,
+    pub(crate) bytes: usize,
+}
+
+// SAFETY: plain memory; `read` and `write` copy through raw pointers, and a program's events keep
+// copies of the same bytes apart.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<HostMemory> {
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        // SAFETY: zeroed before anything reads it.
+        let host = unsafe { result::malloc_host(bytes, flags) }?.cast::<u8>();
+        let mut memory = HostMemory { context: context.clone(), host, address: 0, bytes };
+        // SAFETY: `host` is `bytes` long, and mapped as the flags say.
+        unsafe {
+            host.write_bytes(0, bytes);
+            sys::cuMemHostGetDevicePointer_v2(&mut memory.address, host.cast(), 0).result()?;
+        }
+        Ok(memory)
+    }
+
+    /// Copies `data` to `offset`.
+    pub(crate) fn write(&self, offset: usize, data: &[u8]) {
+        assert!(offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes), "it fits");
+        // SAFETY: in bounds, as was checked; `data` is no part of this memory, to which no slice
+        // is ever made.
+        unsafe { self.host.add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) }
+    }
+
+    /// Copies from `offset` on into `data`.
+    pub(crate) fn read(&self, offset: usize, data: &mut [u8]) {
+        assert!(offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes), "it fits");
+        // SAFETY: as in `write`.
+        unsafe { data.as_mut_ptr().copy_from_nonoverlapping(self.host.add(offset), data.len()) }
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: allocated in `new`, freed once; programs wait for the device before.
+        let _ = unsafe { result::free_host(self.host.cast()) };
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub(crate) struct Function {
+    context: Arc<Context>,
+    module: sys::CUmodule,
+    raw: sys::CUfunction,
+}
+
+// SAFETY: handles of a context, usable from every thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Function {
+    /// Loads a compiled module and its function `entry`.
+    pub(crate) fn load(context: &Arc<Context>, cubin: &[u8], entry: &str) -> Result<Function> {
+        let name = CString::new(entry).expect("names of kernels have no zero byte");
+        // SAFETY: `cubin` is a whole image, made by NVRTC; the driver copies what it needs.
+        let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }?;
+        // SAFETY: the module is loaded; should the name be missing, dropping it unloads.
+        let mut function = Function { context: context.clone(), module, raw: std::ptr::null_mut() };
+        // SAFETY: as above.
+        function.raw = unsafe { result::module::get_function(module, name) }?;
+        let registers = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        // Makes a lazy driver load it now: not while a stream is captured.
+        // SAFETY: the function exists.
+        unsafe { result::function::get_function_attribute(function.raw, registers) }?;
+        Ok(function)
+    }
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: loaded in `load`, unloaded once; graphs that use it are dropped before.
+        let _ = unsafe { result::module::unload(self.module) };
+    }
+}
+
+/// One kernel launch with its arguments.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) function: Arc<Function>,
+    pub(crate) grid: [u32; 3],
+    pub(crate) threads: [u32; 3],
+    /// The parameter block.
+    pub(crate) params: Vec<u32>,
+    /// The buffers after it.
+    pub(crate) buffers: Vec<Address>,
+}
+
+/// A queue of the device.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    context: Arc<Context>,
+    raw: sys::CUstream,
+}
+
+// SAFETY: a handle of a context, usable from every thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Stream> {
+        let raw = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        Ok(Stream { context: context.clone(), raw })
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the function's text, every buffer is alive until the kernel has
+    /// run and has the sizes that the parameters tell.
+    pub(crate) unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let [x, y, z] = launch.grid;
+        let [tx, ty, tz] = launch.threads;
+        let mut arguments: Vec<*mut c_void> = vec![launch.params.as_ptr().cast_mut().cast()];
+        arguments.extend(launch.buffers.iter().map(|b| std::ptr::from_ref(b).cast_mut().cast()));
+        let function = launch.function.raw;
+        // SAFETY: the driver copies the arguments during the call; the rest is the caller's word.
+        unsafe {
+            result::launch_kernel(function, (x, y, z), (tx, ty, tz), 0, self.raw, &mut arguments)
+        }
+    }
+
+    /// Queues a copy of the first `bytes` of `from` to the device.
+    pub(crate) fn copy_in(&self, to: Address, from: &HostMemory, bytes: usize) -> Result<()> {
+        assert!(bytes <= from.bytes, "the copy is inside");
+        // SAFETY: views were checked against their slots at load; the source is in bounds and
+        // outlives the copy, since programs wait for the device before they drop it.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.host.cast(), bytes, self.raw) }.result()
+    }
+
+    /// Queues a copy from the device to the first `bytes` of `to`.
+    pub(crate) fn copy_out(&self, to: &HostMemory, from: Address, bytes: usize) -> Result<()> {
+        assert!(bytes <= to.bytes, "the copy is inside");
+        // SAFETY: as in `copy_in`.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.host.cast(), from, bytes, self.raw) }.result()
+    }
+
+    /// Later work of this stream begins after `event`, as last recorded.
+    pub(crate) fn wait(&self, event: &Event) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are alive.
+        unsafe { result::stream::wait_event(self.raw, event.raw, flags) }
+    }
+
+    /// Waits for everything queued here.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        // SAFETY: alive.
+        unsafe { result::stream::synchronize(self.raw) }
+    }
+
+    /// Records what `queue` queues, instead of doing it.
+    pub(crate) fn capture(&self, queue: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: alive; the capture is ended below, whatever happens in between.
+        unsafe { result::stream::begin_capture(self.raw, mode) }?;
+        let queued = queue();
+        // SAFETY: begun above.
+        let graph = unsafe { result::stream::end_capture(self.raw) };
+        let graph = match (queued, graph) {
+            (Ok(()), graph) => graph?,
+            // What went wrong first says more than the capture that it spoiled.
+            (Err(error), Ok(graph)) => {
+                // SAFETY: the graph was made above and nobody has it.
+                let _ = unsafe { result::graph::destroy(graph) };
+                return Err(error);
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let flags = sys::CUgraphInstantiate_flags(0);
+        // SAFETY: the graph was made above; its kernels stay loaded as long as their launches.
+        let exec = unsafe { result::graph::instantiate(graph, flags) };
+        // SAFETY: an executable graph is independent of the one it was made from.
+        unsafe { result::graph::destroy(graph) }?;
+        let graph = Graph { context: self.context.clone(), raw: exec? };
+        // SAFETY: alive.
+        unsafe { result::graph::upload(graph.raw, self.raw) }?;
+        Ok(graph)
+    }
+
+    /// Queues a recorded graph.
+    ///
+    /// # Safety
+    /// As [`Stream::launch`], for each of its kernels.
+    pub(crate) unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: both are alive; the kernels' arguments are the caller's word.
+        unsafe { result::graph::launch(graph.raw, self.raw) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: created in `new`, destroyed once.
+        let _ = unsafe { result::stream::destroy(self.raw) };
+    }
+}
+
+/// A recorded sequence of kernels.
+#[derive(Debug)]
+pub(crate) struct Graph {
+    context: Arc<Context>,
+    raw: sys::CUgraphExec,
+}
+
+// SAFETY: a handle of a context; a program launches each graph from one thread at a time.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: instantiated in `capture`, destroyed once.
+        let _ = unsafe { result::graph::exec_destroy(self.raw) };
+    }
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+pub(crate) struct Event {
+    context: Arc<Context>,
+    raw: sys::CUevent,
+}
+
+// SAFETY: a handle of a context, usable from every thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// `timed` ones can be asked for the time between them and cost more.
+    pub(crate) fn new(context: &Arc<Context>, timed: bool) -> Result<Event> {
+        let flags = match timed {
+            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
+            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+        };
+        Ok(Event { context: context.clone(), raw: result::event::create(flags)? })
+    }
+
+    /// Sets it to the end of what `stream` has queued.
+    pub(crate) fn record(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both are alive.
+        unsafe { result::event::record(self.raw, stream.raw) }
+    }
+
+    /// Records it as part of a captured graph, each time that runs.
+    pub(crate) fn record_in_graph(&self, stream: &Stream) -> Result<()> {
+        let flags = sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: both are alive, and the event as long as the graph: `time_segment` owns both.
+        unsafe { sys::cuEventRecordWithFlags(self.raw, stream.raw, flags) }.result()
+    }
+
+    /// Waits for it; at once if it was never recorded.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        // SAFETY: alive.
+        unsafe { result::event::synchronize(self.raw) }
+    }
+
+    /// Nanoseconds from `earlier` to this one.
+    pub(crate) fn since_ns(&self, earlier: &Event) -> Result<u64> {
+        // SAFETY: both are alive, timed and recorded.
+        let ms = unsafe { result::event::elapsed(earlier.raw, self.raw) }?;
+        Ok((f64::from(ms) * 1e6) as u64)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        // SAFETY: created in `new`, destroyed once.
+        let _ = unsafe { result::event::destroy(self.raw) };
+    }
+}

@@ -1,0 +1,19 @@
+//! The CUDA backend: the operators' kernels translated from WGSL and compiled by NVRTC, segments
+//! replayed as CUDA graphs. The driver and NVRTC are loaded when asked for: the same binary starts
+//! on machines that have neither.
+
+mod backend;
+mod driver;
+mod kernels;
+mod load;
+mod nvrtc;
+mod options;
+mod program;
+mod transfer;
+mod translate;
+
+pub use backend::{CudaBackend, cuda_devices};
+pub use options::CudaOptions;
+
+#[cfg(test)]
+mod tests;

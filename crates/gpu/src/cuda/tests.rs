@@ -1,0 +1,232 @@
+//! Every kernel that the operators make, translated; and compiled where NVRTC is installed, which
+//! needs no GPU.
+
+#[cfg(target_os = "linux")]
+mod emulation;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use proptest::{prelude::*, test_runner::TestRunner};
+use sparoa_core::{
+    ir::{Shapes, passes, specialize},
+    ops::{
+        self, Dispatch, GpuCaps, Op, Operand, Operands,
+        conv::{Conv, Layout, ResidualKind, Window},
+        gemm::Linear,
+    },
+    tensor::{Tensor, TensorType},
+    zoo,
+};
+use sparoa_kernels::Activation;
+
+use super::{nvrtc::Nvrtc, translate::translate};
+
+/// Jetson Xavier, Jetson Orin, Ada, Hopper.
+const ARCHITECTURES: [(i32, i32); 4] = [(7, 2), (8, 7), (8, 9), (9, 0)];
+
+/// What the backend tells operators of a device, and its variations.
+fn all_caps() -> Vec<GpuCaps> {
+    let base = GpuCaps { workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() };
+    vec![base.clone(), GpuCaps { aligned: false, ..base.clone() }, GpuCaps { f16: true, ..base }]
+}
+
+/// Distinct kernels by their text.
+#[derive(Default)]
+struct Kernels(BTreeMap<String, Dispatch>);
+
+impl Kernels {
+    fn add(&mut self, op: &dyn Op, operands: &Operands<'_>) {
+        for kernel in all_caps().iter().filter_map(|caps| op.gpu(operands, caps)) {
+            for dispatch in kernel.dispatches {
+                self.0.insert(dispatch.source.to_string(), dispatch);
+            }
+        }
+    }
+
+    fn add_inferred(&mut self, op: &dyn Op, inputs: &[Option<Operand>]) {
+        if let Ok(outputs) = op.infer(inputs) {
+            self.add(op, &Operands { inputs, outputs: &outputs });
+        }
+    }
+}
+
+/// Those of the built-in models, as sessions optimise them.
+fn of_models() -> Kernels {
+    let mut kernels = Kernels::default();
+    for entry in zoo::list() {
+        let model = Arc::new(zoo::build(entry.name).unwrap());
+        let graph = passes::optimize(specialize(&model, &Shapes::new()).unwrap().graph);
+        for node in &graph.nodes {
+            graph.with_operands(node, |operands| kernels.add(node.op.as_ref(), operands));
+        }
+    }
+    kernels
+}
+
+/// Those of every operator's examples.
+fn of_examples() -> Kernels {
+    let mut kernels = Kernels::default();
+    for spec in ops::specs() {
+        for example in (spec.examples)() {
+            let Ok(op) = example.op(spec) else { continue };
+            let operand = |input: &Option<ops::ExampleInput>| {
+                input.as_ref().map(|input| match input.constant {
+                    true => Operand::constant(Arc::new(input.value.clone())),
+                    false => Operand::dynamic(input.value.ty().clone()),
+                })
+            };
+            let inputs: Vec<Option<Operand>> = example.inputs.iter().map(operand).collect();
+            kernels.add_inferred(op.as_ref(), &inputs);
+            if let Some(op) = op.channels_last() {
+                let inputs: Vec<_> =
+                    inputs.into_iter().map(|input| input.map(channels_last)).collect();
+                kernels.add_inferred(op.as_ref(), &inputs);
+            }
+        }
+    }
+    kernels
+}
+
+/// A run-time input with dimension 1 moved to the end; constants as they are.
+fn channels_last(input: Operand) -> Operand {
+    match input.ty.shape.as_slice() {
+        &[n, c, ref spatial @ ..] if input.constant.is_none() => {
+            let shape: Vec<usize> = [n].iter().chain(spatial).chain(&[c]).copied().collect();
+            Operand::dynamic(TensorType::new(input.ty.dtype, shape))
+        }
+        _ => input,
+    }
+}
+
+/// Those of random products and convolutions.
+fn of_samples() -> Kernels {
+    let kernels = std::cell::RefCell::new(Kernels::default());
+    let zeros = |shape: &[usize]| Tensor::zeros(TensorType::f32(shape.to_vec()));
+    let dynamic = |shape: &[usize]| Some(Operand::dynamic(TensorType::f32(shape.to_vec())));
+    let constant = |shape: &[usize]| Some(Operand::constant(Arc::new(zeros(shape))));
+    let residuals =
+        [ResidualKind::None, ResidualKind::BeforeActivation, ResidualKind::AfterActivation];
+    let activations = [
+        Activation::None,
+        Activation::Clip { min: -0.5, max: 0.75 },
+        Activation::HardSwish,
+        Activation::Gelu,
+        Activation::Elu { alpha: 0.5 },
+        Activation::Mish,
+    ];
+    let sizes = (1usize..200, 1usize..9, 1usize..200, 1usize..4, 1usize..3);
+    let config = ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() };
+    let rng = proptest::test_runner::TestRng::deterministic_rng(Default::default());
+    TestRunner::new_with_rng(config, rng)
+        .run(&(sizes, 0usize..108), |((m, k, n, kernel, stride), kind)| {
+            let (residual, activation) = (residuals[kind % 3], activations[kind / 3 % 6]);
+            let bias = (kind >= 54).then(|| constant(&[n])).flatten();
+            let op = Linear { activation, residual, ..Linear::default() };
+            let inputs = [dynamic(&[m, k]), constant(&[k, n]), bias.clone(), dynamic(&[m, n])];
+            kernels.borrow_mut().add_inferred(&op, &inputs);
+            let op = Conv {
+                window: Window::new(&[kernel, kernel], &[stride, stride], &[1, 1, 1, 1]),
+                group: [1, k][kind % 2],
+                layout: Layout::Nhwc,
+                activation,
+                ..Conv::default()
+            };
+            let n = [n, k][kind % 2];
+            let weight = constant(&[n, k / op.group, kernel, kernel]);
+            let inputs = [dynamic(&[1, 9, m.max(9), k]), weight, bias.and(constant(&[n]))];
+            kernels.borrow_mut().add_inferred(&op, &inputs);
+            Ok(())
+        })
+        .unwrap();
+    kernels.into_inner()
+}
+
+/// Compiles kernels for some architectures; every refusal.
+fn compile(nvrtc: &Nvrtc, kernels: &Kernels, architectures: &[(i32, i32)]) -> Vec<String> {
+    let work: Vec<_> = kernels
+        .0
+        .values()
+        .flat_map(|dispatch| architectures.iter().map(move |arch| (dispatch, *arch)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let refused = parking_lot::Mutex::new(Vec::new());
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some((dispatch, arch)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let kernel = translate(&dispatch.source, &dispatch.overrides).unwrap();
+                    let cubin = nvrtc.compile(&kernel.source, *arch);
+                    if let Err(error) = cubin {
+                        refused.lock().push(format!("{} for {arch:?}: {error}", dispatch.label));
+                    }
+                }
+            });
+        }
+    });
+    println!("{} kernels compiled", work.len());
+    refused.into_inner()
+}
+
+#[test]
+fn every_kernel_has_a_cuda_form() {
+    for (from, kernels, least) in [
+        ("models", of_models(), 20),
+        ("examples", of_examples(), 60),
+        ("samples", of_samples(), 20),
+    ] {
+        println!("{} kernels of {from}", kernels.0.len());
+        assert!(kernels.0.len() >= least, "{from}");
+        for dispatch in kernels.0.values() {
+            let kernel = translate(&dispatch.source, &dispatch.overrides)
+                .unwrap_or_else(|e| panic!("{}: {e}\n{}", dispatch.label, dispatch.source));
+            assert_eq!(kernel.buffers, dispatch.bindings.len(), "{}", dispatch.label);
+            let params = 4 * (8 + dispatch.params.len()).next_multiple_of(4);
+            assert_eq!(kernel.params_bytes, params, "{}", dispatch.label);
+        }
+    }
+}
+
+#[test]
+fn kernels_compile_for_every_architecture() {
+    let nvrtc = match Nvrtc::load(i32::MAX) {
+        Ok(nvrtc) => nvrtc,
+        Err(error) => {
+            println!("skipped: {error}");
+            return;
+        }
+    };
+    let (major, minor) = nvrtc.version();
+    // CUDA 13 left Volta behind, 11.8 was the first with Ada and Hopper.
+    let knows = |arch: &(i32, i32)| match arch {
+        (7, _) => major < 13,
+        (8, 9) | (9, _) => (major, minor) >= (11, 8),
+        _ => true,
+    };
+    let (known, unknown): (Vec<_>, Vec<_>) = ARCHITECTURES.into_iter().partition(knows);
+    for arch in unknown {
+        println!("skipped: NVRTC {major}.{minor} has no {arch:?}");
+    }
+    let mut refused = compile(&nvrtc, &of_models(), &known);
+    // The rest once, for the board that matters most.
+    let rest = Kernels(of_examples().0.into_iter().chain(of_samples().0).collect());
+    refused.extend(compile(&nvrtc, &rest, &[(8, 7)]));
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
+
+#[test]
+fn the_compilers_words_are_in_the_error() {
+    let Ok(nvrtc) = Nvrtc::load(i32::MAX) else {
+        println!("skipped: no NVRTC");
+        return;
+    };
+    let error = nvrtc.compile("extern \"C\" __global__ void f() { undeclared(); }", (8, 7));
+    assert!(error.unwrap_err().contains("undeclared"));
+}

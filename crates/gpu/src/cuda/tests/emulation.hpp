@@ -1,0 +1,95 @@
+// Runs translated kernels on the CPU. The threads of a block are fibres: each runs until a barrier,
+// where the next one takes its turn.
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+
+struct Index { unsigned x, y, z; };
+static Index threadIdx, blockIdx;
+
+static float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+static float __int_as_float(int bits) { float v; memcpy(&v, &bits, 4); return v; }
+static int __float2int_rz(float v) { return v != v ? 0 : v >= 2147483647.0f ? 2147483647 : v <= -2147483648.0f ? -2147483647 - 1 : (int)v; }
+static unsigned __float2uint_rz(float v) { return !(v > 0.0f) ? 0u : v >= 4294967295.0f ? 4294967295u : (unsigned)v; }
+template <class T> static T __shfl_sync(unsigned, T v, unsigned) { abort(); return v; }
+
+struct Fibre {
+    ucontext_t context;
+    Index thread;
+    bool done = false;
+    std::unique_ptr<char[]> stack;
+};
+static ucontext_t scheduler;
+static Fibre* current;
+static const std::function<void()>* kernel_of_block;
+
+static void enter() {
+    (*kernel_of_block)();
+    current->done = true;
+    swapcontext(&current->context, &scheduler);
+}
+
+static void __syncthreads() { swapcontext(&current->context, &scheduler); }
+
+static void run_block(const Index& threads, const std::function<void()>& kernel) {
+    const size_t stack = 256 << 10;
+    static std::vector<Fibre> fibres;
+    kernel_of_block = &kernel;
+    fibres.resize(threads.x * threads.y * threads.z);
+    size_t i = 0;
+    for (unsigned z = 0; z < threads.z; z++)
+        for (unsigned y = 0; y < threads.y; y++)
+            for (unsigned x = 0; x < threads.x; x++) {
+                Fibre& fibre = fibres[i++];
+                fibre.thread = {x, y, z};
+                fibre.done = false;
+                if (!fibre.stack) fibre.stack.reset(new char[stack]);
+                getcontext(&fibre.context);
+                fibre.context.uc_stack.ss_sp = fibre.stack.get();
+                fibre.context.uc_stack.ss_size = stack;
+                makecontext(&fibre.context, enter, 0);
+            }
+    for (bool alive = true; alive;) {
+        alive = false;
+        // Backwards, so that a missing barrier shows: nothing that a later thread needs of an
+        // earlier one is there yet.
+        for (size_t f = fibres.size(); f-- > 0;) {
+            if (fibres[f].done) continue;
+            current = &fibres[f];
+            threadIdx = current->thread;
+            swapcontext(&scheduler, &current->context);
+            alive |= !current->done;
+        }
+    }
+}
+
+template <class P, class... B, size_t... I>
+static void run_with(void (*kernel)(P, B...), std::index_sequence<I...>, const unsigned* grid,
+                     const unsigned* threads, const void* params, void** buffers) {
+    const std::function<void()> call = [&] {
+        kernel(*(const std::remove_const_t<P>*)params, (B)buffers[I]...);
+    };
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
+                run_block({threads[0], threads[1], threads[2]}, call);
+            }
+}
+
+template <class P, class... B>
+static void run(void (*kernel)(P, B...), const unsigned* grid, const unsigned* threads,
+                const void* params, void** buffers) {
+    run_with(kernel, std::index_sequence_for<B...>(), grid, threads, params, buffers);
+}

@@ -1,0 +1,262 @@
+//! Translated kernels against the CPU's, without a GPU: a C++ compiler of the host builds them
+//! together with `emulation.hpp`, which takes the place of CUDA. What is bound
+//! to them is bound as for a device.
+
+use std::{
+    cell::RefCell, collections::BTreeMap, ffi::c_void, fmt::Write, fs, process::Command, sync::Arc,
+};
+
+use libloading::Library;
+use sparoa_core::{
+    backend::{Arg, BackendError, TaskSpec, View},
+    ops::{self, GpuCaps, GpuConstant, Op, evaluate},
+    tensor::{DType, Tensor, TensorType},
+};
+use sparoa_kernels::Pool;
+
+use super::{super::translate, all_caps};
+use crate::{
+    bind::{Binder, Bindings, Bound},
+    residency::{Residency, Resident},
+};
+
+/// Memory as aligned as a device's.
+type Memory = Vec<u128>;
+
+fn memory(lead: usize, bytes: &[u8]) -> Memory {
+    let mut memory = vec![0u128; (lead + bytes.len()).div_ceil(16) + 1];
+    bytemuck::cast_slice_mut(&mut memory)[lead..lead + bytes.len()].copy_from_slice(bytes);
+    memory
+}
+
+/// An operator on values, bound, with what the CPU makes of them.
+struct Case {
+    name: String,
+    bound: Vec<Bindings<Memory>>,
+    slots: Vec<Memory>,
+    temps: Vec<usize>,
+    expected: Vec<(View, Tensor)>,
+    half: bool,
+}
+
+impl Case {
+    /// `None` where the operator has no GPU kernel for this. Run-time values lie `lead` bytes into
+    /// their slots.
+    fn new(
+        name: String,
+        op: &Arc<dyn Op>,
+        inputs: &[(Option<Tensor>, bool)],
+        caps: &GpuCaps,
+        lead: usize,
+    ) -> Option<Case> {
+        let values: Vec<Option<&Tensor>> = inputs.iter().map(|(v, _)| v.as_ref()).collect();
+        let mut slots = Vec::new();
+        let mut slot = |bytes: &[u8]| {
+            slots.push(memory(lead, bytes));
+            View { slot: slots.len() - 1, offset: lead, bytes: bytes.len() }
+        };
+        let arg = |(value, constant): &(Option<Tensor>, bool)| {
+            value.as_ref().map(|value| match constant {
+                true => Arg::Constant(Arc::new(value.clone())),
+                false => Arg::Slot(slot(value.bytes()), value.ty().clone()),
+            })
+        };
+        let args: Vec<Option<Arg>> = inputs.iter().map(arg).collect();
+        // Only what the GPU supports is worth the CPU's time.
+        let operands: Vec<Option<ops::Operand>> = args
+            .iter()
+            .map(|arg| {
+                arg.as_ref().map(|arg| match arg {
+                    Arg::Constant(value) => ops::Operand::constant(value.clone()),
+                    Arg::Slot(_, ty) => ops::Operand::dynamic(ty.clone()),
+                })
+            })
+            .collect();
+        let types = op.infer(&operands).ok()?;
+        op.gpu(&ops::Operands { inputs: &operands, outputs: &types }, caps)?;
+        let expected = evaluate(op.as_ref(), &values, &Pool::new(1)).ok()?;
+        let outputs: Vec<(View, TensorType)> =
+            types.into_iter().map(|ty| (slot(Tensor::zeros(ty.clone()).bytes()), ty)).collect();
+        let expected = outputs.iter().map(|(view, _)| *view).zip(expected).collect();
+        let residency = Residency::<Memory>::default();
+        let resident = |constant: &GpuConstant| {
+            residency.get(constant, |tensor| {
+                let buffer = memory(0, tensor.bytes());
+                Ok::<_, BackendError>(Resident { bytes: buffer.len() * 16, buffer })
+            })
+        };
+        let binder = Binder { caps, lead: &|_| 0, resident: &resident };
+        let task = TaskSpec { name: name.clone(), op: op.clone(), inputs: args, outputs };
+        let mut temps = Vec::new();
+        // Refused is what the device's limits do not admit.
+        let bound = binder.bind(&task, &mut temps).ok()?;
+        Some(Case { name, bound, slots, temps, expected, half: caps.f16 })
+    }
+
+    /// Runs the kernels and compares.
+    fn check(&mut self, emulator: &Emulator) {
+        let mut temps: Vec<Memory> = self.temps.iter().map(|b| memory(0, &vec![0; *b])).collect();
+        for bindings in &self.bound {
+            let mut buffers: Vec<*mut c_void> = Vec::new();
+            for bound in &bindings.buffers {
+                buffers.push(match bound {
+                    Bound::Slot(view) => {
+                        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.slots[view.slot]);
+                        bytes[view.offset..].as_mut_ptr().cast()
+                    }
+                    Bound::Resident(resident) => resident.buffer.as_ptr().cast_mut().cast(),
+                    Bound::Temp(i) => temps[*i].as_mut_ptr().cast(),
+                });
+            }
+            emulator.run(bindings, &mut buffers);
+        }
+        for (view, expected) in &self.expected {
+            let bytes: &[u8] = bytemuck::cast_slice(&self.slots[view.slot]);
+            let mut got = Tensor::zeros(expected.ty().clone());
+            got.bytes_mut().copy_from_slice(&bytes[view.offset..view.offset + view.bytes]);
+            self.compare(expected, &got);
+        }
+    }
+
+    fn compare(&self, expected: &Tensor, got: &Tensor) {
+        if expected.dtype() != DType::F32 {
+            assert_eq!(expected.bytes(), got.bytes(), "{}", self.name);
+            return;
+        }
+        let (e, g) = (expected.as_slice::<f32>().unwrap(), got.as_slice::<f32>().unwrap());
+        let scale = e.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
+        // Weights of 16 bits have 11 of them for the fraction.
+        let share = if self.half { 2e-3 } else { 2e-5 };
+        for (i, (e, g)) in e.iter().zip(g).enumerate() {
+            let same = e == g || (e.is_nan() && g.is_nan());
+            let close = (e - g).abs() <= share * scale + 10.0 * share * e.abs();
+            assert!(same || close, "{}: element {i} is {g}, expected {e}", self.name);
+        }
+    }
+}
+
+/// The kernels as a library of the host.
+struct Emulator {
+    library: Library,
+    /// By WGSL: the number in the function's name, and the threads of a block.
+    kernels: BTreeMap<String, (usize, [u32; 3])>,
+    _folder: tempfile::TempDir,
+}
+
+impl Emulator {
+    /// `None` where there is no compiler.
+    fn build(cases: &[Case]) -> Option<Emulator> {
+        let compiler = ["c++", "g++", "clang++"].into_iter().find(|name| {
+            Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success())
+        })?;
+        let conversion = "asm(\"cvt.f32.f16 %0, %1;\" : \"=f\"(r) : \"h\"(v.bits));";
+        assert!(translate::PRELUDE.contains(conversion), "the device's conversion is replaced");
+        let mut text = include_str!("emulation.hpp").to_owned();
+        text += &translate::PRELUDE
+            .replace(conversion, "_Float16 h; __builtin_memcpy(&h, &v, sizeof h); r = (f32)h;");
+        let mut kernels = BTreeMap::new();
+        for bindings in cases.iter().flat_map(|case| &case.bound) {
+            let dispatch = &bindings.dispatch;
+            if kernels.contains_key(dispatch.source.as_ref()) {
+                continue;
+            }
+            let kernel = translate::translate(&dispatch.source, &dispatch.overrides).unwrap();
+            let number = kernels.len();
+            let body = kernel.source.strip_prefix(translate::PRELUDE).unwrap();
+            let body = body.replace("extern \"C\" ", "static ");
+            write!(
+                text,
+                "namespace k{number} {{\n{body}\nextern \"C\" void run_{number}(const unsigned* \
+                 grid, const unsigned* threads, const void* params, void** buffers) {{\n    \
+                 run({}, grid, threads, params, buffers);\n}}\n}}\n",
+                translate::ENTRY
+            )
+            .unwrap();
+            kernels.insert(dispatch.source.to_string(), (number, kernel.threads));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (source, binary) =
+            (folder.path().join("kernels.cpp"), folder.path().join("kernels.so"));
+        fs::write(&source, text).unwrap();
+        let built = Command::new(compiler)
+            .args(["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o"])
+            .args([&binary, &source])
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        // SAFETY: the library was just built from the text above and has no initialisers but the
+        // C++ library's.
+        let library = unsafe { Library::new(&binary) }.unwrap();
+        Some(Emulator { library, kernels, _folder: folder })
+    }
+
+    fn run(&self, bindings: &Bindings<Memory>, buffers: &mut [*mut c_void]) {
+        type Run = unsafe extern "C" fn(*const u32, *const u32, *const c_void, *mut *mut c_void);
+        let (number, threads) = &self.kernels[bindings.dispatch.source.as_ref()];
+        // As aligned as the kernel's structure.
+        let params = memory(0, bytemuck::cast_slice(&bindings.params));
+        // SAFETY: the function has this type; parameters and buffers are what a device would get,
+        // of the sizes that the operator asked for.
+        unsafe {
+            let run = self.library.get::<Run>(format!("run_{number}\0").as_bytes()).unwrap();
+            let grid = bindings.dispatch.grid;
+            run(grid.as_ptr(), threads.as_ptr(), params.as_ptr().cast(), buffers.as_mut_ptr());
+        }
+    }
+}
+
+/// The value in the shape that a channels-last operator takes; which element is where does not
+/// matter here, since the reference gets the same.
+fn channels_last(value: &Tensor) -> Tensor {
+    match (value.as_slice::<f32>(), value.shape()) {
+        (Some(data), &[n, c, ref spatial @ ..]) => {
+            let shape: Vec<usize> = [n].iter().chain(spatial).chain(&[c]).copied().collect();
+            Tensor::from_slice(shape, data)
+        }
+        _ => value.clone(),
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let cases = RefCell::new(Vec::new());
+    for spec in ops::specs() {
+        for example in (spec.examples)() {
+            let Ok(op) = example.op(spec) else { continue };
+            let given = example.inputs.iter().map(|input| match input {
+                Some(input) => (Some(input.value.clone()), input.constant),
+                None => (None, false),
+            });
+            let given: Vec<(Option<Tensor>, bool)> = given.collect();
+            let add = |op: &Arc<dyn Op>, inputs: &[(Option<Tensor>, bool)]| {
+                for (caps, lead) in all_caps().iter().flat_map(|c| [(c, 0), (c, 4)]) {
+                    let f16 = if caps.f16 { ", f16" } else { "" };
+                    let name = format!("{} ({}{f16}, {lead})", spec.name, example.name);
+                    cases.borrow_mut().extend(Case::new(name, op, inputs, caps, lead));
+                }
+            };
+            if let Some(op) = op.channels_last() {
+                let moved = given.iter().map(|(value, constant)| match constant {
+                    true => (value.clone(), true),
+                    false => (value.as_ref().map(channels_last), false),
+                });
+                add(&op, &moved.collect::<Vec<_>>());
+            }
+            add(&op, &given);
+        }
+    }
+    cases.into_inner()
+}
+
+#[test]
+fn examples_equal_the_cpu() {
+    let mut cases = cases();
+    assert!(cases.len() > 200, "{} cases", cases.len());
+    let Some(emulator) = Emulator::build(&cases) else {
+        println!("skipped: no C++ compiler");
+        return;
+    };
+    println!("{} cases of {} kernels", cases.len(), emulator.kernels.len());
+    for case in &mut cases {
+        case.check(&emulator);
+    }
+}

@@ -1,0 +1,264 @@
+//! Copies between host and device. A *staged* copy goes through page-locked memory of its own, on
+//! a stream for its direction: an upload waits for the segments that used its bytes and the next
+//! launch waits for it; a download follows the segment that produces the value, unless many do. A
+//! *direct* one reads or writes the slot itself, which then is memory of the host that the device
+//! sees: for integrated GPUs, whose memory it is anyway.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarc::driver::DriverError;
+use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
+
+use super::{
+    backend::Shared,
+    driver::{Address, DeviceMemory, Event, HostMemory, Stream},
+};
+use crate::{
+    copies::{Plan, check_length, no_such, overlap},
+    residency::padded,
+};
+
+/// The copies of one program, and the slots they go to.
+pub(crate) struct Transfers {
+    slots: Vec<Slot>,
+    uploads: Vec<Upload>,
+    downloads: Vec<Download>,
+    inward: Stream,
+    outward: Stream,
+    /// Set when an upload is queued that no launch waits for yet.
+    pending: AtomicBool,
+    /// The end of the last upload.
+    uploaded: Event,
+    /// The end of each segment's last launch.
+    launched: Vec<Event>,
+    /// Downloads that follow each segment.
+    eager: Vec<Vec<usize>>,
+}
+
+enum Slot {
+    Device(DeviceMemory),
+    Host(HostMemory),
+}
+
+struct Upload {
+    view: View,
+    /// `None`: direct.
+    staging: Option<HostMemory>,
+    copied: Event,
+    /// Segments that read or write these bytes.
+    after: Vec<usize>,
+}
+
+struct Download {
+    view: View,
+    /// `None`: direct.
+    staging: Option<HostMemory>,
+    copied: Event,
+    /// Segments that write these bytes.
+    after: Vec<usize>,
+    /// Whether uploads do.
+    uploaded: bool,
+    eager: bool,
+}
+
+/// Segments of which a task's views, as `views` lists them, overlap `copy`.
+fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
+    let touches = |task: usize| {
+        let task = &spec.tasks[task];
+        let read = task
+            .inputs
+            .iter()
+            .flatten()
+            .any(|arg| matches!(arg, Arg::Slot(view, _) if reads && overlap(view, copy)));
+        read || task.outputs.iter().any(|(view, _)| overlap(view, copy))
+    };
+    let segments = spec.segments.iter().enumerate();
+    segments.filter(|(_, tasks)| (*tasks).clone().any(touches)).map(|(i, _)| i).collect()
+}
+
+impl Transfers {
+    /// Decides every copy's path and makes slots and staging memory.
+    pub(crate) fn new(shared: &Shared, spec: &ProgramSpec) -> Result<Transfers, BackendError> {
+        let plan = Plan::new(spec, shared.direct);
+        let context = &shared.context;
+        let directs = spec.uploads.iter().zip(&plan.direct_uploads);
+        let directs = directs.chain(spec.downloads.iter().zip(&plan.direct_downloads));
+        let direct: Vec<usize> =
+            directs.filter(|(_, direct)| **direct).map(|(view, _)| view.slot).collect();
+        let mut slots = Vec::with_capacity(spec.slots.len());
+        for (i, &bytes) in spec.slots.iter().enumerate() {
+            slots.push(shared.run("activations", || match direct.contains(&i) {
+                true => HostMemory::new(context, padded(bytes)).map(Slot::Host),
+                false => DeviceMemory::new(context, padded(bytes)).map(Slot::Device),
+            })?);
+        }
+        let event = || shared.run("an event", || Event::new(context, false));
+        let staging = |view: &View, direct: bool| match direct {
+            true => Ok(None),
+            false => {
+                shared.run("staging", || HostMemory::new(context, padded(view.bytes))).map(Some)
+            }
+        };
+        let mut uploads = Vec::with_capacity(spec.uploads.len());
+        for (view, &direct) in spec.uploads.iter().zip(&plan.direct_uploads) {
+            uploads.push(Upload {
+                view: *view,
+                staging: staging(view, direct)?,
+                copied: event()?,
+                after: segments(spec, view, true),
+            });
+        }
+        let mut downloads = Vec::with_capacity(spec.downloads.len());
+        let mut eager = vec![Vec::new(); spec.segments.len()];
+        for (i, view) in spec.downloads.iter().enumerate() {
+            for &segment in &plan.eager_after[i] {
+                eager[segment].push(i);
+            }
+            downloads.push(Download {
+                view: *view,
+                staging: staging(view, plan.direct_downloads[i])?,
+                copied: event()?,
+                after: segments(spec, view, false),
+                uploaded: spec.uploads.iter().any(|upload| overlap(upload, view)),
+                eager: !plan.eager_after[i].is_empty(),
+            });
+        }
+        Ok(Transfers {
+            slots,
+            uploads,
+            downloads,
+            inward: shared.run("a stream", || Stream::new(context))?,
+            outward: shared.run("a stream", || Stream::new(context))?,
+            pending: AtomicBool::new(false),
+            uploaded: event()?,
+            launched: spec.segments.iter().map(|_| event()).collect::<Result<_, _>>()?,
+            eager,
+        })
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        let slots = self.slots.iter().map(|slot| match slot {
+            Slot::Device(memory) => memory.bytes,
+            Slot::Host(memory) => memory.bytes,
+        });
+        let up = self.uploads.iter().filter_map(|u| u.staging.as_ref());
+        let down = self.downloads.iter().filter_map(|d| d.staging.as_ref());
+        slots.chain(up.chain(down).map(|memory| memory.bytes)).sum()
+    }
+
+    /// Where the device finds a view's first byte.
+    pub(crate) fn address(&self, view: &View) -> Address {
+        let start = match &self.slots[view.slot] {
+            Slot::Device(memory) => memory.address,
+            Slot::Host(memory) => memory.address,
+        };
+        start + view.offset as Address
+    }
+
+    /// Makes the launch that follows wait for the uploads so far.
+    pub(crate) fn before_launch(&self, stream: &Stream) -> Result<(), DriverError> {
+        if self.pending.swap(false, Ordering::AcqRel) {
+            stream.wait(&self.uploaded)?;
+        }
+        Ok(())
+    }
+
+    /// Notes a launch of `segment` and queues the downloads that follow it.
+    pub(crate) fn after_launch(&self, segment: usize, stream: &Stream) -> Result<(), DriverError> {
+        let launched = &self.launched[segment];
+        launched.record(stream)?;
+        for &copy in &self.eager[segment] {
+            self.outward.wait(launched)?;
+            self.queue(&self.downloads[copy])?;
+        }
+        Ok(())
+    }
+
+    /// Queues a staged download.
+    fn queue(&self, download: &Download) -> Result<(), DriverError> {
+        let Download { view, staging, copied, .. } = download;
+        let Some(staging) = staging else { return Ok(()) };
+        self.outward.copy_out(staging, self.address(view), view.bytes)?;
+        copied.record(&self.outward)
+    }
+
+    /// See [`sparoa_core::backend::Program::upload`].
+    pub(crate) fn upload(
+        &self,
+        shared: &Shared,
+        copy: usize,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        let upload = self.uploads.get(copy).ok_or_else(|| no_such("upload", copy))?;
+        let Upload { view, staging, copied, after } = upload;
+        check_length("upload", copy, view, bytes.len())?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        shared.run("upload", || {
+            let users = after.iter().map(|&segment| &self.launched[segment]);
+            match (staging, &self.slots[view.slot]) {
+                (Some(staging), _) => {
+                    // The copy before may still be reading.
+                    copied.synchronize()?;
+                    staging.write(0, bytes);
+                    for event in users {
+                        self.inward.wait(event)?;
+                    }
+                    self.inward.copy_in(self.address(view), staging, bytes.len())?;
+                    copied.record(&self.inward)?;
+                    self.uploaded.record(&self.inward)?;
+                    self.pending.store(true, Ordering::Release);
+                }
+                (None, Slot::Host(slot)) => {
+                    for event in users {
+                        event.synchronize()?;
+                    }
+                    slot.write(view.offset, bytes);
+                }
+                (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
+            }
+            Ok(())
+        })
+    }
+
+    /// See [`sparoa_core::backend::Program::download`].
+    pub(crate) fn download(
+        &self,
+        shared: &Shared,
+        copy: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), BackendError> {
+        let download = self.downloads.get(copy).ok_or_else(|| no_such("download", copy))?;
+        let Download { view, staging, copied, after, uploaded, eager } = download;
+        check_length("download", copy, view, bytes.len())?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        shared.run("download", || {
+            let writers = after.iter().map(|&segment| &self.launched[segment]);
+            let writers = writers.chain(uploaded.then_some(&self.uploaded));
+            match (staging, &self.slots[view.slot]) {
+                (Some(staging), _) => {
+                    if !eager {
+                        for event in writers {
+                            self.outward.wait(event)?;
+                        }
+                        self.queue(download)?;
+                    }
+                    copied.synchronize()?;
+                    staging.read(0, bytes);
+                }
+                (None, Slot::Host(slot)) => {
+                    for event in writers {
+                        event.synchronize()?;
+                    }
+                    slot.read(view.offset, bytes);
+                }
+                (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,352 @@
+//! From a kernel's WGSL to CUDA C++: naga parses and validates, this prints its IR. Covered is what
+//! the operators' kernels use; anything else is an error that names it, never other code.
+//!
+//! The uniform block becomes the kernel's first parameter, by value; storage buffers are pointers
+//! in the order of their bindings. Helper functions get all of them and are inlined.
+
+mod expressions;
+mod statements;
+mod types;
+
+use std::fmt::Write;
+
+use naga::{
+    AddressSpace, ArraySize, BuiltIn, Expression, Function, GlobalVariable, Handle, Module,
+    ShaderStage, StorageAccess, TypeInner,
+    valid::{Capabilities, FunctionInfo, ModuleInfo, ValidationFlags, Validator},
+};
+
+use expressions::{constant, literal_of};
+use statements::Writer;
+use types::{layout, type_name};
+
+/// What stands in front of every translated kernel.
+pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
+/// Name of the kernel's function in the translated text.
+pub(crate) const ENTRY: &str = "sparoa_main";
+
+/// A translated kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    /// CUDA C++.
+    pub(crate) source: String,
+    /// Threads per block.
+    pub(crate) threads: [u32; 3],
+    /// Pointer parameters after the parameter block.
+    pub(crate) buffers: usize,
+    /// Bytes of the parameter block.
+    pub(crate) params_bytes: usize,
+}
+
+/// Why a kernel has no CUDA form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TranslateError {
+    /// The text is not WGSL.
+    #[error("not WGSL: {0}")]
+    Parse(String),
+    /// The text is WGSL without meaning.
+    #[error("invalid WGSL: {0}")]
+    Invalid(String),
+    /// A construct that is not translated.
+    #[error("no CUDA form of {0}")]
+    Unsupported(String),
+}
+
+type Result<T> = std::result::Result<T, TranslateError>;
+
+fn unsupported<T>(construct: impl Into<String>) -> Result<T> {
+    Err(TranslateError::Unsupported(construct.into()))
+}
+
+/// A name from WGSL as the end of a C++ one; the handle's index before it makes it unique.
+fn suffix(name: Option<&str>) -> String {
+    let name = name.unwrap_or_default();
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+/// Translates the entry point `main` of `source`.
+///
+/// # Errors
+/// See [`TranslateError`].
+pub(crate) fn translate(source: &str, overrides: &[(&str, f64)]) -> Result<Kernel> {
+    let module = naga::front::wgsl::parse_str(source)
+        .map_err(|e| TranslateError::Parse(e.emit_to_string(source)))?;
+    let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .map_err(|e| TranslateError::Invalid(e.emit_to_string(source)))?;
+    Printer { module: &module, info: &info, out: PRELUDE.to_owned() }.kernel(overrides)
+}
+
+struct Printer<'a> {
+    module: &'a Module,
+    info: &'a ModuleInfo,
+    out: String,
+}
+
+/// Names the parameters that every function gets.
+struct Globals {
+    /// `const Params& p, f32* x`.
+    declared: String,
+    /// `p, x`.
+    passed: String,
+    buffers: usize,
+    params_bytes: usize,
+}
+
+impl Printer<'_> {
+    fn kernel(mut self, overrides: &[(&str, f64)]) -> Result<Kernel> {
+        let module = self.module;
+        let [entry] = module.entry_points.as_slice() else {
+            return unsupported("a module without exactly one entry point");
+        };
+        if entry.stage != ShaderStage::Compute || entry.workgroup_size_overrides.is_some() {
+            return unsupported("an entry point that is not a compute shader of fixed size");
+        }
+        self.overrides(overrides)?;
+        self.structs()?;
+        let globals = self.globals()?;
+        let threads: u32 = entry.workgroup_size.iter().product();
+        for (handle, function) in module.functions.iter() {
+            self.function(handle, function, &globals, threads)?;
+        }
+        let [x, y, _] = entry.workgroup_size;
+        self.line(&format!(
+            "extern \"C\" __global__ void __launch_bounds__({threads}) {ENTRY}({}) {{",
+            globals.declared.replace("& params", " params")
+        ));
+        for (i, argument) in entry.function.arguments.iter().enumerate() {
+            let index = format!("threadIdx.x + {x}u * (threadIdx.y + {y}u * threadIdx.z)");
+            let value = match &argument.binding {
+                Some(naga::Binding::BuiltIn(BuiltIn::WorkGroupId)) => {
+                    "{blockIdx.x, blockIdx.y, blockIdx.z}".to_owned()
+                }
+                Some(naga::Binding::BuiltIn(BuiltIn::LocalInvocationId)) => {
+                    "{threadIdx.x, threadIdx.y, threadIdx.z}".to_owned()
+                }
+                Some(naga::Binding::BuiltIn(BuiltIn::LocalInvocationIndex)) => index,
+                Some(naga::Binding::BuiltIn(BuiltIn::SubgroupInvocationId)) => {
+                    format!("({index}) % 32u")
+                }
+                other => return unsupported(format!("the entry point's argument {other:?}")),
+            };
+            let ty = type_name(module, &module.types[argument.ty].inner)?;
+            self.line(&format!("    const {ty} a{i} = {value};"));
+        }
+        let info = self.info.get_entry_point(0);
+        self.body(&entry.function, info, &globals, threads)?;
+        self.line("}");
+        Ok(Kernel {
+            source: self.out,
+            threads: entry.workgroup_size,
+            buffers: globals.buffers,
+            params_bytes: globals.params_bytes,
+        })
+    }
+
+    fn line(&mut self, text: &str) {
+        self.out.push_str(text);
+        self.out.push('\n');
+    }
+
+    fn overrides(&mut self, values: &[(&str, f64)]) -> Result<()> {
+        let module = self.module;
+        for (name, _) in values {
+            if !module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(*name)) {
+                return Err(TranslateError::Invalid(format!("there is no override {name}")));
+            }
+        }
+        for (handle, declared) in module.overrides.iter() {
+            let name = declared.name.as_deref().unwrap_or_default();
+            let inner = &module.types[declared.ty].inner;
+            let given = values.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+            let value = match (given, declared.init) {
+                (Some(value), _) => literal_of(inner, value)?,
+                (None, Some(init)) => constant(module, init)?,
+                (None, None) => {
+                    return Err(TranslateError::Invalid(format!("override {name} has no value")));
+                }
+            };
+            let ty = type_name(module, inner)?;
+            self.line(&format!("static constexpr {ty} o{} = {value};", handle.index()));
+        }
+        Ok(())
+    }
+
+    /// Structs, whose members lie in C++ where WGSL has them.
+    fn structs(&mut self) -> Result<()> {
+        let module = self.module;
+        for (handle, ty) in module.types.iter() {
+            let TypeInner::Struct { members, span } = &ty.inner else { continue };
+            let name = format!("S{}{}", handle.index(), suffix(ty.name.as_deref()));
+            let mut fields = String::new();
+            let mut end = 0u32;
+            for (i, member) in members.iter().enumerate() {
+                let field = format!("m{i}{}", suffix(member.name.as_deref()));
+                let inner = &module.types[member.ty].inner;
+                let declared = match inner {
+                    TypeInner::Array { base, size: ArraySize::Constant(n), .. } => {
+                        let base = type_name(module, &module.types[*base].inner)?;
+                        format!("{base} {field}[{n}]")
+                    }
+                    inner => format!("{} {field}", type_name(module, inner)?),
+                };
+                let (size, align) = layout(module, inner)?;
+                if end.next_multiple_of(align) != member.offset {
+                    return unsupported(format!("a struct with a gap before {field}"));
+                }
+                end = member.offset + size;
+                write!(fields, " {declared};").expect("writing to a string");
+            }
+            self.line(&format!("struct alignas(16) {name} {{{fields} }};"));
+            self.line(&format!("static_assert(sizeof({name}) == {span}, \"layout\");"));
+        }
+        Ok(())
+    }
+
+    fn globals(&mut self) -> Result<Globals> {
+        let module = self.module;
+        let mut params = None;
+        let mut buffers = Vec::new();
+        for (handle, global) in module.global_variables.iter() {
+            match global.space {
+                AddressSpace::Uniform => {
+                    if params.replace((handle, global)).is_some() {
+                        return unsupported("a second uniform block");
+                    }
+                }
+                AddressSpace::Storage { access } => {
+                    let binding = global.binding.ok_or_else(|| {
+                        TranslateError::Invalid("a buffer has no binding".to_owned())
+                    })?;
+                    buffers.push((binding.binding, handle, self.pointer(global, access)?));
+                }
+                AddressSpace::WorkGroup => self.shared(handle, global)?,
+                other => return unsupported(format!("address space {other:?}")),
+            }
+        }
+        buffers.sort_by_key(|(binding, ..)| *binding);
+        let Some((params, block)) = params else {
+            return unsupported("a kernel without a uniform block");
+        };
+        let TypeInner::Struct { span, .. } = &module.types[block.ty].inner else {
+            return unsupported("a uniform that is no block");
+        };
+        // Its name is fixed by `Writer::pointer`.
+        debug_assert_eq!(global_name(module, params), "params");
+        let block_type = type_name_of(module, block)?;
+        let mut globals = Globals {
+            declared: format!("const {block_type}& params"),
+            passed: "params".to_owned(),
+            buffers: buffers.len(),
+            params_bytes: *span as usize,
+        };
+        for (_, handle, pointer) in buffers {
+            let name = global_name(module, handle);
+            write!(globals.declared, ", {pointer} {name}").expect("writing to a string");
+            write!(globals.passed, ", {name}").expect("writing to a string");
+        }
+        Ok(globals)
+    }
+
+    /// The type of a storage buffer's pointer. Only constants are promised not to be written.
+    fn pointer(&self, global: &GlobalVariable, access: StorageAccess) -> Result<String> {
+        let module = self.module;
+        let TypeInner::Array { base, size: ArraySize::Dynamic, .. } = module.types[global.ty].inner
+        else {
+            return unsupported("a storage buffer that is no runtime-sized array");
+        };
+        let element = type_name(module, &module.types[base].inner)?;
+        Ok(match access.contains(StorageAccess::STORE) {
+            true => format!("{element}*"),
+            false => format!("const {element}* __restrict__"),
+        })
+    }
+
+    fn shared(&mut self, handle: Handle<GlobalVariable>, global: &GlobalVariable) -> Result<()> {
+        let module = self.module;
+        let TypeInner::Array { base, size, .. } = module.types[global.ty].inner else {
+            return unsupported("workgroup memory that is no array");
+        };
+        let length = match size {
+            ArraySize::Constant(length) => length.to_string(),
+            ArraySize::Pending(handle) => format!("o{}", handle.index()),
+            ArraySize::Dynamic => return unsupported("workgroup memory of dynamic size"),
+        };
+        let element = type_name(module, &module.types[base].inner)?;
+        let name = global_name(module, handle);
+        self.line(&format!("static __shared__ {element} {name}[{length}];"));
+        Ok(())
+    }
+
+    fn function(
+        &mut self,
+        handle: Handle<Function>,
+        function: &Function,
+        globals: &Globals,
+        threads: u32,
+    ) -> Result<()> {
+        let module = self.module;
+        let result = match &function.result {
+            Some(result) => type_name(module, &module.types[result.ty].inner)?,
+            None => "void".to_owned(),
+        };
+        let mut arguments = globals.declared.clone();
+        for (i, argument) in function.arguments.iter().enumerate() {
+            let ty = type_name(module, &module.types[argument.ty].inner)?;
+            write!(arguments, ", const {ty} a{i}").expect("writing to a string");
+        }
+        let name = function_name(module, handle);
+        self.line(&format!("FN {result} {name}({arguments}) {{"));
+        let info = &self.info[handle];
+        self.body(function, info, globals, threads)?;
+        self.line("}");
+        Ok(())
+    }
+
+    fn body(
+        &mut self,
+        function: &Function,
+        info: &FunctionInfo,
+        globals: &Globals,
+        threads: u32,
+    ) -> Result<()> {
+        let mut writer = Writer::new(self.module, function, info, &globals.passed, threads);
+        writer.function()?;
+        self.out.push_str(&writer.finish());
+        Ok(())
+    }
+}
+
+fn type_name_of(module: &Module, global: &GlobalVariable) -> Result<String> {
+    let ty = &module.types[global.ty];
+    match ty.inner {
+        TypeInner::Struct { .. } => {
+            Ok(format!("S{}{}", global.ty.index(), suffix(ty.name.as_deref())))
+        }
+        ref inner => type_name(module, inner),
+    }
+}
+
+/// The C++ name of a global.
+fn global_name(module: &Module, handle: Handle<GlobalVariable>) -> String {
+    let global = &module.global_variables[handle];
+    match global.space {
+        AddressSpace::Uniform => "params".to_owned(),
+        _ => format!("g{}{}", handle.index(), suffix(global.name.as_deref())),
+    }
+}
+
+/// The C++ name of a function.
+fn function_name(module: &Module, handle: Handle<Function>) -> String {
+    format!("f{}{}", handle.index(), suffix(module.functions[handle].name.as_deref()))
+}
+
+/// A short name of an expression's kind, for errors.
+fn kind(expression: &Expression) -> String {
+    let text = format!("{expression:?}");
+    text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! Opening a GPU by what the user calls it: an adapter's name for wgpu, `cuda` or `cuda:NAME` for
+//! CUDA.
+
+use std::{path::PathBuf, sync::Arc};
+
+use sparoa_core::backend::{Accelerator, BackendError};
+
+use crate::{CudaBackend, CudaOptions, Transfer, WgpuBackend, WgpuOptions};
+
+/// Options of [`open_gpu`]: those that both backends have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Part of an adapter's name, in any case; `cuda` for CUDA's first device, `cuda:NAME` for
+    /// one of that name. `None` takes wgpu's most capable adapter.
+    pub name: Option<String>,
+    /// Accept a software rasteriser that was not asked for by name.
+    pub allow_software: bool,
+    /// Store weights as 16-bit floats where the device can read them.
+    pub f16: bool,
+    /// Folder for compiled kernels; `None` keeps them in memory only.
+    pub cache_dir: Option<PathBuf>,
+    /// How tensors cross between host and device.
+    pub transfer: Transfer,
+}
+
+impl GpuOptions {
+    /// The default options, with the GPU named by the environment variable `SPAROA_GPU`, if it is
+    /// set and not empty.
+    pub fn from_env() -> GpuOptions {
+        GpuOptions { name: WgpuOptions::from_env().adapter, ..GpuOptions::default() }
+    }
+}
+
+/// Opens the GPU that `options` name.
+///
+/// # Errors
+/// [`BackendError::Unavailable`] when it is not there; the text says what to do.
+pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendError> {
+    let GpuOptions { name, allow_software, f16, cache_dir, transfer } = options.clone();
+    match name.as_deref().and_then(cuda_device) {
+        Some(device) => {
+            let device = (!device.is_empty()).then(|| device.to_owned());
+            let options = CudaOptions { device, f16, cache_dir, transfer };
+            Ok(Arc::new(CudaBackend::new(&options)?))
+        }
+        None => {
+            let options = WgpuOptions { adapter: name, allow_software, f16, cache_dir, transfer };
+            Ok(Arc::new(WgpuBackend::new(&options)?))
+        }
+    }
+}
+
+/// The device's name in `cuda:NAME`, empty in `cuda`; `None` where CUDA is not meant.
+fn cuda_device(name: &str) -> Option<&str> {
+    let (api, device) = name.split_once(':').unwrap_or((name, ""));
+    api.eq_ignore_ascii_case("cuda").then_some(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuda_is_asked_for_by_name() {
+        assert_eq!(cuda_device("cuda"), Some(""));
+        assert_eq!(cuda_device("CUDA:H100"), Some("H100"));
+        assert_eq!(cuda_device("NVIDIA H100"), None);
+        assert_eq!(cuda_device("barracuda"), None);
+    }
+}
