@@ -11,6 +11,9 @@ target/bench-venv.
 On a machine shared with others, `--idle` counts only rounds before and after which a probe, a product of matrices in OpenVINO
 at its default precision, took at most a fifth longer than the fastest one ever on this machine: neighbours slow engines
 unequally. It says how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
+
+`--avx2` hides AVX-512 and AMX from all engines alike (hide_avx512.c; needs cc): environment variables would cap some of the
+libraries in them and not others.
 """
 import argparse
 import json
@@ -119,7 +122,7 @@ class Idle:
     FILE = ROOT / "target" / "bench-probe.json"
 
     def __init__(self, threads, cores):
-        self.key = f"{platform.node()}, {threads} threads"
+        self.key = f"{platform.node()}, {threads} threads{', AVX2' if 'LD_PRELOAD' in os.environ else ''}"
         self.probe = Peer("probe", "-", 1, threads, cores)
         self.best = json.loads(self.FILE.read_text()) if self.FILE.exists() else {}
 
@@ -175,6 +178,14 @@ def ours(binary, model, batch, threads, cores, seconds, extra):
     return json.loads(done.stdout)["results"][0]["latency_ms"]["p50"]
 
 
+def hide_avx512():
+    """Builds the library that hides AVX-512 and AMX, and has every process started from here on load it."""
+    library = ROOT / "target" / "hide_avx512.so"
+    source = ROOT / "bench" / "hide_avx512.c"
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, source], check=True)
+    os.environ["LD_PRELOAD"] = str(library)
+
+
 def geomean(values):
     return math.exp(sum(map(math.log, values)) / len(values))
 
@@ -190,6 +201,7 @@ def main():
     parser.add_argument("--peer-models", help="other models for the peers: a sparse one against the dense one, say")
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "sparoa"))
     parser.add_argument("--idle", action="store_true", help="leave out rounds that others on the machine disturb")
+    parser.add_argument("--avx2", action="store_true", help="hide AVX-512 and AMX from all engines")
     parser.add_argument("--json", help="write every round here")
     parser.add_argument("extra", nargs="*", help="after --: more arguments of `sparoa bench`")
     args = parser.parse_args()
@@ -208,6 +220,8 @@ def main():
             subprocess.run([args.binary, "zoo", "export", name, "-o", path], check=True)
         return path
 
+    if args.avx2:
+        hide_avx512()
     rows, left_out = [], 0
     print("| model | batch | threads | SparOA ms | " + " | ".join(f"{p} ms | ratio (min-max)" for p in peers) + " |", flush=True)
     print("|---" * (4 + 2 * len(peers)) + "|", flush=True)
