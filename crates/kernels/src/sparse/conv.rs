@@ -35,7 +35,7 @@ pub struct SparseConv2d {
 /// How a run is cut.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
-    tiles: usize,
+    bands: usize,
     strips: usize,
     /// Whether the strips are too few for the threads: then all slabs are made first.
     shared: bool,
@@ -151,28 +151,30 @@ impl SparseConv2d {
     fn cut(&self, images: usize, threads: usize) -> Cut {
         let p = &self.params;
         let (ci, co, groups) = (p.c_in / p.groups, p.c_out / p.groups, p.groups);
-        let positions = self.grid.positions(images);
-        let tiles = positions.div_ceil(self.grid.tile);
+        let bands = self.grid.all_bands(images);
+        let tiles = bands * self.grid.tiles;
+        let sums = tiles * self.grid.tile_len();
         let wanted = match threads {
             1 => 1,
-            _ => (4 * threads).min(self.nonzeros().saturating_mul(positions) / TASK_MACS).max(1),
+            _ => (4 * threads).min(self.nonzeros().saturating_mul(sums) / TASK_MACS).max(1),
         };
-        let mut strips = tiles.div_ceil(self.grid.strip).max(1);
+        let mut strips = self.grid.strips(images);
         let shared = strips * groups < wanted.min(2 * threads);
         let mut parts = 1;
         if shared {
             parts = wanted.div_ceil(tiles.max(1) * groups).min(co.div_ceil(GROUP)).max(1);
         } else if threads > 1 && groups == 1 {
-            strips = strips.next_multiple_of(threads).min(tiles.max(1));
+            strips = strips.next_multiple_of(threads).min(bands.max(1));
         }
         let rows = co.div_ceil(GROUP).div_ceil(parts) * GROUP;
         Cut {
-            tiles,
+            bands,
             strips,
             shared,
             parts,
             slabs: if shared { strips * groups } else { threads },
-            slab_len: (ci * self.grid.planes.len() * self.grid.slab).next_multiple_of(16),
+            slab_len: (ci * self.grid.planes.len() * self.grid.slab * self.grid.lanes)
+                .next_multiple_of(16),
             sums_len: sums_len(&self.grid, &self.groups[0], rows.min(co)).next_multiple_of(16),
         }
     }
@@ -242,11 +244,12 @@ impl SparseConv2d {
             let part = (chunk * each).min(channels)..((chunk + 1) * each).min(channels);
             run.fill(which / count, which % count, part, slabs.at(which * cut.slab_len));
         });
-        pool.run_with_worker(count * cut.parts * cut.tiles, &|task, worker| {
+        let tiles = cut.bands * self.grid.tiles;
+        pool.run_with_worker(count * cut.parts * tiles, &|task, worker| {
             // Neighbouring tasks share weights.
-            let (rest, tile) = (task / cut.tiles, task % cut.tiles);
+            let (rest, tile) = (task / tiles, task % tiles);
             let (group, part) = (rest / cut.parts, rest % cut.parts);
-            let strip = run.strip_of(tile);
+            let strip = run.strip_of(tile / self.grid.tiles);
             let slab = slabs.at((strip * count + group) * cut.slab_len);
             // SAFETY: each worker has its own part, and runs one task at a time.
             let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
@@ -292,9 +295,9 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A strip's tiles.
-    fn tiles(&self, strip: usize) -> Range<usize> {
-        let cut = |i: usize| i * self.cut.tiles / self.cut.strips;
+    /// A strip's bands.
+    fn bands(&self, strip: usize) -> Range<usize> {
+        let cut = |i: usize| i * self.cut.bands / self.cut.strips;
         cut(strip)..cut(strip + 1)
     }
 
@@ -302,25 +305,25 @@ impl Run<'_> {
     fn strip(&self, strip: usize, group: usize, slab: SharedMut, sums: &mut [f32]) {
         let channels = self.conv.params.c_in / self.conv.params.groups;
         self.fill(strip, group, 0..channels, slab);
-        for tile in self.tiles(strip) {
+        let (bands, tiles) = (self.bands(strip), self.conv.grid.tiles);
+        for tile in bands.start * tiles..bands.end * tiles {
             self.tile(strip, group, tile, 0, slab, sums);
         }
     }
 
-    fn strip_of(&self, tile: usize) -> usize {
+    fn strip_of(&self, band: usize) -> usize {
         (0..self.cut.strips)
-            .find(|&s| self.tiles(s).contains(&tile))
-            .expect("strips have all tiles")
+            .find(|&s| self.bands(s).contains(&band))
+            .expect("strips have all bands")
     }
 
     /// Makes some channels of a strip's slab.
     fn fill(&self, strip: usize, group: usize, channels: Range<usize>, out: SharedMut) {
-        let (conv, tiles) = (self.conv, self.tiles(strip));
+        let (conv, bands) = (self.conv, self.bands(strip));
         let grid = &conv.grid;
-        if channels.is_empty() || tiles.is_empty() {
+        if channels.is_empty() || bands.is_empty() {
             return;
         }
-        let count = tiles.len() * grid.tile + (grid.slab - grid.strip * grid.tile);
         let slab = Slab {
             grid,
             n: self.images,
@@ -328,8 +331,7 @@ impl Run<'_> {
             stride: self.stride,
             channel: group * (conv.params.c_in / conv.params.groups),
             zeros: conv.zeros.as_slice(),
-            first: tiles.start * grid.tile,
-            count,
+            positions: grid.span(&bands),
             channels,
             out,
         };
@@ -352,14 +354,17 @@ impl Run<'_> {
         let cut = |i: usize| (i * groups / self.cut.parts * GROUP).min(co);
         let stride = conv.params.c_out;
         let output = Output::new(self.bias, self.epi, self.y, self.far, stride, group * co);
-        let at = (tile - self.tiles(strip).start) * conv.grid.tile;
+        let grid = &conv.grid;
+        let (band, index) = (tile / grid.tiles, tile % grid.tiles);
+        let at = grid.start(band) - grid.start(self.bands(strip).start) + index * grid.tile[1];
         let tile = Tile {
-            grid: &conv.grid,
+            grid,
             n: self.images,
             weights: &conv.groups[group],
             rows: cut(part)..cut(part + 1),
-            first: tile * conv.grid.tile,
-            x: slab.at(at).ptr(),
+            band,
+            index,
+            x: slab.at(at * grid.lanes).ptr(),
             sums,
             output: &output,
         };

@@ -1,25 +1,36 @@
-//! Positions: pixels of all images laid out in one line such that each tap of a convolution is a
-//! constant distance away.
+//! Positions: where the pixels of all images lie so that each tap of a convolution is a constant
+//! number of whole vectors away.
 //!
-//! Images lie below each other, rows one after the other, padding between them where the
-//! convolution reads it; then output position f reads position f + shift of a plane for each tap.
-//! With step 1 there is one plane, the padded input, and neighbours share their padding. With
-//! larger steps there is a plane for each remainder of the input's rows and columns that taps use.
+//! Every lane has a part of the images for itself: some of them, and a rectangle of each, with the
+//! pixels around it that the convolution reads. A *position* is a place in these rectangles, one
+//! vector for all lanes: a tap's input lies at position + shift of a plane, never astride two
+//! vectors as that of neighbours in one vector would. With step 1 there is one plane, the padded
+//! input. With larger steps there is a plane for each remainder of the input's rows and columns
+//! that taps use.
+//!
+//! A *band* is one row of tiles of one rectangle; strips are cut between bands.
+
+use std::ops::Range;
 
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
+use crate::simd::MAX_LANES;
 
 /// The most vectors in a tile: as many independent sums of a row of weights.
 pub(crate) const TILE_VECTORS: usize = 8;
 /// Floats of an input or output that the caches near a processor do not hold.
 pub(crate) const FAR_LEN: usize = 1 << 20;
 /// Floats of a slab that should stay in the second-level cache.
-const SLAB_LEN: usize = 64 * 1024;
+const SLAB_LEN: usize = 176 * 1024;
 /// Floats that a tile reads of a block of channels: they should stay in the first-level cache..
 const BLOCK_LEN: usize = 8 * 1024;
 /// ..but with a single tap the second-level cache is the lesser evil, up to a point: short rows of
 /// weights cost more.
 const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
+/// Of 16 weights, those that a layout is chosen for.
+const LIKELY_NONZERO: usize = 2;
+/// What transposing a vector costs in units of loading one.
+const TRANSPOSE_COST: usize = 8;
 
 /// What a tap is on the grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,36 +43,86 @@ pub(crate) struct Tap {
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
     pub(crate) geometry: Geometry,
-    /// Positions of a row, and rows of an image, on every plane.
+    pub(crate) lanes: usize,
+    /// How many lanes share out the images, the rows and the columns.
+    across: [usize; 3],
+    /// Output rows and columns of a lane's rectangle.
+    rectangle: [usize; 2],
+    /// Rows and columns of a tile: a vector for each.
+    pub(crate) tile: [usize; 2],
+    /// Bands of a rectangle, and tiles of a band.
+    bands: usize,
+    pub(crate) tiles: usize,
+    /// Rows below and columns beside a tile that taps reach.
+    reach: [usize; 2],
+    /// Whether a position is a pixel of input and of output at once: lanes are then neighbours, and
+    /// tiles follow each other.
+    flat: bool,
+    /// Positions of a row, and rows of a rectangle, on every plane.
     pub(crate) pitch: usize,
-    pub(crate) rows: usize,
+    rows: usize,
     /// Row and column remainders of each plane.
     pub(crate) planes: Vec<[usize; 2]>,
     pub(crate) taps: Vec<Tap>,
-    /// Positions of a tile.
-    pub(crate) tile: usize,
-    /// The most tiles of a strip, and how many positions of each channel and plane a slab has.
-    pub(crate) strip: usize,
+    /// The most bands of a strip, and how many positions of each channel and plane a slab has.
+    strip: usize,
     pub(crate) slab: usize,
 }
 
 impl Grid {
     /// For convolutions of `images` (number, height, width; the number is a hint) with vectors of
-    /// `lanes`. `None` if offsets within a channel do not fit 16 bits.
-    pub(crate) fn new(params: &Conv2dParams, [n, h, w]: [usize; 3], lanes: usize) -> Option<Grid> {
+    /// `lanes`. `None` if positions of a channel do not fit 16 bits.
+    pub(crate) fn new(params: &Conv2dParams, images: [usize; 3], lanes: usize) -> Option<Grid> {
+        let [n, h, w] = images;
         let [oh, ow] = params.output_size(h, w);
         let geometry = Geometry { params: *params, h, w, oh, ow };
+        if params.taps() == 1 && [h, w, oh, ow] == [1; 4] && params.pads == [0; 4] {
+            let vectors = n.div_ceil(lanes).max(1);
+            let width = vectors.div_ceil(vectors.div_ceil(TILE_VECTORS));
+            return Grid::cut(geometry, lanes, [lanes, 1, 1], [1, width], n, true);
+        }
+        let powers = || (0..=lanes.ilog2()).map(|p| 1usize << p);
+        let mut best: Option<(usize, Grid)> = None;
+        for images in powers().filter(|&i| i < 2 * n.max(1)) {
+            for columns in powers().filter(|&c| images * c <= lanes) {
+                let across = [images, lanes / images / columns, columns];
+                let wide = ow.div_ceil(columns).max(1);
+                let width = wide.div_ceil(wide.div_ceil(TILE_VECTORS));
+                for tile in [[1, width], [2, width]] {
+                    if tile[0] * tile[1] > TILE_VECTORS {
+                        continue;
+                    }
+                    let Some(grid) = Grid::cut(geometry, lanes, across, tile, n, false) else {
+                        continue;
+                    };
+                    let cost = grid.cost(n);
+                    if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                        best = Some((cost, grid));
+                    }
+                }
+            }
+        }
+        best.map(|(_, grid)| grid)
+    }
+
+    /// The grid whose lanes share out the images so, and whose tiles have these rows and columns.
+    fn cut(
+        geometry: Geometry,
+        lanes: usize,
+        across: [usize; 3],
+        tile: [usize; 2],
+        n: usize,
+        flat: bool,
+    ) -> Option<Grid> {
+        let Geometry { params, oh, ow, .. } = geometry;
         let [sy, sx] = params.stride;
-        let last = [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i]);
-        let size = |step: usize, input: usize, output: usize, before: usize, after: usize, last| {
-            // A row's padding behind it is the next one's before it.
-            if step == 1 { output.max(input + before.max(after)) } else { output + last }
-        };
-        let [top, left, bottom, right] = params.pads;
-        let pitch = size(sx, w, ow, left, right, last[1]);
-        let rows = size(sy, h, oh, top, bottom, last[0]);
-        let mut planes = Vec::new();
-        let mut taps = Vec::new();
+        let reach = [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i]);
+        let rectangle = [oh.div_ceil(across[1]), ow.div_ceil(across[2])];
+        let bands = rectangle[0].div_ceil(tile[0]).max(1);
+        let tiles = if flat { 1 } else { rectangle[1].div_ceil(tile[1]).max(1) };
+        let pitch = if flat { 1 } else { tiles.checked_mul(tile[1])?.checked_add(reach[1])? };
+        let rows = (bands * tile[0]).checked_add(reach[0])?;
+        let (mut planes, mut taps) = (Vec::new(), Vec::new());
         for ky in 0..params.kernel[0] {
             for kx in 0..params.kernel[1] {
                 let (dy, dx) = (ky * params.dilation[0], kx * params.dilation[1]);
@@ -71,55 +132,109 @@ impl Grid {
                     planes.push(remainder);
                     planes.len() - 1
                 });
-                let shift = (dy / sy).checked_mul(pitch)?.checked_add(dx / sx)?;
-                taps.push(Tap { plane, shift });
+                taps.push(Tap { plane, shift: (dy / sy).checked_mul(pitch)? + dx / sx });
             }
         }
-        let mut grid = Grid { geometry, pitch, rows, planes, taps, tile: 0, strip: 1, slab: 0 };
-        let vectors = grid.positions(n.max(1)).div_ceil(lanes).max(1);
-        let tiles = vectors.div_ceil(TILE_VECTORS);
-        grid.tile = vectors.div_ceil(tiles) * lanes;
-        let halo = grid.taps.iter().map(|t| t.shift).max().unwrap_or(0);
-        let channels = params.c_in / params.groups * grid.planes.len();
-        let slab_of = |tiles: usize| {
-            let slab = (tiles * grid.tile + halo).next_multiple_of(16);
-            // An odd number of cache lines: channels spread over the cache's sets.
-            if halo > 0 && slab.is_multiple_of(32) { slab + 16 } else { slab }
+        let mut grid = Grid {
+            geometry,
+            lanes,
+            across,
+            rectangle,
+            tile,
+            bands,
+            tiles,
+            reach,
+            flat,
+            pitch,
+            rows,
+            planes,
+            taps,
+            strip: 1,
+            slab: 0,
         };
+        let channels = params.c_in / params.groups * grid.planes.len();
+        let all = grid.all_bands(n.max(1)).max(1);
+        let fits = |strip| grid.longest_slab(strip) * channels * lanes <= SLAB_LEN;
         let mut strip = 1;
-        while halo > 0 && strip < tiles && slab_of(strip + 1) * channels <= SLAB_LEN {
+        while !flat && strip < all && fits(strip + 1) {
             strip += 1;
         }
-        (grid.strip, grid.slab) = (strip, slab_of(strip));
-        (grid.slab * grid.planes.len() <= 1 << 16).then_some(grid)
-    }
-
-    /// Whether a position is a pixel of input and of output at once.
-    pub(crate) fn is_flat(&self) -> bool {
-        self.pitch == 1 && self.rows == 1 && self.taps.len() == 1 && self.geometry.w == 1
-    }
-
-    /// Positions from the first image's first pixel to the last one's last.
-    pub(crate) fn positions(&self, n: usize) -> usize {
-        let g = &self.geometry;
-        match n * g.oh * g.ow {
-            0 => 0,
-            _ => ((n - 1) * self.rows + g.oh - 1) * self.pitch + g.ow,
+        (grid.strip, grid.slab) = (strip, grid.longest_slab(strip));
+        // An odd number of cache lines: channels spread over the cache's sets.
+        if !flat && grid.slab.is_multiple_of(2) {
+            grid.slab += 1;
         }
+        (grid.slab.checked_mul(grid.planes.len())? <= 1 << 16).then_some(grid)
+    }
+
+    /// About what a run costs for each input channel, in loads of a vector.
+    fn cost(&self, n: usize) -> usize {
+        let params = &self.geometry.params;
+        let bands = self.all_bands(n.max(1));
+        let weights = params.c_out / params.groups * self.taps.len() * LIKELY_NONZERO;
+        let multiply = bands * self.tiles * (self.tile[0] * self.tile[1] + 2) * weights / 16;
+        let transpose = bands.div_ceil(self.strip) * self.slab * self.planes.len();
+        multiply + TRANSPOSE_COST * transpose
+    }
+
+    /// Whether pixels stand for themselves alone, one after the other.
+    pub(crate) fn is_flat(&self) -> bool {
+        self.flat
+    }
+
+    /// Bands of n images.
+    pub(crate) fn all_bands(&self, n: usize) -> usize {
+        let g = &self.geometry;
+        let each = n.div_ceil(self.across[0]);
+        match g.oh * g.ow {
+            0 => 0,
+            _ if self.flat => each.div_ceil(self.tile[1]),
+            _ => each * self.bands,
+        }
+    }
+
+    /// Strips of n images, at least.
+    pub(crate) fn strips(&self, n: usize) -> usize {
+        self.all_bands(n).div_ceil(self.strip).max(1)
+    }
+
+    /// The position of a band's first vector.
+    pub(crate) fn start(&self, band: usize) -> usize {
+        if self.flat {
+            return band * self.tile[1];
+        }
+        (band / self.bands * self.rows + band % self.bands * self.tile[0]) * self.pitch
+    }
+
+    /// All positions that some bands read.
+    pub(crate) fn span(&self, bands: &Range<usize>) -> Range<usize> {
+        let last = bands.end.max(bands.start + 1) - 1;
+        let len =
+            if self.flat { self.tile[1] } else { (self.tile[0] + self.reach[0]) * self.pitch };
+        self.start(bands.start)..self.start(last) + len
+    }
+
+    /// Positions that `strip` bands read at most: those that begin with a rectangle's last.
+    fn longest_slab(&self, strip: usize) -> usize {
+        let first = self.bands - 1;
+        self.span(&(first..first + strip)).len()
+    }
+
+    /// The most positions of a tile's sums.
+    pub(crate) fn tile_len(&self) -> usize {
+        self.tile[0] * self.tile[1] * self.lanes
     }
 
     /// How many channels go into a block.
     pub(crate) fn block_channels(&self) -> usize {
-        let mut rows: Vec<(usize, usize)> =
-            self.taps.iter().map(|t| (t.plane, t.shift / self.pitch.max(1))).collect();
-        rows.dedup();
-        // Rows of taps read overlapping runs where a tile has several rows.
-        let read = (rows.len() * (self.tile + 16)).min(self.planes.len() * self.slab);
+        let [rows, columns] = [0, 1].map(|i| self.tile[i] + self.reach[i]);
+        let read = rows * columns * self.planes.len();
         let budget = if self.taps.len() == 1 { POINTWISE_BLOCK_LEN } else { BLOCK_LEN };
-        (budget / read).clamp(1, (1 << 16) / (self.planes.len() * self.slab))
+        let most = (1 << 16) / (self.planes.len() * self.slab);
+        (budget / (read * self.lanes)).clamp(1, most.max(1))
     }
 
-    /// The position's image, and row and column on the grid.
+    /// The position's place in a lane's rectangles.
     pub(crate) fn place(&self, position: usize) -> Place {
         let (row, column) = (position / self.pitch, position % self.pitch);
         Place { image: row / self.rows, row: row % self.rows, column }
@@ -139,26 +254,47 @@ impl Grid {
         }
     }
 
-    /// The input pixel at a place of a plane, unless it is padding.
-    #[inline(always)]
-    pub(crate) fn input(&self, n: usize, plane: usize, place: &Place) -> Option<usize> {
-        let (g, [ry, rx]) = (&self.geometry, self.planes[plane]);
-        let y = (place.row * g.params.stride[0] + ry).wrapping_sub(g.params.pads[0]);
-        let x = (place.column * g.params.stride[1] + rx).wrapping_sub(g.params.pads[1]);
-        let there = place.image < n && y < g.h && x < g.w;
-        there.then(|| (place.image * g.h + y) * g.w + x)
+    /// Where the lanes' first rectangles begin: image, output row and column.
+    pub(crate) fn corners(&self) -> [Place; MAX_LANES] {
+        let [_, down, right] = self.across;
+        std::array::from_fn(|lane| Place {
+            image: lane / (down * right),
+            row: lane / right % down * self.rectangle[0],
+            column: lane % right * self.rectangle[1],
+        })
     }
 
-    /// The output pixel at a place, unless there is none.
+    /// The input pixel at a place of a lane's rectangle on a plane, unless it is padding.
     #[inline(always)]
-    pub(crate) fn output(&self, n: usize, place: &Place) -> Option<usize> {
+    pub(crate) fn input(
+        &self,
+        n: usize,
+        plane: usize,
+        place: &Place,
+        corner: &Place,
+    ) -> Option<usize> {
+        let (g, [ry, rx]) = (&self.geometry, self.planes[plane]);
+        let [sy, sx] = g.params.stride;
+        let image = place.image * self.across[0] + corner.image;
+        let y = ((corner.row + place.row) * sy + ry).wrapping_sub(g.params.pads[0]);
+        let x = ((corner.column + place.column) * sx + rx).wrapping_sub(g.params.pads[1]);
+        let there = image < n && y < g.h && x < g.w;
+        there.then(|| (image * g.h + y) * g.w + x)
+    }
+
+    /// The output pixel at a place of a lane's rectangle, unless there is none.
+    #[inline(always)]
+    pub(crate) fn output(&self, n: usize, place: &Place, corner: &Place) -> Option<usize> {
         let g = &self.geometry;
-        let there = place.image < n && place.row < g.oh && place.column < g.ow;
-        there.then(|| (place.image * g.oh + place.row) * g.ow + place.column)
+        let image = place.image * self.across[0] + corner.image;
+        let (y, x) = (corner.row + place.row, corner.column + place.column);
+        let inside = place.row < self.rectangle[0] && place.column < self.rectangle[1];
+        let there = inside && image < n && y < g.oh && x < g.ow;
+        there.then(|| (image * g.oh + y) * g.ow + x)
     }
 }
 
-/// A position, taken apart.
+/// An image, a row and a column.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) image: usize,

@@ -7,7 +7,7 @@ use crate::aligned::SharedMut;
 use crate::gemm::micro::{Finish, SecondPass};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 use crate::sparse::compressed::Compressed;
-use crate::sparse::grid::{Grid, TILE_VECTORS};
+use crate::sparse::grid::{Grid, Place, TILE_VECTORS};
 
 /// Output channels that are transposed back together.
 pub(crate) const GROUP: usize = MAX_LANES;
@@ -56,8 +56,9 @@ pub(crate) struct Tile<'a> {
     pub(crate) weights: &'a Compressed,
     /// From a multiple of [`GROUP`] on.
     pub(crate) rows: Range<usize>,
-    /// The tile's first position, and its place in the slab.
-    pub(crate) first: usize,
+    /// The tile's band and its place in it, and where its first position is in the slab.
+    pub(crate) band: usize,
+    pub(crate) index: usize,
     pub(crate) x: *const f32,
     /// Space for the sums of a group of rows, or with several blocks of all rows.
     pub(crate) sums: &'a mut [f32],
@@ -67,7 +68,7 @@ pub(crate) struct Tile<'a> {
 /// Floats that [`Tile::sums`] needs.
 pub(crate) fn sums_len(grid: &Grid, weights: &Compressed, rows: usize) -> usize {
     let rows = if weights.blocks().len() > 1 { rows.next_multiple_of(GROUP) } else { GROUP };
-    rows * grid.tile
+    rows * grid.tile_len()
 }
 
 impl Kernel for Tile<'_> {
@@ -75,37 +76,46 @@ impl Kernel for Tile<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let left = self.grid.positions(self.n) - self.first;
-        match self.grid.tile.min(left).div_ceil(S::LANES) {
-            1 => s.call(Vectors::<1, 4>(self)),
-            2 => s.call(Vectors::<2, 2>(self)),
-            3 => s.call(Vectors::<3, 2>(self)),
-            4 => s.call(Vectors::<4, 1>(self)),
-            5 => s.call(Vectors::<5, 1>(self)),
-            6 => s.call(Vectors::<6, 1>(self)),
-            7 => s.call(Vectors::<7, 1>(self)),
-            8 => s.call(Vectors::<8, 1>(self)),
-            _ => unreachable!("a tile has 1 to TILE_VECTORS vectors"),
+        let [rows, mut columns] = self.grid.tile;
+        if self.grid.is_flat() {
+            let left = self.n.div_ceil(S::LANES) - self.grid.start(self.band);
+            columns = columns.min(left);
+        }
+        match (rows, columns) {
+            (1, 1) => s.call(Vectors::<1, 1, 4>(self)),
+            (1, 2) => s.call(Vectors::<1, 2, 4>(self)),
+            (1, 3) => s.call(Vectors::<1, 3, 2>(self)),
+            (1, 4) => s.call(Vectors::<1, 4, 2>(self)),
+            (1, 5) => s.call(Vectors::<1, 5, 1>(self)),
+            (1, 6) => s.call(Vectors::<1, 6, 1>(self)),
+            (1, 7) => s.call(Vectors::<1, 7, 1>(self)),
+            (1, 8) => s.call(Vectors::<1, 8, 1>(self)),
+            (2, 1) => s.call(Vectors::<2, 1, 4>(self)),
+            (2, 2) => s.call(Vectors::<2, 2, 2>(self)),
+            (2, 3) => s.call(Vectors::<2, 3, 1>(self)),
+            (2, 4) => s.call(Vectors::<2, 4, 1>(self)),
+            _ => unreachable!("a tile has 1 to TILE_VECTORS vectors in 1 or 2 rows"),
         }
     }
 }
 
-/// A tile of NV vectors; the sums along a row are U times NV independent ones.
-struct Vectors<'a, const NV: usize, const U: usize>(Tile<'a>);
+/// A tile of R rows of C vectors; the sums along a row of weights are U times R C independent ones.
+struct Vectors<'a, const R: usize, const C: usize, const U: usize>(Tile<'a>);
 
-impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
+impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C, U> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let t = self.0;
-        let pixels = pixels(t.grid, t.n, t.first, NV * S::LANES);
-        let width = NV * S::LANES;
+        let width = R * C * S::LANES;
+        let pixels = Pixels::new::<R, C>(t.grid, t.n, [t.band, t.index]);
         let blocks = t.weights.blocks().len();
         assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
-        assert!(width <= t.grid.tile && NV <= TILE_VECTORS);
+        assert!(width <= t.grid.tile_len() && R * C <= TILE_VECTORS && t.grid.lanes == S::LANES);
         let finish = t.output.finish;
-        let channel_len = t.grid.planes.len() * t.grid.slab;
+        let line = t.grid.pitch * S::LANES;
+        let channel_len = t.grid.planes.len() * t.grid.slab * S::LANES;
         for (block, channels) in t.weights.blocks().iter().enumerate() {
             let x = t.x.wrapping_add(channels.start * channel_len);
             for row in t.rows.clone().step_by(GROUP) {
@@ -115,7 +125,7 @@ impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
                 let last = block + 1 == blocks;
                 if last && t.output.far {
                     // The lines to write are there when the sums are.
-                    for &pixel in pixels[..width].iter().filter(|&&p| p != NONE) {
+                    for &pixel in pixels.index[..width].iter().filter(|&&p| p != NONE) {
                         let at = pixel as usize * t.output.stride + t.output.channel + row;
                         s.prefetch(t.output.y.ptr().wrapping_add(at));
                     }
@@ -128,21 +138,21 @@ impl<const NV: usize, const U: usize> Kernel for Vectors<'_, NV, U> {
                         let sums = sums.add(r * width);
                         let start = if block > 0 { Start::Sums } else { Start::Bias(bias) };
                         let weights = t.weights.row(block, row);
-                        let mut acc = one_row::<S, NV, U>(s, weights, x, sums, start);
+                        let mut acc = one_row::<S, R, C, U>(s, weights, x, line, sums, start);
                         // A residual before the activation is added at the pixel.
                         if last && !finish.before {
-                            for acc in &mut acc {
+                            for acc in acc.as_flattened_mut() {
                                 *acc = finish.activate(s, *acc);
                             }
                         }
-                        for (v, &acc) in acc.iter().enumerate() {
+                        for (v, &acc) in acc.as_flattened().iter().enumerate() {
                             s.store(sums.add(v * S::LANES), acc);
                         }
                     }
                 }
                 if last {
                     // SAFETY: as above; the pixels are this task's.
-                    unsafe { store_group(s, t.output, &pixels[..width], rows, sums) };
+                    unsafe { store_group(s, t.output, &pixels, R * C, rows, sums) };
                 }
             }
         }
@@ -157,22 +167,23 @@ enum Start {
     Sums,
 }
 
-/// A row of weights times the tile.
+/// A row of weights times the tile; `line` floats further its second row begins.
 #[inline(always)]
-unsafe fn one_row<S: Simd, const NV: usize, const U: usize>(
+unsafe fn one_row<S: Simd, const R: usize, const C: usize, const U: usize>(
     s: S,
     (offsets, values): (&[u16], &[f32]),
     x: *const f32,
+    line: usize,
     sums: *const f32,
     start: Start,
-) -> [S::V; NV] {
-    let mut acc = [[s.splat(0.0); NV]; U];
-    // SAFETY: the caller's contract: `sums` has NV vectors, and so has x from each offset on.
+) -> [[S::V; C]; R] {
+    let mut acc = [[[s.splat(0.0); C]; R]; U];
+    // SAFETY: the caller's contract: `sums` has R C vectors, and so has x from each offset on.
     unsafe {
         match start {
-            Start::Bias(bias) => acc[0] = [s.splat(bias); NV],
+            Start::Bias(bias) => acc[0] = [[s.splat(bias); C]; R],
             Start::Sums => {
-                for (v, acc) in acc[0].iter_mut().enumerate() {
+                for (v, acc) in acc[0].as_flattened_mut().iter_mut().enumerate() {
                     *acc = s.load(sums.add(v * S::LANES));
                 }
             }
@@ -181,59 +192,81 @@ unsafe fn one_row<S: Simd, const NV: usize, const U: usize>(
         while U > 1 && i + U <= len {
             for (u, acc) in acc.iter_mut().enumerate() {
                 let (offset, value) = (*offsets.get_unchecked(i + u), *values.get_unchecked(i + u));
-                step(s, x.add(usize::from(offset)), value, acc);
+                step(s, x.add(usize::from(offset) * S::LANES), line, value, acc);
             }
             i += U;
         }
         while i < len {
             let (offset, value) = (*offsets.get_unchecked(i), *values.get_unchecked(i));
-            step(s, x.add(usize::from(offset)), value, &mut acc[0]);
+            step(s, x.add(usize::from(offset) * S::LANES), line, value, &mut acc[0]);
             i += 1;
         }
     }
-    let mut sums = acc[0];
-    for acc in &acc[1..] {
-        for (sum, &acc) in sums.iter_mut().zip(acc) {
+    let (sums, others) = acc.split_first_mut().expect("U is at least 1");
+    for other in others {
+        for (sum, &acc) in sums.as_flattened_mut().iter_mut().zip(other.as_flattened()) {
             *sum = s.add(*sum, acc);
         }
     }
-    sums
+    *sums
 }
 
 #[inline(always)]
-unsafe fn step<S: Simd, const NV: usize>(s: S, x: *const f32, weight: f32, acc: &mut [S::V; NV]) {
+unsafe fn step<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    x: *const f32,
+    line: usize,
+    weight: f32,
+    acc: &mut [[S::V; C]; R],
+) {
     let weight = s.splat(weight);
-    for (v, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: the caller's contract.
-        let x = unsafe { s.load(x.add(v * S::LANES)) };
-        *acc = s.mul_add(x, weight, *acc);
-    }
-}
-
-/// The output pixels of `count` positions.
-#[inline(always)]
-fn pixels(grid: &Grid, n: usize, first: usize, count: usize) -> [u32; MAX_TILE] {
-    let mut pixels = [NONE; MAX_TILE];
-    let pixel = |index: usize| u32::try_from(index).expect("fewer than 2^32 pixels");
-    if grid.is_flat() {
-        for (i, slot) in pixels.iter_mut().enumerate().take(count.min(n - first)) {
-            *slot = pixel(first + i);
+    for (r, acc) in acc.iter_mut().enumerate() {
+        for (c, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            let x = unsafe { s.load(x.add(r * line + c * S::LANES)) };
+            *acc = s.mul_add(x, weight, *acc);
         }
-        return pixels;
     }
-    let mut place = grid.place(first);
-    for slot in &mut pixels[..count] {
-        *slot = grid.output(n, &place).map_or(NONE, pixel);
-        grid.advance(&mut place);
-    }
-    pixels
 }
 
-/// Whether `lanes` pixels, which come in order, follow each other without a gap. The first may be
-/// one that is not there.
-#[inline(always)]
-fn are_consecutive(first: u32, last: u32, lanes: usize) -> bool {
-    last != NONE && first <= last && (last - first) as usize == lanes - 1
+/// The output pixels of a tile, vector by vector.
+struct Pixels {
+    index: [u32; MAX_TILE],
+    /// Of each vector whether all its pixels are there.
+    whole: [bool; TILE_VECTORS],
+}
+
+impl Pixels {
+    #[inline(always)]
+    fn new<const R: usize, const C: usize>(
+        grid: &Grid,
+        n: usize,
+        [band, tile]: [usize; 2],
+    ) -> Pixels {
+        let mut index = [NONE; MAX_TILE];
+        let mut whole = [true; TILE_VECTORS];
+        let pixel = |index: usize| u32::try_from(index).expect("fewer than 2^32 pixels");
+        let lanes = grid.lanes;
+        if grid.is_flat() {
+            let first = grid.start(band) * lanes;
+            for (i, slot) in index.iter_mut().enumerate().take((C * lanes).min(n - first)) {
+                *slot = pixel(first + i);
+            }
+        } else {
+            let corners = grid.corners();
+            let first = grid.place(grid.start(band) + tile * C);
+            for (v, vector) in index.chunks_exact_mut(lanes).take(R * C).enumerate() {
+                let place = Place { row: first.row + v / C, column: first.column + v % C, ..first };
+                for (slot, corner) in vector.iter_mut().zip(&corners) {
+                    *slot = grid.output(n, &place, corner).map_or(NONE, pixel);
+                }
+            }
+        }
+        for (whole, vector) in whole.iter_mut().zip(index.chunks_exact(lanes)).take(R * C) {
+            *whole = vector.iter().all(|&pixel| pixel != NONE);
+        }
+        Pixels { index, whole }
+    }
 }
 
 /// Stores the sums of a group of rows as channels of pixels.
@@ -241,33 +274,33 @@ fn are_consecutive(first: u32, last: u32, lanes: usize) -> bool {
 unsafe fn store_group<S: Simd>(
     s: S,
     out: &Output<'_>,
-    pixels: &[u32],
+    pixels: &Pixels,
+    vectors: usize,
     rows: Range<usize>,
     sums: *const f32,
 ) {
-    let width = pixels.len();
+    let width = vectors * S::LANES;
+    let index = &pixels.index[..width];
     let mut r = 0;
     while r < rows.len() {
         let lanes = S::LANES.min(rows.len() - r);
         let channel = out.channel + rows.start + r;
-        for (v, pixels) in pixels.chunks_exact(S::LANES).enumerate() {
+        for (v, index) in index.chunks_exact(S::LANES).enumerate() {
             let mut square = [s.splat(0.0); MAX_LANES];
             for i in 0..S::LANES {
                 // SAFETY: sums has GROUP rows, a multiple of LANES.
                 square[i] = unsafe { s.load(sums.add((r + i) * width + v * S::LANES)) };
             }
             s.transpose(&mut square);
-            let (first, last) = (pixels[0], pixels[S::LANES - 1]);
-            let whole = are_consecutive(first, last, S::LANES);
             // SAFETY: the caller's contract.
             unsafe {
-                if whole && lanes == S::LANES && out.residual.is_none() {
-                    let at = first as usize * out.stride + channel;
+                if pixels.whole[v] && lanes == S::LANES && out.residual.is_none() {
                     for i in 0..S::LANES {
-                        s.store(out.y.ptr().add(at + i * out.stride), square[i]);
+                        let at = index[i] as usize * out.stride + channel;
+                        s.store(out.y.ptr().add(at), square[i]);
                     }
                 } else {
-                    store_square(s, out, pixels, channel, lanes, &square);
+                    store_square(s, out, index, channel, lanes, &square);
                 }
             }
         }
@@ -275,7 +308,7 @@ unsafe fn store_group<S: Simd>(
     }
     if let Some(act) = out.finish.slow {
         let channel = out.channel + rows.start;
-        for &pixel in pixels.iter().filter(|&&p| p != NONE) {
+        for &pixel in index.iter().filter(|&&p| p != NONE) {
             let at = pixel as usize * out.stride + channel;
             let residual = out.residual.filter(|_| out.finish.after);
             s.call(SecondPass {
@@ -325,23 +358,6 @@ unsafe fn store_square<S: Simd>(
             } else {
                 s.store_partial(y, lanes, sum);
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pixels_that_are_not_there_make_gaps() {
-        for lanes in [1usize, 4, 8, 16] {
-            let last = lanes as u32 - 1;
-            assert!(are_consecutive(0, last, lanes) && are_consecutive(7, 7 + last, lanes));
-            assert!(!are_consecutive(0, last + 1, lanes) && !are_consecutive(0, NONE, lanes));
-            // NONE and the pixel `lanes` after it, if numbers went round.
-            assert!(!are_consecutive(NONE, last.wrapping_sub(1), lanes));
-            assert!(!are_consecutive(NONE, NONE, lanes));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Transposes a strip's input into a slab: [channel][plane][position].
+//! Transposes a strip's input into a slab: [channel][plane][position][lane].
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::sparse::grid::{FAR_LEN, Grid};
 /// How many pixels ahead of its use input is fetched.
 const AHEAD: usize = 2 * MAX_LANES;
 
-/// Fills the slab of the `count` positions from `first` on, for some of its channels.
+/// Fills the slab of some positions, for some of its channels.
 pub(crate) struct Slab<'a> {
     pub(crate) grid: &'a Grid,
     pub(crate) n: usize,
@@ -19,8 +19,7 @@ pub(crate) struct Slab<'a> {
     pub(crate) channel: usize,
     /// As many zeros as the group has channels.
     pub(crate) zeros: &'a [f32],
-    pub(crate) first: usize,
-    pub(crate) count: usize,
+    pub(crate) positions: Range<usize>,
     pub(crate) channels: Range<usize>,
     pub(crate) out: SharedMut,
 }
@@ -33,21 +32,22 @@ impl Kernel for Slab<'_> {
         let (grid, planes) = (self.grid, self.grid.planes.len());
         let end = self.channel + self.channels.end;
         assert!(end <= self.stride && self.zeros.len() >= self.channels.end);
-        assert!(self.count.next_multiple_of(S::LANES) <= grid.slab);
+        assert!(self.positions.len() <= grid.slab && grid.lanes == S::LANES);
         if grid.is_flat() {
             self.flat(s);
             return;
         }
+        let corners = grid.corners();
         for plane in 0..planes {
-            let mut place = grid.place(self.first);
-            for position in (0..self.count).step_by(S::LANES) {
+            let mut place = grid.place(self.positions.start);
+            for position in 0..self.positions.len() {
                 let mut pixels = [self.zeros.as_ptr(); MAX_LANES];
-                for pixel in &mut pixels[..S::LANES] {
-                    if let Some(index) = grid.input(self.n, plane, &place) {
+                for (pixel, corner) in pixels[..S::LANES].iter_mut().zip(&corners) {
+                    if let Some(index) = grid.input(self.n, plane, &place, corner) {
                         *pixel = self.pixel(index);
                     }
-                    grid.advance(&mut place);
                 }
+                grid.advance(&mut place);
                 for c in self.channels.clone().step_by(S::LANES) {
                     // Volatile, or the compiler adds c to all pointers in vectors and takes them
                     // out again.
@@ -65,8 +65,8 @@ impl Slab<'_> {
     /// Where pixels follow each other.
     #[inline(always)]
     fn flat<S: Simd>(self, s: S) {
-        for position in (0..self.count).step_by(S::LANES) {
-            let first = self.first + position;
+        for position in 0..self.positions.len() {
+            let first = (self.positions.start + position) * S::LANES;
             let there = self.n.saturating_sub(first);
             if there == 0 {
                 // Nobody looks at the results.
@@ -120,8 +120,9 @@ impl Slab<'_> {
                 }
             }
             s.transpose(&mut square);
-            let step = self.grid.planes.len() * self.grid.slab;
-            let out = self.out.ptr().add(c * step + plane * self.grid.slab + position);
+            let step = self.grid.planes.len() * self.grid.slab * S::LANES;
+            let position = plane * self.grid.slab + position;
+            let out = self.out.ptr().add(c * step + position * S::LANES);
             if lanes == S::LANES {
                 for i in 0..S::LANES {
                     s.store(out.add(i * step), square[i]);
