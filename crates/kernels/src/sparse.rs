@@ -10,11 +10,13 @@
 mod compressed;
 mod conv;
 mod grid;
+mod inverted;
 mod kernel;
 mod matrix;
 mod slab;
 
 pub use conv::SparseConv2d;
+pub use inverted::SparseInvertedResidual;
 pub use matrix::SparseMatrix;
 
 #[cfg(test)]

@@ -5,9 +5,10 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_kernels::{
-    Arithmetic,
+    Arithmetic, Epilogue, Pool,
     activation::Activation,
-    conv::{Conv2dParams, InvertedResidual as Kernel, Pointwise},
+    conv::{Conv2dParams, InvertedResidual as Strips, Pointwise},
+    sparse::SparseInvertedResidual as Lanes,
 };
 
 use super::{
@@ -163,7 +164,7 @@ impl Op for InvertedResidual {
         let flat = shape.geometry.two_dimensional();
         let flat = flat.ok_or_else(|| OpError::unsupported("three spatial dimensions"))?;
         let params = shape.params(&flat);
-        if !Kernel::fits(&params) {
+        if !Strips::fits(&params) {
             return Err(OpError::unsupported(
                 "this depthwise convolution (supported: kernels 3 and 5 wide, steps 1 and 2)",
             ));
@@ -187,27 +188,23 @@ impl Op for InvertedResidual {
         };
         let activation = self.project.unwrap_or(self.depthwise.activation);
         let (n, [h, w]) = (shape.batch, flat.input);
+        let images = [n, h, w];
         let kernel = match self.variant {
-            Variant::Fastest => stages.fastest(self.arithmetic, [n, h, w]),
-            Variant::Dense => stages.kernel([false; 2]),
-            Variant::Sparse => stages.kernel([true; 2]),
+            Variant::Fastest => stages.fastest(self.arithmetic, images),
+            Variant::Dense => stages.kernel(Way::Strips([false; 2]), images),
+            Variant::Sparse => stages.kernel(Way::Lanes, images),
         };
         let (residual, index) = (self.residual, 2 * count + 1);
-        let bytes = kernel.bytes();
+        let (bytes, method) = (kernel.bytes(), kernel.method());
         let kernel = Arc::new(kernel);
         let shape_of = kernel.clone();
-        let scratch = move |threads| Scratch::bytes::<f32>(shape_of.scratch_len(n, h, w, threads));
-        let method = match (kernel.is_sparse(), kernel.is_tiled()) {
-            (true, _) => SPARSE,
-            (false, true) => "amx strips",
-            (false, false) => "strips",
-        };
+        let scratch = move |threads| Scratch::bytes::<f32>(shape_of.scratch_len(images, threads));
         let run = kernel_with(bytes, scratch, move |io, pool| {
             let epilogue = epilogue::epilogue_with(activation, residual, io.get(index));
-            let own = kernel.scratch_len(n, h, w, pool.threads());
+            let own = kernel.scratch_len(images, pool.threads());
             let x = io.input(0).slice();
             let scratch = Scratch::new(io.scratch).take::<f32>(own);
-            kernel.run(n, h, w, x, &epilogue, io.outputs[0].slice_mut(), scratch, pool);
+            kernel.run(images, x, &epilogue, io.outputs[0].slice_mut(), scratch, pool);
             Ok(())
         });
         Ok(with_method(method, run))
@@ -326,28 +323,98 @@ struct Stages<'a> {
     project: Option<Pointwise<'a>>,
 }
 
+/// How the stages are computed.
+#[derive(Clone, Copy)]
+enum Way {
+    /// By strips of rows, the given pointwise stages sparse.
+    Strips([bool; 2]),
+    /// All stages sparse, pixels staying in their lanes; by strips where that is not possible.
+    Lanes,
+}
+
+enum Kernel {
+    Strips(Strips),
+    Lanes(Box<Lanes>),
+}
+
+impl Kernel {
+    fn bytes(&self) -> usize {
+        match self {
+            Kernel::Strips(k) => k.bytes(),
+            Kernel::Lanes(k) => k.bytes(),
+        }
+    }
+
+    fn method(&self) -> &'static str {
+        match self {
+            Kernel::Strips(k) if !k.is_sparse() && k.is_tiled() => "amx strips",
+            Kernel::Strips(k) if !k.is_sparse() => "strips",
+            _ => SPARSE,
+        }
+    }
+
+    /// Elements of scratch.
+    fn scratch_len(&self, [n, h, w]: [usize; 3], threads: usize) -> usize {
+        match self {
+            Kernel::Strips(k) => k.scratch_len(n, h, w, threads),
+            Kernel::Lanes(k) => k.scratch_len(n, threads),
+        }
+    }
+
+    fn run(
+        &self,
+        [n, h, w]: [usize; 3],
+        x: &[f32],
+        epilogue: &Epilogue<'_>,
+        y: &mut [f32],
+        scratch: &mut [f32],
+        pool: &Pool,
+    ) {
+        match self {
+            Kernel::Strips(k) => k.run(n, h, w, x, epilogue, y, scratch, pool),
+            Kernel::Lanes(k) => k.run(n, x, epilogue, y, scratch, pool),
+        }
+    }
+}
+
 impl Stages<'_> {
-    /// The kernel with the given pointwise stages sparse.
-    fn kernel(&self, [expand, project]: [bool; 2]) -> Kernel {
+    fn kernel(&self, way: Way, images: [usize; 3]) -> Kernel {
         let Stages { params, weight, bias, activation, .. } = *self;
-        let expand = self.expand.map(|p| Pointwise { sparse: expand, ..p });
-        let project = self.project.map(|p| Pointwise { sparse: project, ..p });
-        Kernel::new(expand, params, weight, bias, activation, project)
+        let stages = match way {
+            Way::Strips(sparse) => sparse,
+            Way::Lanes => {
+                let lanes = self.project.and_then(|project| {
+                    Lanes::new(images, self.expand, params, weight, bias, activation, project)
+                });
+                if let Some(lanes) = lanes {
+                    return Kernel::Lanes(Box::new(lanes));
+                }
+                [true; 2]
+            }
+        };
+        let expand = self.expand.map(|p| Pointwise { sparse: stages[0], ..p });
+        let project = self.project.map(|p| Pointwise { sparse: stages[1], ..p });
+        Kernel::Strips(Strips::new(expand, params, weight, bias, activation, project))
     }
 
     /// The fastest of the kernels with pruned stages dense or sparse.
-    fn fastest(&self, arithmetic: Arithmetic, [n, h, w]: [usize; 3]) -> Kernel {
-        let steps = [self.expand, self.project]
-            .map(|stage| stage.and_then(|stage| variant::sparsity(stage.weight)));
-        let mut ways = vec![[false; 2]];
+    fn fastest(&self, arithmetic: Arithmetic, images: [usize; 3]) -> Kernel {
+        let [n, h, w] = images;
+        let stages = [self.expand, self.project];
+        let steps = stages.map(|stage| stage.and_then(|stage| variant::sparsity(stage.weight)));
+        let mut ways = vec![Way::Strips([false; 2])];
         for (i, _) in steps.iter().enumerate().filter(|(_, step)| step.is_some()) {
             let more: Vec<_> = ways.iter().map(|&way| with(way, i)).collect();
             ways.extend(more);
         }
+        let all = stages.iter().zip(&steps).all(|(stage, step)| stage.is_none() || step.is_some());
+        if all && self.project.is_some() {
+            ways.push(Way::Lanes);
+        }
         let p = &self.params;
         let len = |c: usize| n.checked_mul(h)?.checked_mul(w)?.checked_mul(c);
         if ways.len() == 1 || !variant::matters(len(p.c_in)) {
-            return self.kernel([false; 2]);
+            return self.kernel(ways[0], images);
         }
         let width = |stage: Option<Pointwise<'_>>| {
             stage.map_or(p.c_in, |stage| stage.weight.len() / p.c_in)
@@ -359,26 +426,31 @@ impl Stages<'_> {
         );
         let mut kernels: Vec<Option<Kernel>> = ways.iter().map(|_| None).collect();
         let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-        let pool = sparoa_kernels::Pool::single();
-        let epilogue = sparoa_kernels::Epilogue::NONE;
+        let pool = Pool::single();
+        let epilogue = Epilogue::NONE;
         let choice = variant::fastest(question, ways.len(), &mut |way| {
             if x.is_empty() {
                 let [oh, ow] = p.output_size(h, w);
                 (x, y) = (variant::inputs(n * h * w * c_in), vec![0.0; n * oh * ow * c_out]);
             }
-            let kernel = kernels[way].get_or_insert_with(|| self.kernel(ways[way]));
-            let needed = kernel.scratch_len(n, h, w, 1);
+            let kernel = kernels[way].get_or_insert_with(|| self.kernel(ways[way], images));
+            let needed = kernel.scratch_len(images, 1);
             scratch.resize(scratch.len().max(needed), 0.0);
-            kernel.run(n, h, w, &x, &epilogue, &mut y, &mut scratch, &pool);
+            kernel.run(images, &x, &epilogue, &mut y, &mut scratch, &pool);
         });
-        kernels[choice].take().unwrap_or_else(|| self.kernel(ways[choice]))
+        kernels[choice].take().unwrap_or_else(|| self.kernel(ways[choice], images))
     }
 }
 
-/// A way with one more stage sparse.
-fn with(mut way: [bool; 2], stage: usize) -> [bool; 2] {
-    way[stage] = true;
-    way
+/// A way by strips with one more stage sparse.
+fn with(way: Way, stage: usize) -> Way {
+    match way {
+        Way::Strips(mut sparse) => {
+            sparse[stage] = true;
+            Way::Strips(sparse)
+        }
+        Way::Lanes => way,
+    }
 }
 
 fn examples() -> Vec<Example> {

@@ -23,6 +23,9 @@ pub const FLOOR: f64 = 0.5;
 const STEPS: usize = 40;
 /// Multiply-adds below which a layer is not worth a measurement: it stays dense.
 const MIN_MACS: usize = 1 << 16;
+/// Begins every question: where kernels have become faster than others, the number grows and all is
+/// asked anew.
+const KERNELS: &str = "kernels 2";
 /// How long each candidate is measured, and how often at most.
 const BUDGET: Duration = Duration::from_millis(4);
 const MAX_ROUNDS: usize = 25;
@@ -80,6 +83,10 @@ pub(super) fn matters(macs: Option<usize>) -> bool {
     macs.is_some_and(|macs| macs >= MIN_MACS)
 }
 
+fn full(question: &str) -> String {
+    format!("{KERNELS}: {question}")
+}
+
 /// The faster of a dense and a sparse kernel, if there is a sparse one; `time` runs either. Where
 /// it is known which, the other is not made.
 pub(super) fn faster<T>(
@@ -88,7 +95,7 @@ pub(super) fn faster<T>(
     sparse: impl FnOnce() -> Option<T>,
     mut time: impl FnMut(&T),
 ) -> T {
-    let choice = known().get(&question).copied();
+    let choice = known().get(&full(&question)).copied();
     if choice == Some(0) {
         return dense();
     }
@@ -108,6 +115,7 @@ pub(super) fn faster<T>(
 pub(super) fn fastest(question: String, count: usize, run: &mut dyn FnMut(usize)) -> usize {
     // Held while measuring: two measurements at once would disturb each other.
     let mut known = known();
+    let question = full(&question);
     if let Some(&choice) = known.get(&question)
         && choice < count
     {
@@ -165,9 +173,9 @@ mod tests {
         assert_eq!(fastest(question.clone(), 2, &mut run), 1);
         assert_eq!(fastest(question.clone(), 2, &mut |_| unreachable!("it is known")), 1);
         assert!(runs > 4);
-        assert_eq!(choices().get(&question), Some(&1));
+        assert_eq!(choices().get(&full(&question)), Some(&1));
         // A file that was edited cannot choose what is not there.
-        learn(&Choices::from([("edited".to_owned(), 7)]));
+        learn(&Choices::from([(full("edited"), 7)]));
         assert_eq!(fastest("edited".to_owned(), 1, &mut |_| ()), 0);
     }
 }

@@ -365,6 +365,7 @@ mod tests {
 
     use super::*;
     use crate::conv::Conv2d;
+    use crate::sparse::SparseInvertedResidual;
     use crate::testing::random;
 
     proptest! {
@@ -449,7 +450,8 @@ mod tests {
                 );
                 let mut y = vec![f32::NAN; want.len()];
                 let mut scratch = vec![f32::NAN; fused.scratch_len(n, h, w, threads)];
-                fused.run(n, h, w, &x, &Epilogue::activation(last), &mut y, &mut scratch, &pool);
+                let epi = Epilogue::activation(last);
+                fused.run(n, h, w, &x, &epi, &mut y, &mut scratch, &pool);
                 // The same sums; low tiles of a product add them up in another order. Each is of
                 // at most 40 terms, in three stages. Terms of bf16 leave out some 3 * 2^-18 of every
                 // product, whose sizes sum up to no more than 40 times the largest of a stage.
@@ -458,6 +460,27 @@ mod tests {
                 for (a, b) in y.iter().zip(&want) {
                     let bound = (120.0 + left_out) * f32::EPSILON * largest;
                     prop_assert!((a - b).abs() <= bound, "{a} {b}");
+                }
+                if stages == 2 {
+                    continue;
+                }
+                // The number of images is a hint.
+                let expand = (stages != 1).then(|| stage(0));
+                let block = SparseInvertedResidual::new_with_isa(
+                    isa,
+                    [n + usize::from(tiles), h, w],
+                    (expand, Activation::HardSwish, stage(2)),
+                    dw,
+                    &weights[1],
+                    Some(&biases[1]),
+                );
+                let block = block.expect("the images are narrow");
+                let mut y = vec![f32::NAN; want.len()];
+                let mut scratch = vec![f32::NAN; block.scratch_len(n, threads)];
+                block.run(n, &x, &epi, &mut y, &mut scratch, &pool);
+                for (a, b) in y.iter().zip(&want) {
+                    let bound = 120.0 * f32::EPSILON * largest;
+                    prop_assert!((a - b).abs() <= bound, "in lanes: {a} {b}");
                 }
             }
         }

@@ -45,6 +45,11 @@ impl Compressed {
         Compressed { rows, blocks, starts, offsets, values }
     }
 
+    /// Output channels.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Blocks of input channels, in order.
     pub(crate) fn blocks(&self) -> &[Range<usize>] {
         &self.blocks

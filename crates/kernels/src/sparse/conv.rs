@@ -9,7 +9,7 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
 use crate::sparse::compressed::Compressed;
-use crate::sparse::grid::{FAR_LEN, Grid};
+use crate::sparse::grid::{FAR_LEN, Grid, Load, TRANSPOSE_COST};
 use crate::sparse::kernel::{GROUP, Output, Tile, sums_len};
 use crate::sparse::slab::Slab;
 
@@ -85,8 +85,9 @@ impl SparseConv2d {
         // A single pixel fills no vector.
         let isa = if images == [1, 1, 1] { Isa::Scalar } else { isa };
         let (lanes, _, _) = simd::tile_of(isa);
-        let grid = Grid::new(p, images, lanes)?;
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
+        let load = Load { channels: ci, weights: co * taps * ci, position: TRANSPOSE_COST * ci };
+        let grid = Grid::new(p, images, lanes, load)?;
         let blocks = cut_evenly(ci, grid.block_channels());
         let planes = grid.planes.len();
         let groups = (0..p.groups).map(|group| {
@@ -334,6 +335,7 @@ impl Run<'_> {
             positions: grid.span(&bands),
             channels,
             out,
+            padding: None,
         };
         simd::dispatch(conv.isa, slab);
     }
@@ -365,6 +367,8 @@ impl Run<'_> {
             band,
             index,
             x: slab.at(at * grid.lanes).ptr(),
+            line: grid.pitch * grid.lanes,
+            channel_len: grid.planes.len() * grid.slab * grid.lanes,
             sums,
             output: &output,
         };
@@ -373,7 +377,7 @@ impl Run<'_> {
 }
 
 /// `len` cut into ranges of nearly equal length, at most `most`.
-fn cut_evenly(len: usize, most: usize) -> Vec<Range<usize>> {
+pub(crate) fn cut_evenly(len: usize, most: usize) -> Vec<Range<usize>> {
     let parts = len.div_ceil(most).max(1);
     (0..parts).map(|i| i * len / parts..(i + 1) * len / parts).collect()
 }

@@ -28,15 +28,26 @@ const BLOCK_LEN: usize = 8 * 1024;
 /// weights cost more.
 const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
 /// Of 16 weights, those that a layout is chosen for.
-const LIKELY_NONZERO: usize = 2;
+pub(crate) const LIKELY_NONZERO: usize = 2;
 /// What transposing a vector costs in units of loading one.
-const TRANSPOSE_COST: usize = 8;
+pub(crate) const TRANSPOSE_COST: usize = 8;
 
 /// What a tap is on the grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Tap {
     pub(crate) plane: usize,
     pub(crate) shift: usize,
+}
+
+/// What a layout is chosen for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// Floats of each position of a strip and its lanes.
+    pub(crate) channels: usize,
+    /// Weights that a tile meets, zeros included.
+    pub(crate) weights: usize,
+    /// What a position of a strip costs in loads of a vector.
+    pub(crate) position: usize,
 }
 
 /// Positions of a convolution over images of one size, and how they are cut into tiles.
@@ -72,14 +83,19 @@ pub(crate) struct Grid {
 impl Grid {
     /// For convolutions of `images` (number, height, width; the number is a hint) with vectors of
     /// `lanes`. `None` if positions of a channel do not fit 16 bits.
-    pub(crate) fn new(params: &Conv2dParams, images: [usize; 3], lanes: usize) -> Option<Grid> {
+    pub(crate) fn new(
+        params: &Conv2dParams,
+        images: [usize; 3],
+        lanes: usize,
+        load: Load,
+    ) -> Option<Grid> {
         let [n, h, w] = images;
         let [oh, ow] = params.output_size(h, w);
         let geometry = Geometry { params: *params, h, w, oh, ow };
         if params.taps() == 1 && [h, w, oh, ow] == [1; 4] && params.pads == [0; 4] {
             let vectors = n.div_ceil(lanes).max(1);
             let width = vectors.div_ceil(vectors.div_ceil(TILE_VECTORS));
-            return Grid::cut(geometry, lanes, [lanes, 1, 1], [1, width], n, true);
+            return Grid::cut(geometry, lanes, [lanes, 1, 1], [1, width], n, load.channels, true);
         }
         let powers = || (0..=lanes.ilog2()).map(|p| 1usize << p);
         let mut best: Option<(usize, Grid)> = None;
@@ -92,10 +108,12 @@ impl Grid {
                     if tile[0] * tile[1] > TILE_VECTORS {
                         continue;
                     }
-                    let Some(grid) = Grid::cut(geometry, lanes, across, tile, n, false) else {
+                    let Some(grid) =
+                        Grid::cut(geometry, lanes, across, tile, n, load.channels, false)
+                    else {
                         continue;
                     };
-                    let cost = grid.cost(n);
+                    let cost = grid.cost(n, load);
                     if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                         best = Some((cost, grid));
                     }
@@ -112,6 +130,7 @@ impl Grid {
         across: [usize; 3],
         tile: [usize; 2],
         n: usize,
+        channels: usize,
         flat: bool,
     ) -> Option<Grid> {
         let Geometry { params, oh, ow, .. } = geometry;
@@ -152,7 +171,7 @@ impl Grid {
             strip: 1,
             slab: 0,
         };
-        let channels = params.c_in / params.groups * grid.planes.len();
+        let channels = channels * grid.planes.len();
         let all = grid.all_bands(n.max(1)).max(1);
         let fits = |strip| grid.longest_slab(strip) * channels * lanes <= SLAB_LEN;
         let mut strip = 1;
@@ -160,21 +179,20 @@ impl Grid {
             strip += 1;
         }
         (grid.strip, grid.slab) = (strip, grid.longest_slab(strip));
-        // An odd number of cache lines: channels spread over the cache's sets.
-        if !flat && grid.slab.is_multiple_of(2) {
-            grid.slab += 1;
+        if !flat {
+            // Room for whole tiles, and an odd number of cache lines: channels spread over the
+            // cache's sets.
+            grid.slab = grid.slab.next_multiple_of(TILE_VECTORS) + 1;
         }
         (grid.slab.checked_mul(grid.planes.len())? <= 1 << 16).then_some(grid)
     }
 
-    /// About what a run costs for each input channel, in loads of a vector.
-    fn cost(&self, n: usize) -> usize {
-        let params = &self.geometry.params;
+    /// About what a run costs, in loads of a vector.
+    fn cost(&self, n: usize, load: Load) -> usize {
         let bands = self.all_bands(n.max(1));
-        let weights = params.c_out / params.groups * self.taps.len() * LIKELY_NONZERO;
-        let multiply = bands * self.tiles * (self.tile[0] * self.tile[1] + 2) * weights / 16;
-        let transpose = bands.div_ceil(self.strip) * self.slab * self.planes.len();
-        multiply + TRANSPOSE_COST * transpose
+        let tile = (self.tile[0] * self.tile[1] + 2) * load.weights * LIKELY_NONZERO / 16;
+        let positions = bands.div_ceil(self.strip) * self.slab * self.planes.len();
+        bands * self.tiles * tile + positions * load.position
     }
 
     /// Whether pixels stand for themselves alone, one after the other.
@@ -191,6 +209,11 @@ impl Grid {
             _ if self.flat => each.div_ceil(self.tile[1]),
             _ => each * self.bands,
         }
+    }
+
+    /// The most tiles of a strip.
+    pub(crate) fn strip_tiles(&self) -> usize {
+        self.strip * self.tiles
     }
 
     /// Strips of n images, at least.
@@ -225,7 +248,7 @@ impl Grid {
         self.tile[0] * self.tile[1] * self.lanes
     }
 
-    /// How many channels go into a block.
+    /// How many channels of the slab go into a block.
     pub(crate) fn block_channels(&self) -> usize {
         let [rows, columns] = [0, 1].map(|i| self.tile[i] + self.reach[i]);
         let read = rows * columns * self.planes.len();

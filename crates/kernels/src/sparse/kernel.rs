@@ -60,6 +60,9 @@ pub(crate) struct Tile<'a> {
     pub(crate) band: usize,
     pub(crate) index: usize,
     pub(crate) x: *const f32,
+    /// Floats from row to row of a tile's input, and from channel to channel.
+    pub(crate) line: usize,
+    pub(crate) channel_len: usize,
     /// Space for the sums of a group of rows, or with several blocks of all rows.
     pub(crate) sums: &'a mut [f32],
     pub(crate) output: &'a Output<'a>,
@@ -114,10 +117,8 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
         assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
         assert!(width <= t.grid.tile_len() && R * C <= TILE_VECTORS && t.grid.lanes == S::LANES);
         let finish = t.output.finish;
-        let line = t.grid.pitch * S::LANES;
-        let channel_len = t.grid.planes.len() * t.grid.slab * S::LANES;
         for (block, channels) in t.weights.blocks().iter().enumerate() {
-            let x = t.x.wrapping_add(channels.start * channel_len);
+            let x = t.x.wrapping_add(channels.start * t.channel_len);
             for row in t.rows.clone().step_by(GROUP) {
                 let rows = row..t.rows.end.min(row + GROUP);
                 let at = if blocks > 1 { (row - t.rows.start) * width } else { 0 };
@@ -138,7 +139,7 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
                         let sums = sums.add(r * width);
                         let start = if block > 0 { Start::Sums } else { Start::Bias(bias) };
                         let weights = t.weights.row(block, row);
-                        let mut acc = one_row::<S, R, C, U>(s, weights, x, line, sums, start);
+                        let mut acc = one_row::<S, R, C, U>(s, weights, x, t.line, sums, start);
                         // A residual before the activation is added at the pixel.
                         if last && !finish.before {
                             for acc in acc.as_flattened_mut() {
@@ -161,15 +162,18 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
 
 /// What a row's sums begin with.
 #[derive(Clone, Copy)]
-enum Start {
+pub(crate) enum Start {
     Bias(f32),
     /// Those of earlier blocks.
     Sums,
 }
 
 /// A row of weights times the tile; `line` floats further its second row begins.
+///
+/// # Safety
+/// From each offset on x has the tile's R rows of C vectors, and `sums` R C vectors if they count.
 #[inline(always)]
-unsafe fn one_row<S: Simd, const R: usize, const C: usize, const U: usize>(
+pub(crate) unsafe fn one_row<S: Simd, const R: usize, const C: usize, const U: usize>(
     s: S,
     (offsets, values): (&[u16], &[f32]),
     x: *const f32,

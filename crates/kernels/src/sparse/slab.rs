@@ -22,13 +22,47 @@ pub(crate) struct Slab<'a> {
     pub(crate) positions: Range<usize>,
     pub(crate) channels: Range<usize>,
     pub(crate) out: SharedMut,
+    /// Takes down which positions are padding, if anyone wants to know.
+    pub(crate) padding: Option<Padding<'a>>,
+}
+
+/// The positions of which some lanes are padding: of each its index in a channel's planes, as bits,
+/// and for every lane whether there is a pixel, 1 or 0. The first element is their number.
+pub(crate) struct Padding<'a>(pub(crate) &'a mut [f32]);
+
+impl Padding<'_> {
+    /// Elements for `positions` of so many lanes.
+    pub(crate) fn len(positions: usize, lanes: usize) -> usize {
+        1 + positions * (1 + lanes)
+    }
+
+    fn clear(&mut self) {
+        self.0[0] = f32::from_bits(0);
+    }
+
+    #[inline(always)]
+    fn add(&mut self, position: usize, there: &[bool]) {
+        let count = self.0[0].to_bits();
+        let entry = &mut self.0[1 + count as usize * (1 + there.len())..][..1 + there.len()];
+        entry[0] = f32::from_bits(position as u32);
+        for (slot, &there) in entry[1..].iter_mut().zip(there) {
+            *slot = f32::from(u8::from(there));
+        }
+        self.0[0] = f32::from_bits(count + 1);
+    }
+}
+
+/// What [`Padding`] took down: positions and their lanes.
+pub(crate) fn padded(list: &[f32], lanes: usize) -> impl Iterator<Item = (usize, &[f32])> {
+    let count = list[0].to_bits() as usize;
+    list[1..].chunks_exact(1 + lanes).take(count).map(|e| (e[0].to_bits() as usize, &e[1..]))
 }
 
 impl Kernel for Slab<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let (grid, planes) = (self.grid, self.grid.planes.len());
         let end = self.channel + self.channels.end;
         assert!(end <= self.stride && self.zeros.len() >= self.channels.end);
@@ -38,14 +72,24 @@ impl Kernel for Slab<'_> {
             return;
         }
         let corners = grid.corners();
+        let mut padding = self.padding.take();
+        if let Some(padding) = &mut padding {
+            padding.clear();
+        }
         for plane in 0..planes {
             let mut place = grid.place(self.positions.start);
             for position in 0..self.positions.len() {
                 let mut pixels = [self.zeros.as_ptr(); MAX_LANES];
-                for (pixel, corner) in pixels[..S::LANES].iter_mut().zip(&corners) {
+                let mut there = [false; MAX_LANES];
+                for (i, corner) in corners.iter().enumerate().take(S::LANES) {
                     if let Some(index) = grid.input(self.n, plane, &place, corner) {
-                        *pixel = self.pixel(index);
+                        (pixels[i], there[i]) = (self.pixel(index), true);
                     }
+                }
+                if let Some(padding) = &mut padding
+                    && there[..S::LANES].contains(&false)
+                {
+                    padding.add(plane * grid.slab + position, &there[..S::LANES]);
                 }
                 grid.advance(&mut place);
                 for c in self.channels.clone().step_by(S::LANES) {
