@@ -162,10 +162,16 @@ impl Load {
     fn on(core: usize) -> Load {
         let before = sched_getaffinity(None).unwrap();
         pin(core);
+        // They end with the test's process, should it be killed.
+        let script = format!(
+            "while kill -0 {}; do i=0; while [ $i -lt 99999 ]; do i=$((i + 1)); done; done",
+            std::process::id()
+        );
         let spin = || {
             Command::new("sh")
-                .args(["-c", "while :; do :; done"])
+                .args(["-c", &script])
                 .stdin(Stdio::null())
+                .stderr(Stdio::null())
                 .spawn()
                 .unwrap()
         };
