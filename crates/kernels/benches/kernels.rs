@@ -13,7 +13,7 @@ use sparoa_kernels::conv::{
 use sparoa_kernels::gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled};
 use sparoa_kernels::isa;
 use sparoa_kernels::permute::permute_f32;
-use sparoa_kernels::sparse::SparseConv2d;
+use sparoa_kernels::sparse::{SparseConv2d, SparseInvertedResidual};
 use sparoa_kernels::{Activation, Epilogue, Pool};
 
 /// The shortest of the times of `f`, over at least 0.3 s.
@@ -266,6 +266,23 @@ impl Bench {
                 kernel.run(1, size, size, x, &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
             });
         }
+        let stage = |weight, bias| Pointwise {
+            weight,
+            bias: Some(bias),
+            activation: relu,
+            sparse: true,
+            terms: None,
+        };
+        let (expand, project) = (stage(&first, &wide[..]), stage(&last, &narrow[..]));
+        let (images, bias) = ([1, size, size], Some(&wide[..]));
+        let kernel =
+            SparseInvertedResidual::new(images, Some(expand), params, &own, bias, relu, project);
+        let kernel = kernel.expect("the image is narrow");
+        let mut scratch = vec![0.0; kernel.scratch_len(1, self.pool.threads())];
+        let title = format!("{title} in lanes");
+        self.report(&title, 2.0 * pixels, 4.0 * (x.len() + y.len()) as f64, || {
+            kernel.run(1, black_box(&x), &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
+        });
     }
 
     /// A square image and kernel, same padding; channels `ci` to `co`.

@@ -21,7 +21,7 @@ pub(crate) const TILE_VECTORS: usize = 8;
 /// Floats of an input or output that the caches near a processor do not hold.
 pub(crate) const FAR_LEN: usize = 1 << 20;
 /// Floats of a slab that should stay in the second-level cache.
-const SLAB_LEN: usize = 176 * 1024;
+const SLAB_LEN: usize = 256 * 1024;
 /// Floats that a tile reads of a block of channels: they should stay in the first-level cache..
 const BLOCK_LEN: usize = 8 * 1024;
 /// ..but with a single tap the second-level cache is the lesser evil, up to a point: short rows of
@@ -30,7 +30,7 @@ const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
 /// Of 16 weights, those that a layout is chosen for.
 pub(crate) const LIKELY_NONZERO: usize = 2;
 /// What transposing a vector costs in units of loading one.
-pub(crate) const TRANSPOSE_COST: usize = 8;
+pub(crate) const TRANSPOSE_COST: usize = 16;
 
 /// What a tap is on the grid.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -132,9 +132,10 @@ impl SparseInvertedResidual {
         let planes = params.stride[0] * params.stride[1];
         let load = Load {
             channels: c_in + 1 + mid.div_ceil(planes),
-            weights: mid * (taps + c_out),
+            // Filters are mostly dense.
+            weights: mid * (taps * 16 / LIKELY_NONZERO + c_out),
             position: TRANSPOSE_COST * c_in
-                + expand.map_or(0, |_| mid * (2 + c_in * LIKELY_NONZERO / 16)),
+                + expand.map_or(0, |_| mid * (3 + c_in * LIKELY_NONZERO / 16)),
         };
         let grid = Grid::new(&params, images, lanes, load)?;
         if grid.is_flat() {
@@ -491,17 +492,19 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Filter<'_, R, C,
         let (block, bands) = (self.c.block, &self.c.bands);
         let (grid, filter) = (&block.grid, &block.filter);
         let (weights, finish) = (filter.weights.row(0, self.channel), filter.finish());
-        let start = Start::Bias(filter.bias(self.channel));
+        let bias = Start::Bias(filter.bias(self.channel));
+        let first = grid.start(bands.start);
         let line = grid.pitch * S::LANES;
         let mut out = self.c.filtered.at(self.channel * block.step * S::LANES).ptr();
         for band in bands.clone() {
+            let start = grid.start(band) - first;
             for tile in 0..grid.tiles {
-                let at = grid.start(band) - grid.start(bands.start) + tile * C;
+                let at = start + tile * C;
                 // SAFETY: the channel has the tile's positions and each tap's shift beyond, and
                 // `step` vectors for what is filtered, as many as a strip's tiles have.
                 unsafe {
                     let x = self.x.add(at * S::LANES);
-                    let sums = one_row::<S, R, C, U>(s, weights, x, line, x, start);
+                    let sums = one_row::<S, R, C, U>(s, weights, x, line, x, bias);
                     for &sum in sums.as_flattened() {
                         s.store(out, finish.activate(s, sum));
                         out = out.add(S::LANES);
