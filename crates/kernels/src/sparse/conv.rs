@@ -160,11 +160,16 @@ impl SparseConv2d {
             _ => (4 * threads).min(self.nonzeros().saturating_mul(sums) / TASK_MACS).max(1),
         };
         let mut strips = self.grid.strips(images);
-        let shared = strips * groups < wanted.min(2 * threads);
+        // Strips keep what they read with one processor; but each should have as much to do.
+        let even = bands.div_ceil(threads) * threads * 4 <= bands * 5;
+        let shared = match groups {
+            1 => wanted > 1 && !even,
+            _ => strips * groups < wanted.min(2 * threads),
+        };
         let mut parts = 1;
         if shared {
             parts = wanted.div_ceil(tiles.max(1) * groups).min(co.div_ceil(GROUP)).max(1);
-        } else if threads > 1 && groups == 1 {
+        } else if wanted > 1 && groups == 1 {
             strips = strips.next_multiple_of(threads).min(bands.max(1));
         }
         let rows = co.div_ceil(GROUP).div_ceil(parts) * GROUP;
