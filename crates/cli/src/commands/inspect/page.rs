@@ -14,7 +14,7 @@ const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 48.0;
 const TOP: f64 = 16.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 28.0;
 
 const STYLE: &str = "
 :root { --sparse-light: #0d7a5f; --sparse-intense: #7a4dd8; --dense-light: #b06a00;
@@ -100,19 +100,6 @@ fn plot(d: &Document) -> String {
         "<line class=\"threshold\" x1=\"{tx}\" x2=\"{tx}\" y1=\"{y0}\" y2=\"{y1}\"/><line \
          class=\"threshold\" x1=\"{x0}\" x2=\"{x1}\" y1=\"{ty}\" y2=\"{ty}\"/>"
     );
-    for (class, at_x, at_y, anchor) in [
-        ("dense-intense", x0 + 8.0, y1 + 16.0, "start"),
-        ("sparse-intense", x1 - 8.0, y1 + 16.0, "end"),
-        ("dense-light", x0 + 8.0, y0 - 8.0, "start"),
-        ("sparse-light", x1 - 8.0, y0 - 8.0, "end"),
-    ] {
-        let label = class.replace('-', ", ");
-        let _ = writeln!(
-            svg,
-            "<text x=\"{at_x}\" y=\"{at_y}\" text-anchor=\"{anchor}\"><tspan class=\"key \
-             {class}\" stroke=\"none\">{label}</tspan></text>"
-        );
-    }
     for n in rows {
         let radius = 3.0 + 13.0 * (n.flops as f64 / most).sqrt();
         let _ = writeln!(
@@ -127,6 +114,20 @@ fn plot(d: &Document) -> String {
             scaled(n.flops as f64, "FLOP"),
             n.intensity,
             percent(Some(n.sparsity)),
+        );
+    }
+    // Over the circles.
+    for (class, at_x, at_y, anchor) in [
+        ("dense-intense", x0 + 8.0, y1 + 16.0, "start"),
+        ("sparse-intense", x1 - 8.0, y1 + 16.0, "end"),
+        ("dense-light", x0 + 8.0, y0 - 8.0, "start"),
+        ("sparse-light", x1 - 8.0, y0 - 8.0, "end"),
+    ] {
+        let label = class.replace('-', ", ");
+        let _ = writeln!(
+            svg,
+            "<text x=\"{at_x}\" y=\"{at_y}\" text-anchor=\"{anchor}\"><tspan class=\"key \
+             {class}\" stroke=\"none\">{label}</tspan></text>"
         );
     }
     svg.push_str("</svg>\n");

@@ -20,7 +20,7 @@ const LEFT: f64 = 48.0;
 const BOTTOM: f64 = 52.0;
 const TOP: f64 = 16.0;
 
-/// Colours of the bars, in the policies' order; what comes after them repeats.
+/// Colours of the bars, in the policies' order.
 const STYLE: &str = "
 :root { --c0: #8b949e; --c1: #57606a; --c2: #b06a00; --c3: #d4a72c; --c4: #2da44e; --c5: #0d7a8f;
   --c6: #7a4dd8; --c7: #bf3989; --c8: #1f6feb; }
@@ -35,6 +35,7 @@ table { margin: 1rem 0; }
 th:first-child, td:first-child { text-align: left; }
 ";
 
+/// Policies that a chart shows. What comes after them, the ablations, is in the tables.
 const COLOURS: usize = 9;
 
 /// The page.
@@ -93,7 +94,7 @@ fn chart(
         .iter()
         .filter_map(|m| {
             let cpu = m.policies.get(Policy::Cpu)?;
-            let bars = m.policies.0.iter();
+            let bars = m.policies.0.iter().take(COLOURS);
             let bars = bars.filter_map(|(name, row)| Some((name.as_str(), value(row, cpu)?)));
             Some((m.model.as_str(), bars.collect()))
         })
@@ -134,7 +135,7 @@ fn chart(
                 svg,
                 "<rect class=\"c{}\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" \
                  height=\"{:.1}\"><title>{model}, {policy}: {v:.2} (simulated)</title></rect>",
-                b % COLOURS,
+                b,
                 wide * 0.9,
                 (base - top).max(0.0),
             );
@@ -156,7 +157,7 @@ fn chart(
             svg,
             "<rect class=\"c{}\" x=\"{x:.1}\" y=\"{}\" width=\"10\" height=\"10\"/><text \
              x=\"{:.1}\" y=\"{}\">{}</text>",
-            i % COLOURS,
+            i,
             HEIGHT - 18.0,
             x + 14.0,
             HEIGHT - 9.0,
