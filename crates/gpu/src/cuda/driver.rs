@@ -23,6 +23,7 @@ pub(crate) struct DeviceFacts {
     pub(crate) memory_bytes: usize,
     pub(crate) integrated: bool,
     pub(crate) shared_bytes: u32,
+    pub(crate) multiprocessors: u32,
     /// The driver's CUDA version.
     pub(crate) driver: (i32, i32),
 }
@@ -55,6 +56,8 @@ pub(crate) fn devices() -> Result<Vec<DeviceFacts>> {
                 memory_bytes: unsafe { result::device::total_mem(device) }?,
                 integrated: attribute(A::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
                 shared_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?
+                    .cast_unsigned(),
+                multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                     .cast_unsigned(),
                 driver: (version / 1000, version % 1000 / 10),
             })
