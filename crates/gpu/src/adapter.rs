@@ -6,7 +6,7 @@ use sparoa_core::{
 };
 use wgpu::{Adapter, DeviceType, Features};
 
-use crate::{WgpuOptions, fault::ready};
+use crate::{WgpuOptions, fault::ready, units::units};
 
 /// Abilities used where the adapter has them.
 const WANTED: Features = Features::TIMESTAMP_QUERY
@@ -124,8 +124,10 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
             .min(limits.max_compute_workgroup_size_x),
         max_grid: limits.max_compute_workgroups_per_dimension,
         max_binding_bytes: limits.max_storage_buffer_binding_size,
-        software: info.software,
+        software: info.software && options.units.is_none(),
         subgroup: if fixed { raw.subgroup_max_size } else { 0 },
+        // Emulated ones share the CPU's cores: nothing is gained by cutting work for them.
+        units: options.units.unwrap_or(if info.software { 0 } else { units(&adapter) }),
         aligned: true,
     };
     let key = format!("{:?}-{:x}-{:x}-{}", raw.backend, raw.vendor, raw.device, info.driver);

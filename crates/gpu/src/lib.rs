@@ -15,6 +15,7 @@
 
 mod options;
 mod fault;
+mod units;
 mod adapter;
 mod cache_file;
 mod pipelines;

@@ -21,6 +21,9 @@ pub struct GpuOptions {
     pub cache_dir: Option<PathBuf>,
     /// How tensors cross between host and device.
     pub transfer: Transfer,
+    /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
+    /// and comparisons.
+    pub units: Option<u32>,
 }
 
 impl GpuOptions {
@@ -36,15 +39,16 @@ impl GpuOptions {
 /// # Errors
 /// [`BackendError::Unavailable`] when it is not there; the text says what to do.
 pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendError> {
-    let GpuOptions { name, allow_software, f16, cache_dir, transfer } = options.clone();
+    let GpuOptions { name, allow_software, f16, cache_dir, transfer, units } = options.clone();
     match name.as_deref().and_then(cuda_device) {
         Some(device) => {
             let device = (!device.is_empty()).then(|| device.to_owned());
-            let options = CudaOptions { device, f16, cache_dir, transfer };
+            let options = CudaOptions { device, f16, cache_dir, transfer, units };
             Ok(Arc::new(CudaBackend::new(&options)?))
         }
         None => {
-            let options = WgpuOptions { adapter: name, allow_software, f16, cache_dir, transfer };
+            let options =
+                WgpuOptions { adapter: name, allow_software, f16, cache_dir, transfer, units };
             Ok(Arc::new(WgpuBackend::new(&options)?))
         }
     }

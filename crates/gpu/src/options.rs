@@ -18,6 +18,9 @@ pub struct WgpuOptions {
     pub cache_dir: Option<PathBuf>,
     /// How tensors cross between host and device.
     pub transfer: Transfer,
+    /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
+    /// and comparisons.
+    pub units: Option<u32>,
 }
 
 impl WgpuOptions {

@@ -76,7 +76,7 @@ impl CudaBackend {
                 residency: Residency::default(),
                 context,
                 info: describe(facts),
-                caps: caps(facts, options.f16),
+                caps: caps(facts, options),
                 direct,
                 fault: Fault::new(&facts.name),
             }),
@@ -182,9 +182,9 @@ fn describe(facts: &DeviceFacts) -> DeviceInfo {
     }
 }
 
-fn caps(facts: &DeviceFacts, f16: bool) -> GpuCaps {
+fn caps(facts: &DeviceFacts, options: &CudaOptions) -> GpuCaps {
     GpuCaps {
-        f16,
+        f16: options.f16,
         workgroup_bytes: facts.shared_bytes,
         workgroup_size: 1024,
         // Of y and z; x could be longer.
@@ -193,6 +193,7 @@ fn caps(facts: &DeviceFacts, f16: bool) -> GpuCaps {
         max_binding_bytes: u64::from(u32::MAX).min(facts.memory_bytes as u64),
         software: false,
         subgroup: 32,
+        units: options.units.unwrap_or(facts.multiprocessors),
         aligned: true,
     }
 }
@@ -225,6 +226,7 @@ mod tests {
             memory_bytes: 8 << 30,
             integrated: true,
             shared_bytes: 48 << 10,
+            multiprocessors: 16,
             driver: (12, 6),
         }
     }

@@ -23,6 +23,7 @@ pub(crate) struct DeviceFacts {
     pub(crate) memory_bytes: usize,
     pub(crate) integrated: bool,
     pub(crate) shared_bytes: u32,
+    pub(crate) multiprocessors: u32,
     /// The driver's CUDA version.
     pub(crate) driver: (i32, i32),
 }
@@ -55,6 +56,8 @@ pub(crate) fn devices() -> Result<Vec<DeviceFacts>> {
                 memory_bytes: unsafe { result::device::total_mem(device) }?,
                 integrated: attribute(A::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
                 shared_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?
+                    .cast_unsigned(),
+                multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                     .cast_unsigned(),
                 driver: (version / 1000, version % 1000 / 10),
             })
@@ -276,12 +279,21 @@ impl Stream {
         }
     }
 
-    /// Queues a copy of the first `bytes` of `from` to the device.
-    pub(crate) fn copy_in(&self, to: Address, from: &HostMemory, bytes: usize) -> Result<()> {
-        assert!(bytes <= from.bytes, "the copy is inside");
+    /// Queues a copy of `bytes` of `from`, beginning at `offset`, to the device.
+    pub(crate) fn copy_in(
+        &self,
+        to: Address,
+        from: &HostMemory,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        assert!(offset.checked_add(bytes).is_some_and(|end| end <= from.bytes), "it is inside");
         // SAFETY: views were checked against their slots at load; the source is in bounds and
         // outlives the copy, since programs wait for the device before they drop it.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.host.cast(), bytes, self.raw) }.result()
+        unsafe {
+            let from = from.host.add(offset).cast();
+            sys::cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw).result()
+        }
     }
 
     /// Queues a copy from the device to the first `bytes` of `to`.

@@ -16,4 +16,7 @@ pub struct CudaOptions {
     pub cache_dir: Option<PathBuf>,
     /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated.
     pub transfer: Transfer,
+    /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
+    /// and comparisons.
+    pub units: Option<u32>,
 }

@@ -34,7 +34,12 @@ const ARCHITECTURES: [(i32, i32); 4] = [(7, 2), (8, 7), (8, 9), (9, 0)];
 /// What the backend tells operators of a device, and its variations.
 fn all_caps() -> Vec<GpuCaps> {
     let base = GpuCaps { workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() };
-    vec![base.clone(), GpuCaps { aligned: false, ..base.clone() }, GpuCaps { f16: true, ..base }]
+    vec![
+        base.clone(),
+        GpuCaps { units: 132, ..base.clone() },
+        GpuCaps { units: 16, aligned: false, ..base.clone() },
+        GpuCaps { f16: true, ..base },
+    ]
 }
 
 /// Distinct kernels by their text.

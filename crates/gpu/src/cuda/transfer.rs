@@ -4,7 +4,11 @@
 //! *direct* one reads or writes the slot itself, which then is memory of the host that the device
 //! sees: for integrated GPUs, whose memory it is anyway.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use cudarc::driver::DriverError;
 use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
@@ -17,6 +21,13 @@ use crate::{
     copies::{Plan, check_length, no_such, overlap},
     residency::padded,
 };
+
+/// Bytes that a large upload advances by.
+const PIECE: usize = 1 << 20;
+/// Bytes from which on several threads fill the staging memory.
+const LARGE: usize = 8 << 20;
+/// As many.
+const FILLERS: usize = 4;
 
 /// The copies of one program, and the slots they go to.
 pub(crate) struct Transfers {
@@ -183,6 +194,44 @@ impl Transfers {
         copied.record(&self.outward)
     }
 
+    /// Queues the upload of `bytes`: a piece travels while the next is put into the staging memory.
+    fn stage(
+        &self,
+        shared: &Shared,
+        to: Address,
+        staging: &HostMemory,
+        bytes: &[u8],
+    ) -> Result<(), DriverError> {
+        let advance = |start: usize, end: usize| {
+            bytes[start..end].chunks(PIECE).enumerate().try_for_each(|(i, piece)| {
+                let offset = start + i * PIECE;
+                staging.write(offset, piece);
+                self.inward.copy_in(to + offset as Address, staging, offset, piece.len())
+            })
+        };
+        let len = bytes.len();
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        if len < LARGE || cores == 1 {
+            return advance(0, len);
+        }
+        // One core alone fills memory more slowly than the bus empties it.
+        let part = len.div_ceil(cores.min(FILLERS));
+        thread::scope(|scope| {
+            let others: Vec<_> = (part..len)
+                .step_by(part)
+                .map(|start| {
+                    scope.spawn(move || {
+                        shared.context.bind()?;
+                        advance(start, (start + part).min(len))
+                    })
+                })
+                .collect();
+            let own = advance(0, part);
+            let joined = others.into_iter().map(|other| other.join().expect("copies do not panic"));
+            joined.fold(own, Result::and)
+        })
+    }
+
     /// See [`sparoa_core::backend::Program::upload`].
     pub(crate) fn upload(
         &self,
@@ -202,11 +251,10 @@ impl Transfers {
                 (Some(staging), _) => {
                     // The copy before may still be reading.
                     copied.synchronize()?;
-                    staging.write(0, bytes);
                     for event in users {
                         self.inward.wait(event)?;
                     }
-                    self.inward.copy_in(self.address(view), staging, bytes.len())?;
+                    self.stage(shared, self.address(view), staging, bytes)?;
                     copied.record(&self.inward)?;
                     self.uploaded.record(&self.inward)?;
                     self.pending.store(true, Ordering::Release);

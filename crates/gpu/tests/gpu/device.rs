@@ -26,6 +26,13 @@ pub fn gpu() -> Option<Arc<dyn Accelerator>> {
     GPU.clone()
 }
 
+/// The shared backend, and with the kernels that a large GPU gets, on whatever adapter.
+pub fn gpus() -> Vec<Arc<dyn Accelerator>> {
+    static LARGE: LazyLock<Option<Arc<dyn Accelerator>>> =
+        LazyLock::new(|| open_gpu(&GpuOptions { units: Some(132), ..options() }).ok());
+    gpu().into_iter().chain(LARGE.clone()).collect()
+}
+
 /// A pool of one thread.
 pub fn pool() -> Pool {
     Pool::new(1)

@@ -1,6 +1,7 @@
 //! Attention with an online softmax: scores never reach memory. An invocation has one row of
 //! queries; keys and values pass by in tiles, shared through workgroup memory on hardware and
-//! through subgroup broadcasts on software adapters.
+//! through subgroup broadcasts on software adapters. Where the rows are too few for the GPU, several
+//! invocations share one, each with a part of the keys, and join their results at the end.
 
 use std::fmt::Write;
 
@@ -14,10 +15,10 @@ use crate::{
 
 /// Longest head that fits an invocation's registers.
 const MAX_HEAD: usize = 128;
-/// Keys per tile on hardware.
-const KEYS: usize = 16;
 /// Invocations per workgroup on hardware.
-const ROWS: usize = 64;
+const THREADS: usize = 64;
+/// Workgroups per multiprocessor from which on the rows are enough.
+const ENOUGH: usize = 6;
 
 /// Where q, k, v and the output lie, in elements.
 pub(in crate::ops) struct Placement {
@@ -99,7 +100,10 @@ pub(in crate::ops) fn attention(
     let lanes = software_lanes(caps);
     let (rows, text) = match lanes {
         Some(lanes) => (lanes, software(qd, vd, lanes)?),
-        None => (ROWS, hardware(qd, vd)?),
+        None => {
+            let team = team(s, caps);
+            (THREADS / team, hardware(qd, vd, team)?)
+        }
     };
     let text = format!(
         "fn bias_of(b: u32, h: u32, row: u32, key: u32) -> f32 {{ {bias_text} }}\n\
@@ -201,42 +205,115 @@ fn software(qd: usize, vd: usize, lanes: usize) -> Option<String> {
     Some(t)
 }
 
-/// Tiles of keys and values in workgroup memory.
-fn hardware(qd: usize, vd: usize) -> Option<String> {
+/// Invocations that share a row on hardware.
+fn team(s: &AttentionShape, caps: &GpuCaps) -> usize {
+    let groups = |team: usize| s.q_len.div_ceil(THREADS / team) * s.heads * s.batch;
+    let fits = |team: usize| {
+        let (keys, vectors) = (keys_per_tile(team), s.head_dim / 4 + s.v_dim / 4 + 2);
+        let bytes = 16 * (keys * vectors).max(THREADS * (s.v_dim / 4 + 1)) + 8 * THREADS;
+        bytes <= caps.workgroup_bytes as usize && s.kv_len >= 2 * team
+    };
+    let enough = |team: &usize| groups(*team) >= ENOUGH * caps.units as usize;
+    let possible: Vec<usize> = [1, 2, 4, 8].into_iter().filter(|&t| t == 1 || fits(t)).collect();
+    possible.iter().copied().find(enough).or(possible.last().copied()).unwrap_or(1)
+}
+
+/// Keys per tile on hardware.
+fn keys_per_tile(team: usize) -> usize {
+    if team == 1 { 16 } else { 32 }
+}
+
+/// Tiles of keys and values in workgroup memory, a vec4 apart so that they begin in different
+/// banks.
+fn hardware(qd: usize, vd: usize, team: usize) -> Option<String> {
+    let (keys, rows) = (keys_per_tile(team), THREADS / team);
+    let (k_line, v_line) = (qd + 1, vd + 1);
+    let v_tile = keys * k_line;
+    let tile = (v_tile + keys * v_line).max(if team > 1 { THREADS * v_line } else { 0 });
     let mut t = format!(
-        "var<workgroup> tile_k: array<vec4<f32>, {}>;\nvar<workgroup> tile_v: array<vec4<f32>, {}>;\n\
-         @compute @workgroup_size({ROWS})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
+        "var<workgroup> tile: array<vec4<f32>, {tile}>;\n\
+         var<workgroup> highs: array<f32, {THREADS}>;\nvar<workgroup> sums: array<f32, {THREADS}>;\n\
+         @compute @workgroup_size({THREADS})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
          @builtin(local_invocation_index) lane: u32) {{\n    \
-         let row = group.x * {ROWS}u + lane;\n",
-        KEYS * qd,
-        KEYS * vd
+         let part = lane / {rows}u;\n    let own = lane % {rows}u;\n    \
+         let row = group.x * {rows}u + own;\n"
     );
     start(&mut t, qd, vd)?;
-    writeln!(t, "    for (var first = 0u; first < p.keys; first += {KEYS}u) {{").ok()?;
-    for (tile, name, width) in [("tile_k", "k", qd), ("tile_v", "v", vd)] {
+    writeln!(t, "    for (var first = 0u; first < p.keys; first += {keys}u) {{").ok()?;
+    for (name, begin, width, line) in [("k", 0, qd, k_line), ("v", v_tile, vd, v_line)] {
+        // All loads before the first store: they are under way together.
+        let loads = (keys * width).div_ceil(THREADS);
+        for i in 0..loads {
+            writeln!(
+                t,
+                "        let {name}i{i} = min(lane + {}u, {}u);\n        \
+                 let {name}{i} = load_{name}({name}_at + min(first + {name}i{i} / {width}u, \
+                 p.keys - 1u) * p.{name}_row + {name}i{i} % {width}u);",
+                i * THREADS,
+                keys * width - 1
+            )
+            .ok()?;
+        }
+        for i in 0..loads {
+            writeln!(
+                t,
+                "        tile[{begin}u + {name}i{i} / {width}u * {line}u + {name}i{i} % {width}u] = {name}{i};"
+            )
+            .ok()?;
+        }
+    }
+    writeln!(
+        t,
+        "        workgroupBarrier();\n        let tile_k = part * {k_line}u;\n        \
+         let tile_v = {v_tile}u + part * {v_line}u;"
+    )
+    .ok()?;
+    let own = keys / team;
+    for i in 0..own {
+        let terms: Vec<String> = (0..qd)
+            .map(|d| format!("dot(q{d}, tile[tile_k + {}u])", i * team * k_line + d))
+            .collect();
         writeln!(
             t,
-            "        for (var i = lane; i < {}u; i += {ROWS}u) {{\n            \
-             let key = min(first + i / {width}u, p.keys - 1u);\n            \
-             {tile}[i] = load_{name}({name}_at + key * p.{name}_row + i % {width}u);\n        }}",
-            KEYS * width
+            "        let s{i} = score(b, h, r, first + part + {}u, {});",
+            i * team,
+            terms.join(" + ")
         )
         .ok()?;
     }
-    t.push_str("        workgroupBarrier();\n");
-    for i in 0..KEYS {
-        let terms: Vec<String> =
-            (0..qd).map(|d| format!("dot(q{d}, tile_k[{}])", i * qd + d)).collect();
-        writeln!(t, "        let s{i} = score(b, h, r, first + {i}u, {});", terms.join(" + "))
-            .ok()?;
-    }
-    rescale(&mut t, KEYS, vd)?;
-    for i in 0..KEYS {
+    rescale(&mut t, own, vd)?;
+    for i in 0..own {
         for d in 0..vd {
-            writeln!(t, "        o{d} += w{i} * tile_v[{}];", i * vd + d).ok()?;
+            writeln!(t, "        o{d} += w{i} * tile[tile_v + {}u];", i * team * v_line + d)
+                .ok()?;
         }
     }
     t.push_str("        workgroupBarrier();\n    }\n");
-    finish(&mut t, vd)?;
+    if team == 1 {
+        finish(&mut t, vd)?;
+        return Some(t);
+    }
+    writeln!(
+        t,
+        "    highs[lane] = high;\n    sums[lane] = sum;\n    workgroupBarrier();\n    \
+         var top = high;\n    \
+         for (var i = own; i < {THREADS}u; i += {rows}u) {{ top = max(top, highs[i]); }}\n    \
+         var total = 0.0;\n    \
+         for (var i = own; i < {THREADS}u; i += {rows}u) {{ total += sums[i] * exp(highs[i] - top); }}\n    \
+         let share = exp(high - top) / total;"
+    )
+    .ok()?;
+    for d in 0..vd {
+        writeln!(t, "    tile[lane * {v_line}u + {d}u] = o{d} * share;").ok()?;
+    }
+    writeln!(
+        t,
+        "    workgroupBarrier();\n    if (row >= p.rows) {{ return; }}\n    \
+         let at = b * p.y_batch + h * p.y_head + row * p.y_row;\n    \
+         for (var d = part; d < {vd}u; d += {team}u) {{\n        var v = vec4<f32>();\n        \
+         for (var i = own; i < {THREADS}u; i += {rows}u) {{ v += tile[i * {v_line}u + d]; }}\n        \
+         store(at + d, v);\n    }}\n}}"
+    )
+    .ok()?;
     Some(t)
 }

@@ -7,7 +7,7 @@ use super::{
     activation::Epilogue,
     packing,
     shader::{Shader, fold},
-    tile::{Left, Right, Tile, matrix_rows},
+    tile::{Left, Right, Rows, Tile, matrix_rows},
 };
 use crate::{
     ops::{
@@ -52,29 +52,51 @@ pub(in crate::ops) fn conv(op: &Conv, x: &Operands<'_>, caps: &GpuCaps) -> Optio
         m: shape.batch * oh * ow,
         n: c_out,
         batch: shape.groups,
-        taps: flat.kernel.iter().product(),
-        inner: c_in,
         right: Right::Constant { half: caps.f16 },
         y_strides: [shape.c_out, c_out],
         bias: constants.len() > 1,
         epilogue,
     };
     let left = if pointwise { matrix_rows(shape.c_in, c_in) } else { windows(&shape, &flat) };
-    let dispatches = vec![tile.dispatch(&left, caps)?];
-    Some(GpuKernel { dispatches, constants, temps: Vec::new() })
+    tile.kernel(&left, constants, caps)
 }
 
 /// Windows of an NHWC tensor as rows, by output position.
 fn windows(shape: &ConvShape, flat: &Flat) -> Left {
     let (c_in, part) = (shape.c_in, shape.c_in / shape.groups);
     let flat = *flat;
-    Left {
+    let by_tap = Rows {
+        taps: flat.kernel,
+        run: part,
+        sure: false,
         strides: vec![c_in, part],
         params: Box::new(move |shader, unit| {
             place(shader, &flat).size("channels", c_in / unit).size("a_z", part / unit)
         }),
         text: include_str!("windows.wgsl"),
-    }
+    };
+    let [line, shift, jump] = [flat.input[1], flat.strides[1], flat.dilations[1]].map(|n| n * c_in);
+    let pad = flat.pads[1] * c_in;
+    // Taps side by side are one run of memory.
+    let joined = part == c_in && flat.dilations[1] == 1;
+    let by_element = Rows {
+        taps: if joined { [flat.kernel[0], 1] } else { flat.kernel },
+        run: if joined { flat.kernel[1] * c_in } else { part },
+        sure: false,
+        strides: if joined { vec![line, shift, pad] } else { vec![c_in, part] },
+        params: Box::new(move |shader, unit| {
+            let signed = |n: usize| isize::try_from(n).unwrap_or(isize::MAX);
+            shader
+                .sizes([("ih", flat.input[0]), ("oh", flat.output[0]), ("ow", flat.output[1])])
+                .sizes([("stride_h", flat.strides[0]), ("step_h", flat.dilations[0])])
+                .sizes([("line", line / unit), ("shift", shift / unit), ("jump", jump / unit)])
+                .size("a_z", part / unit)
+                .int("pad_h", signed(flat.pads[0]))
+                .int("pad_x", signed(pad / unit))
+        }),
+        text: include_str!("lines.wgsl"),
+    };
+    Left { by_tap, by_element }
 }
 
 /// Parameters of a two-dimensional window.

@@ -58,15 +58,12 @@ fn product(
         m,
         n,
         batch: 1,
-        taps: 1,
-        inner: k,
         right: Right::Constant { half: caps.f16 },
         y_strides: [n, 0],
         bias: constants.len() > 1,
         epilogue,
     };
-    let dispatches = vec![tile.dispatch(&matrix_rows(k, 0), caps)?];
-    Some(GpuKernel { dispatches, constants, temps: Vec::new() })
+    tile.kernel(&matrix_rows(k, 0), constants, caps)
 }
 
 /// MatMul of matrices that are stored as they are multiplied; operands have the product's batch
@@ -105,13 +102,10 @@ pub(in crate::ops) fn matmul(op: &MatMul, x: &Operands<'_>, caps: &GpuCaps) -> O
         m,
         n,
         batch: products,
-        taps: 1,
-        inner: k,
         right,
         y_strides: [n, m * n],
         bias: false,
         epilogue: Epilogue::new(Activation::None, ResidualKind::None, x),
     };
-    let dispatches = vec![tile.dispatch(&matrix_rows(k, a_stride), caps)?];
-    Some(GpuKernel { dispatches, constants, temps: Vec::new() })
+    tile.kernel(&matrix_rows(k, a_stride), constants, caps)
 }

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod blocks;
 mod conv;
 mod copy;
 mod elementwise;
@@ -11,6 +12,7 @@ mod packing;
 mod pooling;
 mod rows;
 mod shader;
+mod thin;
 mod tile;
 
 use std::{borrow::Cow, sync::Arc};
@@ -47,6 +49,8 @@ pub struct GpuCaps {
     /// Invocations per subgroup where that is one fixed number and shaders may use subgroup
     /// operations, otherwise 0.
     pub subgroup: u32,
+    /// Multiprocessors (compute units) that work side by side, 0 where that is not known.
+    pub units: u32,
     /// Every operand begins at a multiple of 16 bytes, so that vec4 loads are possible. False
     /// only for parts of split operators at odd places.
     pub aligned: bool,
@@ -63,6 +67,7 @@ impl GpuCaps {
             max_binding_bytes: 1 << 30,
             software: false,
             subgroup: 32,
+            units: 0,
             aligned: true,
         }
     }

@@ -59,6 +59,9 @@ impl Team {
     }
 }
 
+/// Invocations per workgroup that reduce rows side by side.
+const SIDE_BY_SIDE: usize = 128;
+
 const ALONE: &str = "fn team_sum(v: f32, thread: u32) -> f32 { return v; }\n\
                      fn team_max(v: f32, thread: u32) -> f32 { return v; }\n";
 
@@ -150,6 +153,20 @@ pub(in crate::ops) fn softmax(
     Some(one(team.dispatch(shader, include_str!("softmax.wgsl"), outer * inner, caps)?))
 }
 
+/// A reduction of rows that lie side by side: neighbouring invocations have neighbouring rows, and
+/// several share one.
+fn side_by_side(shader: Shader, rows: usize, caps: &GpuCaps) -> Option<Dispatch> {
+    // Long runs of rows where these are enough for every multiprocessor.
+    let own = if rows / 8 >= 4 * caps.units as usize { 8 } else { 4 };
+    let (grid, groups_x) = fold(rows.div_ceil(own), caps.max_grid);
+    shader
+        .size("groups_x", groups_x)
+        .define("ROWS", own.to_string())
+        .define("THREADS", SIDE_BY_SIDE.to_string())
+        .define("LANES", (SIDE_BY_SIDE / own).to_string())
+        .build(include_str!("reduce_side_by_side.wgsl"), grid)
+}
+
 /// A reduction of the middle one of three sizes.
 pub(in crate::ops) fn reduce(
     kind: ReduceKind,
@@ -177,6 +194,21 @@ pub(in crate::ops) fn reduce(
     };
     let joins = matches!(kind, ReduceKind::Sum | ReduceKind::Mean | ReduceKind::SumSquare)
         || matches!(kind, ReduceKind::L1 | ReduceKind::L2 | ReduceKind::LogSum);
+    let rows = outer * inner / size;
+    if inner > 1 && len >= 16 && !caps.software {
+        let combine = if joins { "sum + v" } else { step };
+        let shader = Shader::new("reduce")
+            .buffer("x", Binding::Input(0), element)
+            .buffer("y", Binding::Output(0), element)
+            .sizes([("len", len), ("inner", inner / size), ("rows", rows)])
+            .float("inverse_len", 1.0 / len as f32)
+            .define("START", start)
+            .define("STEP", step)
+            .define("COMBINE", combine)
+            .define("FINISH", finish)
+            .define("TYPE", element);
+        return Some(one(side_by_side(shader, rows, caps)?));
+    }
     let together = inner == 1 && len >= 64 && (joins || kind == ReduceKind::Max);
     let team = Team::new(together, caps);
     let join = match (team.size, joins) {
@@ -194,6 +226,5 @@ pub(in crate::ops) fn reduce(
         .define("JOIN", join)
         .define("FINISH", finish)
         .define("TYPE", element);
-    let rows = outer * inner / size;
     Some(one(team.dispatch(shader, include_str!("reduce.wgsl"), rows, caps)?))
 }

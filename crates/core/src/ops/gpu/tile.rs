@@ -2,13 +2,19 @@
 //! matrix rows or convolution windows, the right side is a matrix, several products may run at
 //! once (batches, groups).
 //!
-//! Two forms. Hardware GPUs share tiles of both sides in workgroup memory. Software adapters
-//! compute with SIMD lanes but load element by element, so there a workgroup is one subgroup, a
-//! lane loads one row's elements, and `subgroupBroadcast` hands them to the other lanes.
+//! Hardware GPUs share slices of both sides in workgroup memory ([`super::blocks`]), or, with few
+//! rows, stream the right side ([`super::thin`]). Software adapters compute with SIMD lanes but
+//! load element by element, so there a workgroup is one subgroup, a lane loads one row's elements,
+//! and `subgroupBroadcast` hands them to the other lanes.
 
-use std::fmt::Write;
-
-use super::{Binding, Dispatch, GpuCaps, activation::Epilogue, packing::padded, shader::Shader};
+use super::{
+    Binding, GpuCaps, GpuConstant, GpuKernel,
+    activation::Epilogue,
+    blocks::{self, Access, Product},
+    packing::padded,
+    shader::Shader,
+    thin,
+};
 
 /// A product to describe.
 pub(in crate::ops) struct Tile {
@@ -20,10 +26,6 @@ pub(in crate::ops) struct Tile {
     pub(in crate::ops) n: usize,
     /// Number of products: index `z` in the text.
     pub(in crate::ops) batch: usize,
-    /// Window positions per row; 1 for a matrix.
-    pub(in crate::ops) taps: usize,
-    /// Contiguous left-hand elements per tap.
-    pub(in crate::ops) inner: usize,
     /// Elements of the right side, and between one product's right side and the next's. A
     /// constant right side has its rows padded to whole vec4s (see [`super::packing`]).
     pub(in crate::ops) right: Right,
@@ -44,42 +46,123 @@ pub(in crate::ops) enum Right {
     Input { stride: usize },
 }
 
-/// Rows of the left side: parameters and the WGSL function
-/// `row_base(row: u32, tap: u32, z: u32) -> i32`, index of the first element of the row's tap in
-/// units of `VEC` elements, or -1 where the window lies in the padding.
+/// Rows of the left side, as software adapters read them and as hardware does.
 pub(in crate::ops) struct Left {
-    /// Strides in elements that must be whole vec4s for vec4 loads.
+    /// Tap by tap: a WGSL function `row_base(row: u32, tap: u32, z: u32) -> i32`, index of the
+    /// first element of the row's tap in units of 1 or 4 elements, or -1 where the window lies in
+    /// the padding.
+    pub(in crate::ops) by_tap: Rows,
+    /// Element by element: `place(row: u32, z: u32) -> vec4<i32>`, what is known of a row, and
+    /// `left_at(place: vec4<i32>, down: u32, across: u32, c: u32) -> i32`, index of the unit `c` of
+    /// a tap, or -1 in the padding.
+    pub(in crate::ops) by_element: Rows,
+}
+
+/// One way to read the left side.
+pub(in crate::ops) struct Rows {
+    /// Taps down and across.
+    pub(in crate::ops) taps: [usize; 2],
+    /// Contiguous elements per tap.
+    pub(in crate::ops) run: usize,
+    /// No tap lies in a padding.
+    pub(in crate::ops) sure: bool,
+    /// Distances in elements that must be whole vec4s for vec4 loads.
     pub(in crate::ops) strides: Vec<usize>,
     /// Adds the parameters; the second argument is elements per unit (1 or 4).
     pub(in crate::ops) params: Box<dyn Fn(Shader, usize) -> Shader>,
-    /// The function.
+    /// The functions.
     pub(in crate::ops) text: &'static str,
 }
 
 /// Rows of a plain matrix with `k` columns, `stride` elements from product to product.
 pub(in crate::ops) fn matrix_rows(k: usize, stride: usize) -> Left {
-    Left {
+    let rows = |text| Rows {
+        taps: [1, 1],
+        run: k,
+        sure: true,
         strides: vec![k, stride],
         params: Box::new(move |shader, unit| {
             shader.size("a_row", k / unit).size("a_z", stride / unit)
         }),
-        text: "fn row_base(row: u32, tap: u32, z: u32) -> i32 {\n    \
-               return i32(z * p.a_z + row * p.a_row);\n}\n",
+        text,
+    };
+    Left {
+        by_tap: rows(
+            "fn row_base(row: u32, tap: u32, z: u32) -> i32 {\n    \
+             return i32(z * p.a_z + row * p.a_row);\n}\n",
+        ),
+        by_element: rows(
+            "fn place(row: u32, z: u32) -> vec4<i32> {\n    \
+             return vec4<i32>(i32(z * p.a_z + row * p.a_row), 0, 0, 0);\n}\n\
+             fn left_at(place: vec4<i32>, down: u32, across: u32, c: u32) -> i32 {\n    \
+             return place.x + i32(c);\n}\n",
+        ),
     }
 }
 
-/// Rows, columns and inner steps of a workgroup's tile on hardware.
-const STEP: usize = 16;
-
 impl Tile {
-    /// The dispatch, or `None` when it exceeds what `caps` allows.
-    pub(in crate::ops) fn dispatch(&self, left: &Left, caps: &GpuCaps) -> Option<Dispatch> {
-        let vector_a =
-            caps.aligned && self.inner.is_multiple_of(4) && left.strides.iter().all(|s| s % 4 == 0);
-        let vector_y =
-            caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0);
-        let unit = if vector_a { 4 } else { 1 };
-        let y_unit = if vector_y { 4 } else { 1 };
+    /// The kernel with these constants, or `None` when it exceeds what `caps` allows.
+    pub(in crate::ops) fn kernel(
+        &self,
+        left: &Left,
+        constants: Vec<GpuConstant>,
+        caps: &GpuCaps,
+    ) -> Option<GpuKernel> {
+        let software = software_lanes(caps).is_some();
+        let rows = if software { &left.by_tap } else { &left.by_element };
+        let vector =
+            caps.aligned && rows.run.is_multiple_of(4) && rows.strides.iter().all(|s| s % 4 == 0);
+        let product = Product {
+            sizes: [self.m, rows.taps[0] * rows.taps[1] * rows.run, self.n],
+            batch: self.batch,
+        };
+        let (shader, mut text) = self.sides(rows, vector, caps);
+        if software || (rows.sure && thin::fits(self.m, caps)) {
+            let (main, grid) = match software {
+                true => self.software(vector, caps)?,
+                false => thin::text(&product, vector, caps),
+            };
+            let shader = self.results(shader, &mut text, caps);
+            let dispatches = vec![shader.build(&(text + &main), grid)?];
+            return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
+        }
+        let choice = blocks::choose(&product, caps);
+        let main = choice.text(&product, Access { vector, taps: rows.taps, sure: rows.sure });
+        let grid = choice.grid(&product);
+        if choice.parts == 1 {
+            let shader = self.results(shader, &mut text, caps);
+            let dispatches = vec![shader.build(&(text + &main), grid)?];
+            return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
+        }
+        let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
+            ("parts", choice.parts),
+            ("span", choice.span),
+            ("products", self.batch),
+        ]);
+        text.push_str(KEEP);
+        let products = shader.build(&(text + &main), grid)?;
+
+        let count = self.m * self.n4() * self.batch;
+        let (main, grid, groups_x) = blocks::sums(count, caps);
+        let shader = Shader::new("sums")
+            .buffer("partial", Binding::Temp(0), "vec4<f32>")
+            .sizes([("m", self.m), ("n", self.n), ("n4", self.n4()), ("count", count)])
+            .sizes([("parts", choice.parts), ("groups_x", groups_x)]);
+        let mut text = String::new();
+        let shader = self.results(shader, &mut text, caps);
+        let sums = shader.build(&(text + &main), grid)?;
+        let temps = vec![16 * count * choice.parts];
+        Some(GpuKernel { dispatches: vec![products, sums], constants, temps })
+    }
+
+    /// vec4s of a row of the right side.
+    fn n4(&self) -> usize {
+        self.n.div_ceil(4)
+    }
+
+    /// Both sides and how to load from them.
+    fn sides(&self, rows: &Rows, vector: bool, caps: &GpuCaps) -> (Shader, String) {
+        let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
         let (b_element, b_unit) = match self.right {
             Right::Constant { half: true } => ("vec4<f16>", 4),
             Right::Constant { half: false } => ("vec4<f32>", 4),
@@ -90,54 +173,38 @@ impl Tile {
             }
             Right::Input { .. } => ("f32", 1),
         };
-        let a_element = if vector_a { "vec4<f32>" } else { "f32" };
-        let y_element = if vector_y { "vec4<f32>" } else { "f32" };
-        let n4 = self.n.div_ceil(4);
+        let taps = rows.taps[0] * rows.taps[1];
         let (b_binding, b_z) = match self.right {
-            Right::Constant { .. } => (Binding::Constant(0), padded(self.taps * self.inner) * n4),
+            Right::Constant { .. } => (Binding::Constant(0), padded(taps * rows.run) * self.n4()),
             Right::Input { stride } => (Binding::Input(1), stride / b_unit),
         };
-        let mut shader = Shader::new(self.label)
-            .buffer("a", Binding::Input(0), a_element)
+        let shader = Shader::new(self.label)
+            .buffer("a", Binding::Input(0), element)
             .buffer("b", b_binding, b_element)
-            .buffer("y", Binding::Output(0), y_element)
-            .sizes([
-                ("m", self.m),
-                ("n", self.n),
-                ("n4", n4),
-                ("taps", self.taps),
-                ("inner", self.inner / unit),
-                ("rows_b", self.taps * self.inner),
-                ("b_z", b_z),
-                ("y_row", self.y_strides[0] / y_unit),
-                ("y_z", self.y_strides[1] / y_unit),
-            ]);
+            .sizes([("m", self.m), ("n", self.n), ("n4", self.n4())])
+            .sizes([("taps", taps), ("inner", rows.run / unit), ("rows_b", taps * rows.run)])
+            .size("b_z", b_z);
+        let mut text = String::from(rows.text);
+        text.push_str(if b_unit == 4 { LOAD_B_VECTOR } else { LOAD_B_SCALAR });
+        ((rows.params)(shader, unit), text)
+    }
+
+    /// The output and `store(row, col, z, part, sum)`: bias, epilogue, and the ends of rows that
+    /// are no whole vec4s. There is one part.
+    fn results(&self, shader: Shader, text: &mut String, caps: &GpuCaps) -> Shader {
+        let vector =
+            caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0);
+        let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
+        let mut shader = shader
+            .buffer("y", Binding::Output(0), element)
+            .sizes([("y_row", self.y_strides[0] / unit), ("y_z", self.y_strides[1] / unit)]);
         if self.bias {
             shader = shader.buffer("bias", Binding::Constant(1), "vec4<f32>");
         }
-        shader = (left.params)(shader, unit);
-        shader = self.epilogue.add(shader, y_element);
-
-        let mut text = String::from(left.text);
         text.push_str("$epilogue");
-        text.push_str(if b_unit == 4 { LOAD_B_VECTOR } else { LOAD_B_SCALAR });
-        text.push_str(&self.store_text(vector_y));
-        let (body, grid) = if software_lanes(caps).is_some() {
-            self.software(vector_a, caps)?
-        } else {
-            self.hardware(vector_a, caps)
-        };
-        text.push_str(&body);
-        shader.build(&text, grid)
-    }
-
-    /// `store(row, col, z, sum)`: bias, epilogue, and the ends of rows that are no whole vec4s.
-    fn store_text(&self, vector: bool) -> String {
         let sum = if self.bias { "sum + bias[z * p.n4 + col]" } else { "sum" };
-        let mut text = format!(
-            "fn store(row: u32, col: u32, z: u32, sum: vec4<f32>) {{\n    \
-             if (row >= p.m || col >= p.n4) {{ return; }}\n    let v = {sum};\n"
-        );
+        text.push_str(STORE);
+        text.push_str(&format!("    let v = {sum};\n"));
         text.push_str(if vector {
             "    let at = z * p.y_z + row * p.y_row + col;\n    y[at_y() + at] = finish4(v, at);\n}\n"
         } else {
@@ -145,7 +212,7 @@ impl Tile {
              for (var i = 0u; i < min(4u, p.n - col * 4u); i++) {\n        \
              y[at_y() + at + i] = finish1(v[i], at + i);\n    }\n}\n"
         });
-        text
+        self.epilogue.add(shader, element)
     }
 
     /// One subgroup per workgroup: lanes lie along columns, each lane a vec4 of them.
@@ -195,29 +262,11 @@ impl Tile {
         }
         t.push_str("}\n}\n");
         for i in 0..rows {
-            t += &format!("store(row + {i}u, col, z, s{i});\n");
+            t += &format!("store(row + {i}u, col, z, 0u, s{i});\n");
         }
         t.push_str("}\n");
         let grid = [self.n.div_ceil(4 * lanes), self.m.div_ceil(rows), self.batch];
         Some((t, grid))
-    }
-
-    /// Tiles of both sides in workgroup memory; each invocation has 4 rows of one vec4.
-    fn hardware(&self, vector_a: bool, caps: &GpuCaps) -> (String, [usize; 3]) {
-        let groups = |tile: usize| self.m.div_ceil(tile) * self.n.div_ceil(tile) * self.batch;
-        let large = groups(64) >= 128 && caps.workgroup_size >= 256;
-        let tile = if large { 64 } else { 32 };
-        let threads = tile / 4 * (tile / 4);
-        let mut t = String::from(if vector_a { LOAD_A_VECTOR } else { LOAD_A_SCALAR });
-        write!(
-            t,
-            "const TILE: u32 = {tile}u;\nconst THREADS: u32 = {threads}u;\n\
-             const STEP: u32 = {STEP}u;\nconst ACROSS: u32 = {}u;\n",
-            tile / 4
-        )
-        .expect("writing to a string");
-        t.push_str(include_str!("tile.wgsl"));
-        (t, [self.n.div_ceil(tile), self.m.div_ceil(tile), self.batch])
     }
 }
 
@@ -234,19 +283,10 @@ const LOAD_B_SCALAR: &str = "fn load_b(k: u32, c: u32, z: u32) -> vec4<f32> {\n 
     return vec4<f32>(b[at + min(i, last)], b[at + min(i + 1u, last)], b[at + min(i + 2u, last)], \
     b[at + min(i + 3u, last)]);\n}\n";
 
-/// Four left-hand elements of a row from flattened position `4 k` on, zero outside.
-const LOAD_A_VECTOR: &str = "fn load_a(row: u32, k: u32, z: u32) -> vec4<f32> {\n    \
-    if (row >= p.m || k * 4u >= p.rows_b) { return vec4<f32>(); }\n    \
-    let tap = k / p.inner;\n    let base = row_base(row, tap, z);\n    \
-    if (base < 0) { return vec4<f32>(); }\n    \
-    return a[at_a() + u32(base) + k - tap * p.inner];\n}\n";
+const STORE: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
+    if (row >= p.m || col >= p.n4) { return; }\n";
 
-const LOAD_A_SCALAR: &str = "fn load_a1(row: u32, k: u32, z: u32) -> f32 {\n    \
-    if (k >= p.rows_b) { return 0.0; }\n    \
-    let tap = k / p.inner;\n    let base = row_base(row, tap, z);\n    \
-    if (base < 0) { return 0.0; }\n    \
-    return a[at_a() + u32(base) + k - tap * p.inner];\n}\n\
-    fn load_a(row: u32, k: u32, z: u32) -> vec4<f32> {\n    \
-    if (row >= p.m) { return vec4<f32>(); }\n    \
-    return vec4<f32>(load_a1(row, k * 4u, z), load_a1(row, k * 4u + 1u, z), \
-    load_a1(row, k * 4u + 2u, z), load_a1(row, k * 4u + 3u, z));\n}\n";
+/// Stores sums of a part where another dispatch finds them.
+const KEEP: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
+    if (row >= p.m || col >= p.n4) { return; }\n    \
+    partial[at_partial() + ((part * p.products + z) * p.m + row) * p.n4 + col] = sum;\n}\n";

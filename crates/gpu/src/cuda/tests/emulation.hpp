@@ -13,7 +13,7 @@
 #define __global__
 #define __shared__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index { unsigned x, y, z; };
 static Index threadIdx, blockIdx;

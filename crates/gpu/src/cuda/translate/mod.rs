@@ -111,8 +111,10 @@ impl Printer<'_> {
             self.function(handle, function, &globals, threads)?;
         }
         let [x, y, _] = entry.workgroup_size;
+        // Registers for two large blocks at once, of which one works while the other waits.
+        let bounds = if threads == 256 { "256, 2".to_owned() } else { threads.to_string() };
         self.line(&format!(
-            "extern \"C\" __global__ void __launch_bounds__({threads}) {ENTRY}({}) {{",
+            "extern \"C\" __global__ void __launch_bounds__({bounds}) {ENTRY}({}) {{",
             globals.declared.replace("& params", " params")
         ));
         for (i, argument) in entry.function.arguments.iter().enumerate() {
