@@ -333,7 +333,7 @@ enum Way {
 }
 
 enum Kernel {
-    Strips(Strips),
+    Strips(Box<Strips>),
     Lanes(Box<Lanes>),
 }
 
@@ -394,7 +394,7 @@ impl Stages<'_> {
         };
         let expand = self.expand.map(|p| Pointwise { sparse: stages[0], ..p });
         let project = self.project.map(|p| Pointwise { sparse: stages[1], ..p });
-        Kernel::Strips(Strips::new(expand, params, weight, bias, activation, project))
+        Kernel::Strips(Box::new(Strips::new(expand, params, weight, bias, activation, project)))
     }
 
     /// The fastest of the kernels with pruned stages dense or sparse.
