@@ -127,7 +127,7 @@ fn of_samples() -> Kernels {
         Activation::Mish,
     ];
     let sizes = (1usize..200, 1usize..9, 1usize..200, 1usize..4, 1usize..3);
-    let config = ProptestConfig { cases: 16, failure_persistence: None, ..Default::default() };
+    let config = ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() };
     let rng = proptest::test_runner::TestRng::deterministic_rng(Default::default());
     TestRunner::new_with_rng(config, rng)
         .run(&(sizes, 0usize..108), |((m, k, n, kernel, stride), kind)| {
