@@ -121,8 +121,8 @@ class Idle:
 
     FILE = ROOT / "target" / "bench-probe.json"
 
-    def __init__(self, threads, cores):
-        self.key = f"{platform.node()}, {threads} threads{', AVX2' if 'LD_PRELOAD' in os.environ else ''}"
+    def __init__(self, threads, cores, avx2):
+        self.key = f"{platform.node()}, {threads} threads{', AVX2' if avx2 else ''}"
         self.probe = Peer("probe", "-", 1, threads, cores)
         self.best = json.loads(self.FILE.read_text()) if self.FILE.exists() else {}
 
@@ -183,7 +183,7 @@ def hide_avx512():
     library = ROOT / "target" / "hide_avx512.so"
     source = ROOT / "bench" / "hide_avx512.c"
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, source], check=True)
-    os.environ["LD_PRELOAD"] = str(library)
+    os.environ["LD_PRELOAD"] = ":".join([str(library), *filter(None, [os.environ.get("LD_PRELOAD")])])
 
 
 def geomean(values):
@@ -231,7 +231,7 @@ def main():
             for threads in map(int, args.threads.split(",")):
                 cores = set(allowed[:threads])
                 running = [Peer(p, file_of(peer_name), batch, threads, cores) for p in peers]
-                idle = Idle(threads, cores) if args.idle else None
+                idle = Idle(threads, cores, args.avx2) if args.idle else None
                 rounds, disturbed = [], []
                 while len(rounds) < args.rounds:
                     if idle:

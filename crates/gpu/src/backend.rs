@@ -8,7 +8,7 @@ use sparoa_core::{
 };
 
 use crate::{
-    Transfer, WgpuOptions, adapter, bind::check, fault::Fault, load, pipelines::Pipelines,
+    Transfer, WgpuOptions, adapter, bind, fault::Fault, load, pipelines::Pipelines,
     residency::Residency, transfer,
 };
 
@@ -91,10 +91,7 @@ impl Accelerator for WgpuBackend {
     }
 
     fn supports(&self, op: &dyn Op, operands: &Operands<'_>) -> Result<(), String> {
-        let kernel = op
-            .gpu(operands, &self.shared.caps)
-            .ok_or_else(|| format!("{} has no GPU kernel for these types", op.op_type()))?;
-        check(&kernel, operands, &self.shared.caps)
+        bind::kernel(op, operands, &self.shared.caps).map(|_| ())
     }
 
     fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {

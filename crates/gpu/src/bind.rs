@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sparoa_core::{
     backend::{Arg, BackendError, ProgramSpec, TaskSpec, View},
-    ops::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Operand, Operands},
+    ops::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Op, Operand, Operands},
     tensor::DType,
 };
 
@@ -68,10 +68,7 @@ impl<B> Binder<'_, B> {
                 }),
             ..self.caps.clone()
         };
-        let kernel = task.op.gpu(&operands, &caps).ok_or_else(|| {
-            refuse(format!("{} has no GPU kernel for these types", task.op.op_type()))
-        })?;
-        check(&kernel, &operands, &caps).map_err(refuse)?;
+        let kernel = kernel(task.op.as_ref(), &operands, &caps).map_err(refuse)?;
         for (i, &bytes) in kernel.temps.iter().enumerate() {
             match temps.get_mut(i) {
                 Some(size) => *size = bytes.max(*size),
@@ -147,12 +144,20 @@ pub(crate) fn check_ranges(spec: &ProgramSpec) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// Whether the adapter's limits admit a kernel.
-pub(crate) fn check(
-    kernel: &GpuKernel,
+/// An operator's kernel, if it has one that the adapter's limits admit.
+pub(crate) fn kernel(
+    op: &dyn Op,
     operands: &Operands<'_>,
     caps: &GpuCaps,
-) -> Result<(), String> {
+) -> Result<GpuKernel, String> {
+    let kernel = op
+        .gpu(operands, caps)
+        .ok_or_else(|| format!("{} has no GPU kernel for these types", op.op_type()))?;
+    check(&kernel, operands, caps)?;
+    Ok(kernel)
+}
+
+fn check(kernel: &GpuKernel, operands: &Operands<'_>, caps: &GpuCaps) -> Result<(), String> {
     for dispatch in &kernel.dispatches {
         if let Some(&groups) = dispatch.grid.iter().find(|&&g| g > caps.max_grid) {
             return Err(format!("{groups} workgroups exceed the adapter's {}", caps.max_grid));

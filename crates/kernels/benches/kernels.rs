@@ -252,12 +252,18 @@ impl Bench {
         let choices = [[false; 2], [true, false], [false, true], [true; 2]];
         let choices = choices.map(|sparse| (sparse, None)).into_iter();
         let tiles = [Terms::Two, Terms::Three].map(|terms| ([false; 2], Some(terms)));
-        for (sparse, terms) in choices.chain(tiles) {
-            let stage = |weight, bias, sparse| {
-                Some(Pointwise { weight, bias: Some(bias), activation: relu, sparse, terms })
+        let stages = |sparse: [bool; 2], terms| {
+            let stage = |weight, bias, sparse| Pointwise {
+                weight,
+                bias: Some(bias),
+                activation: relu,
+                sparse,
+                terms,
             };
-            let expand = stage(&first, &wide[..], sparse[0]);
-            let project = stage(&last, &narrow[..], sparse[1]);
+            [stage(&first[..], &wide[..], sparse[0]), stage(&last[..], &narrow[..], sparse[1])]
+        };
+        for (sparse, terms) in choices.chain(tiles) {
+            let [expand, project] = stages(sparse, terms).map(Some);
             let kernel = InvertedResidual::new(expand, params, &own, Some(&wide), relu, project);
             let mut scratch = vec![0.0; kernel.scratch_len(1, size, size, self.pool.threads())];
             let title = format!("{title} {sparse:?} {terms:?}");
@@ -266,14 +272,7 @@ impl Bench {
                 kernel.run(1, size, size, x, &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
             });
         }
-        let stage = |weight, bias| Pointwise {
-            weight,
-            bias: Some(bias),
-            activation: relu,
-            sparse: true,
-            terms: None,
-        };
-        let (expand, project) = (stage(&first, &wide[..]), stage(&last, &narrow[..]));
+        let [expand, project] = stages([true; 2], None);
         let (images, bias) = ([1, size, size], Some(&wide[..]));
         let kernel =
             SparseInvertedResidual::new(images, Some(expand), params, &own, bias, relu, project);

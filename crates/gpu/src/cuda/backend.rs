@@ -15,7 +15,7 @@ use super::{
     load,
     nvrtc::Nvrtc,
 };
-use crate::{Transfer, bind::check, fault::Fault, residency::Residency};
+use crate::{Transfer, bind, fault::Fault, residency::Residency};
 
 /// A GPU opened through CUDA. Cheap to clone; clones share the context, kernels and weights.
 #[derive(Clone)]
@@ -204,10 +204,7 @@ impl Accelerator for CudaBackend {
     }
 
     fn supports(&self, op: &dyn Op, operands: &Operands<'_>) -> Result<(), String> {
-        let kernel = op
-            .gpu(operands, &self.shared.caps)
-            .ok_or_else(|| format!("{} has no GPU kernel for these types", op.op_type()))?;
-        check(&kernel, operands, &self.shared.caps)
+        bind::kernel(op, operands, &self.shared.caps).map(|_| ())
     }
 
     fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {

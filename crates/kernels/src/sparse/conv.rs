@@ -9,7 +9,7 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
 use crate::sparse::compressed::Compressed;
-use crate::sparse::grid::{FAR_LEN, Grid, Load, TRANSPOSE_COST};
+use crate::sparse::grid::{FAR_LEN, Grid, Load, Strips, TRANSPOSE_COST};
 use crate::sparse::kernel::{GROUP, Output, Tile, sums_len};
 use crate::sparse::slab::Slab;
 
@@ -35,9 +35,8 @@ pub struct SparseConv2d {
 /// How a run is cut.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
-    bands: usize,
-    strips: usize,
-    /// Whether the strips are too few for the threads: then all slabs are made first.
+    strips: Strips,
+    /// Whether the strips cannot occupy the threads evenly: then all slabs are made first.
     shared: bool,
     /// Parts of the output channels; 1 unless shared.
     parts: usize,
@@ -174,8 +173,7 @@ impl SparseConv2d {
         }
         let rows = co.div_ceil(GROUP).div_ceil(parts) * GROUP;
         Cut {
-            bands,
-            strips,
+            strips: Strips { bands, count: strips },
             shared,
             parts,
             slabs: if shared { strips * groups } else { threads },
@@ -234,28 +232,26 @@ impl SparseConv2d {
         let count = self.groups.len();
         let channels = self.params.c_in / self.params.groups;
         if !cut.shared {
-            pool.run_with_worker(cut.strips * count, &|task, worker| {
+            pool.run_with_worker(cut.strips.count * count, &|task, worker| {
                 // SAFETY: each worker has its own part, and runs one task at a time.
                 let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
                 run.strip(task / count, task % count, slabs.at(worker * cut.slab_len), sums);
             });
             return;
         }
-        // Channels in whole vectors.
         let chunks =
-            (2 * threads).div_ceil(cut.strips * count).min(channels.div_ceil(GROUP)).max(1);
-        let each = channels.div_ceil(chunks).next_multiple_of(GROUP);
-        pool.run(cut.strips * count * chunks, &|task| {
+            (2 * threads).div_ceil(cut.strips.count * count).min(channels.div_ceil(GROUP)).max(1);
+        pool.run(cut.strips.count * count * chunks, &|task| {
             let (which, chunk) = (task / chunks, task % chunks);
-            let part = (chunk * each).min(channels)..((chunk + 1) * each).min(channels);
+            let part = chunk_of(channels, chunks, chunk);
             run.fill(which / count, which % count, part, slabs.at(which * cut.slab_len));
         });
-        let tiles = cut.bands * self.grid.tiles;
+        let tiles = cut.strips.bands * self.grid.tiles;
         pool.run_with_worker(count * cut.parts * tiles, &|task, worker| {
             // Neighbouring tasks share weights.
             let (rest, tile) = (task / tiles, task % tiles);
             let (group, part) = (rest / cut.parts, rest % cut.parts);
-            let strip = run.strip_of(tile / self.grid.tiles);
+            let strip = cut.strips.with(tile / self.grid.tiles);
             let slab = slabs.at((strip * count + group) * cut.slab_len);
             // SAFETY: each worker has its own part, and runs one task at a time.
             let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
@@ -281,7 +277,7 @@ impl SparseConv2d {
         let far = self.is_far(y.len());
         let y = SharedMut::new(y);
         let run = Run { conv: self, cut, images, x, stride, bias, epi, y, far };
-        for task in 0..cut.strips * self.groups.len() {
+        for task in 0..cut.strips.count * self.groups.len() {
             run.strip(task / self.groups.len(), task % self.groups.len(), slab, sums);
         }
     }
@@ -301,31 +297,19 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A strip's bands.
-    fn bands(&self, strip: usize) -> Range<usize> {
-        let cut = |i: usize| i * self.cut.bands / self.cut.strips;
-        cut(strip)..cut(strip + 1)
-    }
-
     /// All of a strip for one group.
     fn strip(&self, strip: usize, group: usize, slab: SharedMut, sums: &mut [f32]) {
         let channels = self.conv.params.c_in / self.conv.params.groups;
         self.fill(strip, group, 0..channels, slab);
-        let (bands, tiles) = (self.bands(strip), self.conv.grid.tiles);
+        let (bands, tiles) = (self.cut.strips.bands_of(strip), self.conv.grid.tiles);
         for tile in bands.start * tiles..bands.end * tiles {
             self.tile(strip, group, tile, 0, slab, sums);
         }
     }
 
-    fn strip_of(&self, band: usize) -> usize {
-        (0..self.cut.strips)
-            .find(|&s| self.bands(s).contains(&band))
-            .expect("strips have all bands")
-    }
-
     /// Makes some channels of a strip's slab.
     fn fill(&self, strip: usize, group: usize, channels: Range<usize>, out: SharedMut) {
-        let (conv, bands) = (self.conv, self.bands(strip));
+        let (conv, bands) = (self.conv, self.cut.strips.bands_of(strip));
         let grid = &conv.grid;
         if channels.is_empty() || bands.is_empty() {
             return;
@@ -363,7 +347,8 @@ impl Run<'_> {
         let output = Output::new(self.bias, self.epi, self.y, self.far, stride, group * co);
         let grid = &conv.grid;
         let (band, index) = (tile / grid.tiles, tile % grid.tiles);
-        let at = grid.start(band) - grid.start(self.bands(strip).start) + index * grid.tile[1];
+        let at = grid.start(band) - grid.start(self.cut.strips.bands_of(strip).start)
+            + index * grid.tile[1];
         let tile = Tile {
             grid,
             n: self.images,
@@ -385,4 +370,10 @@ impl Run<'_> {
 pub(crate) fn cut_evenly(len: usize, most: usize) -> Vec<Range<usize>> {
     let parts = len.div_ceil(most).max(1);
     (0..parts).map(|i| i * len / parts..(i + 1) * len / parts).collect()
+}
+
+/// The channels of one of `chunks`, in whole groups.
+pub(crate) fn chunk_of(channels: usize, chunks: usize, chunk: usize) -> Range<usize> {
+    let each = channels.div_ceil(chunks).next_multiple_of(GROUP);
+    (chunk * each).min(channels)..((chunk + 1) * each).min(channels)
 }

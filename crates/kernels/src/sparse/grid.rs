@@ -14,7 +14,6 @@ use std::ops::Range;
 
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
-use crate::simd::MAX_LANES;
 
 /// The most vectors in a tile: as many independent sums of a row of weights.
 pub(crate) const TILE_VECTORS: usize = 8;
@@ -27,6 +26,8 @@ const BLOCK_LEN: usize = 8 * 1024;
 /// ..but with a single tap the second-level cache is the lesser evil, up to a point: short rows of
 /// weights cost more.
 const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
+/// Offsets in vectors, which are kept in 16 bits, are below this.
+pub(crate) const OFFSETS: usize = 1 << 16;
 /// Of 16 weights, those that a layout is chosen for.
 pub(crate) const LIKELY_NONZERO: usize = 2;
 /// What transposing a vector costs in units of loading one.
@@ -59,6 +60,8 @@ pub(crate) struct Grid {
     across: [usize; 3],
     /// Output rows and columns of a lane's rectangle.
     rectangle: [usize; 2],
+    /// Where the lanes' first rectangles begin: image, output row and column.
+    pub(crate) corners: Vec<Place>,
     /// Rows and columns of a tile: a vector for each.
     pub(crate) tile: [usize; 2],
     /// Bands of a rectangle, and tiles of a band.
@@ -137,6 +140,13 @@ impl Grid {
         let [sy, sx] = params.stride;
         let reach = [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i]);
         let rectangle = [oh.div_ceil(across[1]), ow.div_ceil(across[2])];
+        let [_, down, right] = across;
+        let corner = |lane: usize| Place {
+            image: lane / (down * right),
+            row: lane / right % down * rectangle[0],
+            column: lane % right * rectangle[1],
+        };
+        let corners = (0..lanes).map(corner).collect();
         let bands = rectangle[0].div_ceil(tile[0]).max(1);
         let tiles = if flat { 1 } else { rectangle[1].div_ceil(tile[1]).max(1) };
         let pitch = if flat { 1 } else { tiles.checked_mul(tile[1])?.checked_add(reach[1])? };
@@ -159,6 +169,7 @@ impl Grid {
             lanes,
             across,
             rectangle,
+            corners,
             tile,
             bands,
             tiles,
@@ -184,7 +195,7 @@ impl Grid {
             // cache's sets.
             grid.slab = grid.slab.next_multiple_of(TILE_VECTORS) + 1;
         }
-        (grid.slab.checked_mul(grid.planes.len())? <= 1 << 16).then_some(grid)
+        (grid.slab.checked_mul(grid.planes.len())? <= OFFSETS).then_some(grid)
     }
 
     /// About what a run costs, in loads of a vector.
@@ -253,7 +264,7 @@ impl Grid {
         let [rows, columns] = [0, 1].map(|i| self.tile[i] + self.reach[i]);
         let read = rows * columns * self.planes.len();
         let budget = if self.taps.len() == 1 { POINTWISE_BLOCK_LEN } else { BLOCK_LEN };
-        let most = (1 << 16) / (self.planes.len() * self.slab);
+        let most = OFFSETS / (self.planes.len() * self.slab);
         (budget / (read * self.lanes)).clamp(1, most.max(1))
     }
 
@@ -275,16 +286,6 @@ impl Grid {
                 place.image += 1;
             }
         }
-    }
-
-    /// Where the lanes' first rectangles begin: image, output row and column.
-    pub(crate) fn corners(&self) -> [Place; MAX_LANES] {
-        let [_, down, right] = self.across;
-        std::array::from_fn(|lane| Place {
-            image: lane / (down * right),
-            row: lane / right % down * self.rectangle[0],
-            column: lane % right * self.rectangle[1],
-        })
     }
 
     /// The input pixel at a place of a lane's rectangle on a plane, unless it is padding.
@@ -314,6 +315,30 @@ impl Grid {
         let inside = place.row < self.rectangle[0] && place.column < self.rectangle[1];
         let there = inside && image < n && y < g.oh && x < g.ow;
         there.then(|| (image * g.oh + y) * g.ow + x)
+    }
+}
+
+/// How strips share out the bands of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strips {
+    /// Bands in all.
+    pub(crate) bands: usize,
+    /// Strips.
+    pub(crate) count: usize,
+}
+
+impl Strips {
+    /// The bands of a strip.
+    pub(crate) fn bands_of(&self, strip: usize) -> Range<usize> {
+        let cut = |i: usize| i * self.bands / self.count;
+        cut(strip)..cut(strip + 1)
+    }
+
+    /// The strip that has a band.
+    pub(crate) fn with(&self, band: usize) -> usize {
+        (0..self.count)
+            .find(|&strip| self.bands_of(strip).contains(&band))
+            .expect("strips have all bands")
     }
 }
 

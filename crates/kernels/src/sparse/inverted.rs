@@ -15,13 +15,12 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd::{self, Kernel, Simd};
 use crate::sparse::compressed::Compressed;
-use crate::sparse::conv::cut_evenly;
-use crate::sparse::grid::{Grid, LIKELY_NONZERO, Load, TILE_VECTORS, TRANSPOSE_COST};
+use crate::sparse::conv::{chunk_of, cut_evenly};
+use crate::sparse::grid::{
+    Grid, LIKELY_NONZERO, Load, OFFSETS, Strips, TILE_VECTORS, TRANSPOSE_COST,
+};
 use crate::sparse::kernel::{GROUP, Output, Start, Tile, one_row, sums_len};
 use crate::sparse::slab::{Padding, Slab, padded};
-
-/// Offsets of a list are below this.
-const OFFSETS: usize = 1 << 16;
 
 /// A stage whose results stay in the lanes.
 #[derive(Clone, Debug)]
@@ -37,8 +36,12 @@ impl Stage {
     }
 
     fn finish(&self) -> Finish {
-        Finish::new(1.0, self.bias.is_some(), &Epilogue::activation(self.activation))
+        finish(self.activation)
     }
+}
+
+fn finish(activation: Activation) -> Finish {
+    Finish::new(1.0, true, &Epilogue::activation(activation))
 }
 
 /// An inverted residual over images of one size, the nonzero weights of all its stages compressed.
@@ -62,8 +65,7 @@ pub struct SparseInvertedResidual {
 /// How a run is cut.
 #[derive(Clone, Copy)]
 struct Cut {
-    bands: usize,
-    strips: usize,
+    strips: Strips,
     /// Whether the strips are too few for the threads: then stage by stage.
     shared: bool,
     /// Strips that exist at once, and floats of their parts: slab, filtered channels, padding.
@@ -124,6 +126,10 @@ impl SparseInvertedResidual {
             params.groups == params.c_in && params.c_out == params.c_in,
             "one filter a channel"
         );
+        let between = [expand.map(|e| e.activation), Some(activation)];
+        if between.into_iter().flatten().any(|a| finish(a).slow.is_some()) {
+            return None;
+        }
         let (mid, taps) = (params.c_in, params.taps());
         let c_in = expand.map_or(mid, |e| e.weight.len() / mid);
         let c_out = project.weight.len() / mid;
@@ -144,20 +150,18 @@ impl SparseInvertedResidual {
         let channel = grid.planes.len() * grid.slab;
         // Odd, as the slab's.
         let step = grid.strip_tiles() * grid.tile[0] * grid.tile[1] / 2 * 2 + 1;
-        if step > OFFSETS || channel > OFFSETS {
+        if step > OFFSETS {
             return None;
         }
-        let list = |row: &[f32], first: usize, step: usize, list: &mut Vec<(u16, f32)>| {
-            for (i, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                let offset = u16::try_from((i - first) * step);
-                list.push((offset.expect("a block fits 16 bits"), value));
-            }
-        };
         let pointwise = |p: &Pointwise<'_>, [k, n]: [usize; 2], step: usize| {
             assert!(p.bias.is_none_or(|b| b.len() == n), "bias has an element per channel");
             let blocks = cut_evenly(k, OFFSETS / step);
             let weights = Compressed::new(n, blocks, |channels, row, out| {
-                list(&p.weight[row * k..][channels.clone()], 0, step, out);
+                let row = &p.weight[row * k..][channels.clone()];
+                for (i, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
+                    let offset = u16::try_from(i * step);
+                    out.push((offset.expect("a block fits 16 bits"), value));
+                }
             });
             let (bias, activation) = (p.bias.map(<[f32]>::to_vec), p.activation);
             Stage { weights, bias, activation }
@@ -171,18 +175,13 @@ impl SparseInvertedResidual {
             }
         });
         let filter = Stage { weights: filter, bias: bias.map(<[f32]>::to_vec), activation };
-        let expand = expand.map(|e| pointwise(&e, [c_in, mid], channel));
-        if [&expand, &Some(filter.clone())].into_iter().flatten().any(|s| s.finish().slow.is_some())
-        {
-            return None;
-        }
         Some(SparseInvertedResidual {
             isa,
             params,
             size: [images[1], images[2]],
             c_in,
+            expand: expand.map(|e| pointwise(&e, [c_in, mid], channel)),
             project: pointwise(&project, [mid, c_out], step),
-            expand,
             filter,
             zeros: AlignedBuffer::zeroed(c_in),
             step,
@@ -215,8 +214,7 @@ impl SparseInvertedResidual {
         let channel = grid.planes.len() * grid.slab;
         let whole = |len: usize| len.next_multiple_of(16);
         Cut {
-            bands,
-            strips,
+            strips: Strips { bands, count: strips },
             shared,
             slabs: if shared { strips } else { threads },
             slab_len: whole(self.c_in * channel * grid.lanes),
@@ -255,33 +253,27 @@ impl SparseInvertedResidual {
         let (strips, own) = (SharedMut::new(strips), SharedMut::new(own));
         let run = Run { block: self, cut, n, x, epi, y: SharedMut::new(y), strips, own };
         if !cut.shared {
-            pool.run_with_worker(cut.strips, &|strip, worker| {
+            pool.run_with_worker(cut.strips.count, &|strip, worker| {
                 run.fill(strip, worker, 0..self.c_in);
                 run.channels(strip, worker, 0..self.params.c_in, worker);
-                let tiles = self.grid.tiles;
-                for tile in run.bands(strip).start * tiles..run.bands(strip).end * tiles {
+                let (bands, tiles) = (cut.strips.bands_of(strip), self.grid.tiles);
+                for tile in bands.start * tiles..bands.end * tiles {
                     run.project(strip, worker, tile, worker);
                 }
             });
             return;
         }
         let chunks = |channels: usize| (2 * threads).min(channels.div_ceil(GROUP)).max(1);
-        let chunk = |channels: usize, i: usize| {
-            let each = channels.div_ceil(chunks(channels)).next_multiple_of(GROUP);
-            (i * each).min(channels)..((i + 1) * each).min(channels)
-        };
         let count = chunks(self.c_in);
-        pool.run(cut.strips * count, &|task| {
-            run.fill(task / count, task / count, chunk(self.c_in, task % count));
+        pool.run(cut.strips.count * count, &|task| {
+            run.fill(task / count, task / count, chunk_of(self.c_in, count, task % count));
         });
         let (mid, count) = (self.params.c_in, chunks(self.params.c_in));
-        pool.run_with_worker(cut.strips * count, &|task, worker| {
-            run.channels(task / count, task / count, chunk(mid, task % count), worker);
+        pool.run_with_worker(cut.strips.count * count, &|task, worker| {
+            run.channels(task / count, task / count, chunk_of(mid, count, task % count), worker);
         });
-        pool.run_with_worker(cut.bands * self.grid.tiles, &|tile, worker| {
-            let band = tile / self.grid.tiles;
-            let strip = (0..cut.strips).find(|&s| run.bands(s).contains(&band));
-            let strip = strip.expect("strips have all bands");
+        pool.run_with_worker(cut.strips.bands * self.grid.tiles, &|tile, worker| {
+            let strip = cut.strips.with(tile / self.grid.tiles);
             run.project(strip, strip, tile, worker);
         });
     }
@@ -299,11 +291,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn bands(&self, strip: usize) -> Range<usize> {
-        let cut = |i: usize| i * self.cut.bands / self.cut.strips;
-        cut(strip)..cut(strip + 1)
-    }
-
     /// The slab, the filtered channels and the padding at a place.
     fn parts(&self, place: usize) -> [SharedMut; 3] {
         let at = place * self.cut.strip_len();
@@ -313,7 +300,7 @@ impl Run<'_> {
 
     /// Makes some channels of a strip's slab at a place; the first make the padding, too.
     fn fill(&self, strip: usize, place: usize, channels: Range<usize>) {
-        let (block, bands) = (self.block, self.bands(strip));
+        let (block, bands) = (self.block, self.cut.strips.bands_of(strip));
         if bands.is_empty() || channels.is_empty() {
             return;
         }
@@ -337,7 +324,7 @@ impl Run<'_> {
 
     /// Expands and filters some channels.
     fn channels(&self, strip: usize, place: usize, channels: Range<usize>, worker: usize) {
-        let (block, bands) = (self.block, self.bands(strip));
+        let (block, bands) = (self.block, self.cut.strips.bands_of(strip));
         if bands.is_empty() {
             return;
         }
@@ -366,7 +353,7 @@ impl Run<'_> {
         let bias = block.project.bias.as_deref();
         let output = Output::new(bias, self.epi, self.y, false, block.c_out(), 0);
         let [_, filtered, _] = self.parts(place);
-        let at = (tile - self.bands(strip).start * grid.tiles) * grid.tile_len();
+        let at = (tile - self.cut.strips.bands_of(strip).start * grid.tiles) * grid.tile_len();
         let tile = Tile {
             grid,
             n: self.n,

@@ -257,11 +257,10 @@ impl Pixels {
                 *slot = pixel(first + i);
             }
         } else {
-            let corners = grid.corners();
             let first = grid.place(grid.start(band) + tile * C);
             for (v, vector) in index.chunks_exact_mut(lanes).take(R * C).enumerate() {
                 let place = Place { row: first.row + v / C, column: first.column + v % C, ..first };
-                for (slot, corner) in vector.iter_mut().zip(&corners) {
+                for (slot, corner) in vector.iter_mut().zip(&grid.corners) {
                     *slot = grid.output(n, &place, corner).map_or(NONE, pixel);
                 }
             }

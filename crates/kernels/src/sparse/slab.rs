@@ -71,17 +71,17 @@ impl Kernel for Slab<'_> {
             self.flat(s);
             return;
         }
-        let corners = grid.corners();
         let mut padding = self.padding.take();
         if let Some(padding) = &mut padding {
             padding.clear();
         }
+        let corners = &grid.corners[..S::LANES];
         for plane in 0..planes {
             let mut place = grid.place(self.positions.start);
             for position in 0..self.positions.len() {
                 let mut pixels = [self.zeros.as_ptr(); MAX_LANES];
                 let mut there = [false; MAX_LANES];
-                for (i, corner) in corners.iter().enumerate().take(S::LANES) {
+                for (i, corner) in corners.iter().enumerate() {
                     if let Some(index) = grid.input(self.n, plane, &place, corner) {
                         (pixels[i], there[i]) = (self.pixel(index), true);
                     }

@@ -149,7 +149,7 @@ pub(super) fn choose(product: &Product, caps: &GpuCaps) -> Choice {
 /// Bytes of partial sums at most: beyond, memory would cost more than idle multiprocessors.
 const MAX_SUMS: u64 = 64 << 20;
 
-/// How left-hand elements are found; see [`super::tile::Walk`].
+/// How left-hand elements are found; see [`super::tile::Rows`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Access {
     /// Elements come as vec4s.

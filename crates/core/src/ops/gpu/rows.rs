@@ -195,18 +195,18 @@ pub(in crate::ops) fn reduce(
     let joins = matches!(kind, ReduceKind::Sum | ReduceKind::Mean | ReduceKind::SumSquare)
         || matches!(kind, ReduceKind::L1 | ReduceKind::L2 | ReduceKind::LogSum);
     let rows = outer * inner / size;
+    let shader = Shader::new("reduce")
+        .buffer("x", Binding::Input(0), element)
+        .buffer("y", Binding::Output(0), element)
+        .sizes([("len", len), ("inner", inner / size)])
+        .float("inverse_len", 1.0 / len as f32)
+        .define("START", start)
+        .define("STEP", step)
+        .define("FINISH", finish)
+        .define("TYPE", element);
     if inner > 1 && len >= 16 && !caps.software {
         let combine = if joins { "sum + v" } else { step };
-        let shader = Shader::new("reduce")
-            .buffer("x", Binding::Input(0), element)
-            .buffer("y", Binding::Output(0), element)
-            .sizes([("len", len), ("inner", inner / size), ("rows", rows)])
-            .float("inverse_len", 1.0 / len as f32)
-            .define("START", start)
-            .define("STEP", step)
-            .define("COMBINE", combine)
-            .define("FINISH", finish)
-            .define("TYPE", element);
+        let shader = shader.size("rows", rows).define("COMBINE", combine);
         return Some(one(side_by_side(shader, rows, caps)?));
     }
     let together = inner == 1 && len >= 64 && (joins || kind == ReduceKind::Max);
@@ -216,15 +216,6 @@ pub(in crate::ops) fn reduce(
         (_, true) => "team_sum(sum, thread)",
         (_, false) => "team_max(sum, thread)",
     };
-    let shader = Shader::new("reduce")
-        .buffer("x", Binding::Input(0), element)
-        .buffer("y", Binding::Output(0), element)
-        .sizes([("len", len), ("inner", inner / size)])
-        .float("inverse_len", 1.0 / len as f32)
-        .define("START", start)
-        .define("STEP", step)
-        .define("JOIN", join)
-        .define("FINISH", finish)
-        .define("TYPE", element);
+    let shader = shader.define("JOIN", join);
     Some(one(team.dispatch(shader, include_str!("reduce.wgsl"), rows, caps)?))
 }

@@ -117,28 +117,27 @@ impl Tile {
             batch: self.batch,
         };
         let (shader, mut text) = self.sides(rows, vector, caps);
-        if software || (rows.sure && thin::fits(self.m, caps)) {
-            let (main, grid) = match software {
-                true => self.software(vector, caps)?,
-                false => thin::text(&product, vector, caps),
-            };
+        let thin = rows.sure && thin::fits(self.m, caps);
+        let choice = (!software && !thin).then(|| blocks::choose(&product, caps));
+        let (main, grid) = match &choice {
+            Some(choice) => {
+                let access = Access { vector, taps: rows.taps, sure: rows.sure };
+                (choice.text(&product, access), choice.grid(&product))
+            }
+            None if software => self.software(vector, caps)?,
+            None => thin::text(&product, vector, caps),
+        };
+        let Some(choice) = choice.filter(|choice| choice.parts > 1) else {
             let shader = self.results(shader, &mut text, caps);
             let dispatches = vec![shader.build(&(text + &main), grid)?];
             return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
-        }
-        let choice = blocks::choose(&product, caps);
-        let main = choice.text(&product, Access { vector, taps: rows.taps, sure: rows.sure });
-        let grid = choice.grid(&product);
-        if choice.parts == 1 {
-            let shader = self.results(shader, &mut text, caps);
-            let dispatches = vec![shader.build(&(text + &main), grid)?];
-            return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
-        }
+        };
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
             ("parts", choice.parts),
             ("span", choice.span),
             ("products", self.batch),
         ]);
+        text.push_str(STORE);
         text.push_str(KEEP);
         let products = shader.build(&(text + &main), grid)?;
 
@@ -286,7 +285,6 @@ const LOAD_B_SCALAR: &str = "fn load_b(k: u32, c: u32, z: u32) -> vec4<f32> {\n 
 const STORE: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
     if (row >= p.m || col >= p.n4) { return; }\n";
 
-/// Stores sums of a part where another dispatch finds them.
-const KEEP: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
-    if (row >= p.m || col >= p.n4) { return; }\n    \
+/// The rest of [`STORE`] that leaves a part's sums where another dispatch finds them.
+const KEEP: &str = "    \
     partial[at_partial() + ((part * p.products + z) * p.m + row) * p.n4 + col] = sum;\n}\n";
