@@ -6,7 +6,7 @@ use crate::gemm::driver::{Block, Product, Rows};
 use crate::gemm::{PackedB, pack_panels};
 use crate::isa::{self, Isa};
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, MAX_LANES, Simd};
 use crate::softmax::{exp_sum_raw, scale_in_place};
 
 /// The sizes of an attention.
@@ -289,19 +289,18 @@ impl Kernel for Part<'_> {
                 let rows = Rows::Dense { a: q.as_ptr(), lda: self.q.1 };
                 let panels = 0..key_shape.panels();
                 s.call(Block { product: &product, rows, m, first_row: 0, panels });
-                for r in 0..m {
-                    let seen = visible(row + r).saturating_sub(first_key).min(count);
-                    let scores = &mut scores[r * stride..][..count];
-                    let bias =
-                        self.bias.map(|(b, stride)| &b[(row + r) * stride + first_key..][..seen]);
-                    let (max, sum) = (&mut maxima[row + r], &mut sums[row + r]);
-                    let scale_out = s.call(SoftmaxRow { scores, seen, bias, max, sum });
-                    if first_key > 0 && scale_out != 1.0 {
+                let bias = self.bias.map(|(b, stride)| (&b[row * stride + first_key..], stride));
+                let seen = |r: usize| visible(row + r).saturating_sub(first_key).min(count);
+                let [maxima, sums] =
+                    [&mut *maxima, &mut *sums].map(|running| &mut running[row..][..m]);
+                let rescale = |r: usize, factor: f32| {
+                    if first_key > 0 {
                         // SAFETY: this row of out is this task's alone.
                         let out = unsafe { out.slice((row + r) * out_stride, v_dim) };
-                        scale_in_place(s, out, scale_out);
+                        scale_in_place(s, out, factor);
                     }
-                }
+                };
+                s.call(Weights { scores, stride, count, bias, seen, maxima, sums, rescale });
                 let c = out.at(row * out_stride);
                 let mut product =
                     Product::new(&value_shape, 1, None, &Epilogue::NONE, c, out_stride);
@@ -330,37 +329,87 @@ impl Kernel for Part<'_> {
     }
 }
 
-/// Turns a row of scores into weights relative to the running maximum; returns the factor for
-/// what was summed before.
-struct SoftmaxRow<'a> {
+/// Turns rows of scores into weights relative to the running maxima.
+struct Weights<'a, Seen, Rescale> {
+    /// Rows of `count` scores, and a vector of anything behind each.
     scores: &'a mut [f32],
-    seen: usize,
-    bias: Option<&'a [f32]>,
-    max: &'a mut f32,
-    sum: &'a mut f32,
+    stride: usize,
+    count: usize,
+    /// What is added to the scores, and the distance between its rows.
+    bias: Option<(&'a [f32], usize)>,
+    /// How many scores of a row count; the others get the weight 0.
+    seen: Seen,
+    /// Per row: the largest score so far, and the sum of weights.
+    maxima: &'a mut [f32],
+    sums: &'a mut [f32],
+    /// Is told by what factor a row's earlier weights shrink, where they do.
+    rescale: Rescale,
 }
 
-impl Kernel for SoftmaxRow<'_> {
-    type Output = f32;
+/// Added to the last vector of a row, from where zeros for its scores come first.
+const BEYOND: [f32; 2 * MAX_LANES] = {
+    let mut beyond = [0.0; 2 * MAX_LANES];
+    let mut i = MAX_LANES;
+    while i < 2 * MAX_LANES {
+        beyond[i] = f32::NEG_INFINITY;
+        i += 1;
+    }
+    beyond
+};
+
+impl<Seen: Fn(usize) -> usize, Rescale: Fn(usize, f32)> Kernel for Weights<'_, Seen, Rescale> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let (seen, hidden) = self.scores.split_at_mut(self.seen);
-        hidden.fill(0.0);
-        if let Some(bias) = self.bias {
-            for (score, bias) in seen.iter_mut().zip(bias) {
-                *score += bias;
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.scores.chunks_mut(self.stride);
+        let running = self.maxima.iter_mut().zip(self.sums);
+        for (r, (row, (running_max, running_sum))) in rows.zip(running).enumerate() {
+            let seen = (self.seen)(r);
+            let (whole, rest) = (seen / S::LANES * S::LANES, seen % S::LANES);
+            let end = whole + if rest > 0 { S::LANES } else { 0 };
+            let row = &mut row[..self.count + MAX_LANES];
+            row[end.min(self.count)..self.count].fill(0.0);
+            let bias = self.bias.map(|(bias, stride)| bias[r * stride..][..seen].as_ptr());
+            let at = row.as_mut_ptr();
+            let mut largest = [s.splat(f32::NEG_INFINITY); 2];
+            // SAFETY: a row has a vector more than its `count` elements, of which `seen` count, and
+            // the bias has `seen`; BEYOND has a vector from MAX_LANES - rest on.
+            let (max, sum) = unsafe {
+                let mut i = 0;
+                while i < whole {
+                    let mut v = s.load(at.add(i));
+                    if let Some(bias) = bias {
+                        v = s.add(v, s.load(bias.add(i)));
+                        s.store(at.add(i), v);
+                    }
+                    largest = [largest[1], s.max(v, largest[0])];
+                    i += S::LANES;
+                }
+                if rest > 0 {
+                    let mut v = s.load_partial(at.add(i), rest);
+                    if let Some(bias) = bias {
+                        v = s.add(v, s.load_partial(bias.add(i), rest));
+                    }
+                    v = s.add(v, s.load(BEYOND.as_ptr().add(MAX_LANES - rest)));
+                    s.store(at.add(i), v);
+                    largest[0] = s.max(v, largest[0]);
+                }
+                let max = s.reduce_max(s.max(largest[0], largest[1]));
+                let max = if max > *running_max { max } else { *running_max };
+                // A row of -inf so far: any finite shift makes its weights 0.
+                let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+                (max, exp_sum_raw(s, at, at, end, shift))
+            };
+            let mut earlier = *running_sum;
+            if max > *running_max && earlier != 0.0 {
+                let factor = (*running_max - max).exp();
+                (self.rescale)(r, factor);
+                earlier *= factor;
             }
+            *running_sum = earlier + sum;
+            *running_max = max;
         }
-        let max = crate::softmax::maximum(s, seen).max(*self.max);
-        // A row of -inf so far: any finite shift makes its weights 0.
-        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let scale = if *self.max == f32::NEG_INFINITY { 0.0 } else { (*self.max - shift).exp() };
-        // SAFETY: `seen` is read and written in place.
-        let sum = unsafe { exp_sum_raw(s, seen.as_ptr(), seen.as_mut_ptr(), seen.len(), shift) };
-        *self.sum = *self.sum * scale + sum;
-        *self.max = max;
-        scale
     }
 }
 
