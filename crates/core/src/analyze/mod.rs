@@ -87,7 +87,7 @@ pub fn analyze(graph: &Graph) -> Analysis {
         .iter()
         .map(|node| {
             let (flops, bytes) = graph.with_operands(node, |x| {
-                if node.op.is_view() { (0, 0) } else { (node.op.flops(x), x.bytes()) }
+                if node.op.is_view() { (0, 0) } else { (node.op.flops(x), node.op.bytes(x)) }
             });
             let weight = graph.with_operands(node, zeros_of_weight);
             let products = graph.with_operands(node, |x| node.op.products(x));

@@ -12,10 +12,10 @@ use sparoa_kernels::{
 };
 
 use super::{
-    AttributeValue, Attributes, Binding, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt,
-    KernelClass, Op, OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
+    AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelClass, Op,
+    OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{Conv, Layout, ResidualKind},
-    epilogue, floats, kernel_with,
+    epilogue, floats, gpu, kernel_with,
     variant::{self, SPARSE, Variant},
     window::Window,
     with_method,
@@ -213,38 +213,19 @@ impl Op for InvertedResidual {
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
         let stages = self.typed(x.inputs).ok()?;
         let count = stages.len();
-        let mut whole = GpuKernel::default();
-        for (i, (stage, inputs, ty)) in stages.iter().enumerate() {
+        let stages = stages.iter().enumerate().map(|(i, (stage, inputs, ty))| {
             let outputs = std::slice::from_ref(ty);
             let kernel = stage.gpu(&Operands { inputs, outputs }, caps)?;
-            // The stage's own buffers, in the whole's terms.
-            let (constants, temps) = (whole.constants.len(), whole.temps.len());
-            let output = match i + 1 == count {
-                true => Binding::Output(0),
-                false => Binding::Temp(temps + kernel.temps.len()),
+            let source = |j: usize| match j {
+                0 if i > 0 => gpu::StageInput::Previous,
+                0 => gpu::StageInput::Input(0),
+                3 => gpu::StageInput::Input(2 * count + 1),
+                j => gpu::StageInput::Input(2 * i + j),
             };
-            let place = |binding: Binding| match binding {
-                Binding::Input(0) if i > 0 => Binding::Temp(temps - 1),
-                Binding::Input(0) => Binding::Input(0),
-                Binding::Input(3) => Binding::Input(2 * count + 1),
-                Binding::Input(j) => Binding::Input(2 * i + j),
-                Binding::Output(_) => output,
-                Binding::Constant(j) => Binding::Constant(constants + j),
-                Binding::Temp(j) => Binding::Temp(temps + j),
-            };
-            for mut dispatch in kernel.dispatches {
-                for binding in &mut dispatch.bindings {
-                    *binding = place(*binding);
-                }
-                whole.dispatches.push(dispatch);
-            }
-            whole.constants.extend(kernel.constants);
-            whole.temps.extend(kernel.temps);
-            if i + 1 < count {
-                whole.temps.push(ty.bytes());
-            }
-        }
-        Some(whole)
+            let inputs = (0..inputs.len()).map(|j| Some(source(j))).collect();
+            Some(gpu::Stage { kernel, inputs, bytes: ty.bytes() })
+        });
+        Some(gpu::sequence(stages.collect::<Option<_>>()?))
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

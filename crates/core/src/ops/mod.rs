@@ -26,6 +26,7 @@ pub mod dynamic;
 pub mod einsum;
 pub mod elementwise;
 pub mod expand;
+pub mod fused_layers;
 pub mod gather;
 pub mod gemm;
 pub mod inverted_residual;
@@ -80,9 +81,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// error makes the model invalid.
     fn infer(&self, inputs: &[Option<Operand>]) -> Result<Vec<TensorType>, OpError>;
 
-    /// Floating-point (or integer) operations of one evaluation, 2 per multiply-add. Bytes moved
-    /// follow from the operand types.
+    /// Floating-point (or integer) operations of one evaluation, 2 per multiply-add.
     fn flops(&self, x: &Operands<'_>) -> u64;
+
+    /// Bytes that one evaluation reads and writes, each operand once.
+    fn bytes(&self, x: &Operands<'_>) -> u64 {
+        x.bytes()
+    }
 
     /// What kind of work its kernels do, which decides how near they come to a processor's peak.
     fn class(&self, x: &Operands<'_>) -> KernelClass {

@@ -17,6 +17,7 @@ const FAMILIES: &[&[OpSpec]] = &[
     einsum::SPECS,
     elementwise::SPECS,
     expand::SPECS,
+    fused_layers::SPECS,
     gather::SPECS,
     gemm::SPECS,
     inverted_residual::SPECS,

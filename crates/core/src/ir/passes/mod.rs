@@ -12,6 +12,7 @@ mod cse;
 mod editor;
 mod epilogue;
 mod fold;
+mod fused_layers;
 mod global_pool;
 mod inverted_residual;
 mod layer_norm;
@@ -71,6 +72,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("epilogue", epilogue::run),
     ("cse", cse::run),
     ("chains", chains::run),
+    ("fused_layers", fused_layers::run),
     // The last one: with 16-bit weights its operators pay more apart.
     ("inverted_residual", inverted_residual::run),
 ];

@@ -11,6 +11,7 @@ mod linear;
 mod packing;
 mod pooling;
 mod rows;
+mod sequence;
 mod shader;
 mod thin;
 mod tile;
@@ -29,6 +30,7 @@ pub(in crate::ops) use gather::gather;
 pub(in crate::ops) use linear::{gemm, linear, matmul};
 pub(in crate::ops) use pooling::{batch_norm, pool};
 pub(in crate::ops) use rows::{layer_norm, reduce, softmax};
+pub(in crate::ops) use sequence::{Stage, StageInput, sequence};
 
 /// What a GPU kernel may use of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
