@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What both processors are worth where the GPU is small: SparOA on a share of an NVIDIA GPU, beside the CPU.
 
-    cargo build --release && bench/edge_share.py [--shares 8,16,all] [--models ..] [--batches 1,4,8,16] [--threads N]
+    cargo build --release && bench/edge_share.py [--shares 8,16,all] [--models ..] [--batches 1,8,32] [--threads N]
 
 A share is that many of the card's multiprocessors, set apart by a green context (SPAROA_CUDA_MULTIPROCESSORS; the device rounds
 up to what it can divide by): Jetson Orin Nano has 8 of them, AGX Orin 16. It limits arithmetic and the bandwidth that so many
@@ -29,14 +29,14 @@ PRUNED = "resnet18@p90,mobilenet_v2@p90"
 POLICIES = ["cpu", "gpu", "auto"]
 
 
-def measure(args, share, model):
-    """One model on one share: the rows of `sparoa bench`, and its devices."""
+def measure(args, share, model, batch):
+    """One model and batch on one share: the rows of `sparoa bench`, and its devices."""
     environment = dict(os.environ)
     environment.pop("SPAROA_CUDA_MULTIPROCESSORS", None)
     if share != "all":
         environment["SPAROA_CUDA_MULTIPROCESSORS"] = share
     command = [
-        args.binary, "bench", f"zoo:{model}", "--policy", ",".join(POLICIES), "--batch", args.batches, "--gpu", args.gpu,
+        args.binary, "bench", f"zoo:{model}", "--policy", ",".join(POLICIES), "--batch", batch, "--gpu", args.gpu,
         "--json", "--quiet", "--min-time-s", str(args.seconds), "--min-iters", "5", "--warmup-ms", "100",
         *(["--threads", str(args.threads)] if args.threads else []), *(["--fresh"] if args.fresh else []),
     ]
@@ -44,7 +44,8 @@ def measure(args, share, model):
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed with a share of {share}: see its error above")
     document = json.loads(done.stdout)
-    return document["results"], document["environment"]["devices"]
+    # Batch 1 is what bench takes for granted.
+    return [r | {"batch": int(batch)} for r in document["results"]], document["environment"]["devices"]
 
 
 def mean(values):
@@ -75,6 +76,13 @@ def line(*cells):
     print("| " + " | ".join(str(c) for c in cells) + " |", flush=True)
 
 
+def header(share, devices):
+    print(f"\n## {share} multiprocessors\n")
+    for d in devices:
+        print(f"{d['device']}: {d['name']}, {d['driver']}" + (f", {d['threads']} threads" if d.get("threads") else ""))
+    table(["model", "batch", *(f"{p} ms" for p in POLICIES), "cpu / gpu", "gain", *(f"{p} J" for p in POLICIES), "cpu/gpu/split", "plan"])
+
+
 def joules(row):
     known = row["energy_j"] is not None and row["energy_method"] != "modelled"
     return f"{row['energy_j'] / row['batch']:.4f}" if known else "-"
@@ -84,7 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", default="8,16,all", help="multiprocessors; `all` is the whole card")
     parser.add_argument("--models", default=f"{PAPER},{PRUNED}")
-    parser.add_argument("--batches", default="1,4,8,16")
+    parser.add_argument("--batches", default="1,4,8,16,32", help="in rising order; those beyond the bound are left out")
     parser.add_argument("--threads", type=int, help="of the CPU [default: one per physical core]")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each policy on each model and batch")
     parser.add_argument("--bound", type=float, default=100.0, help="longest latency of a batch, in ms")
@@ -97,19 +105,18 @@ def main():
     for share in args.shares.split(","):
         found = {}
         for model in args.models.split(","):
-            rows, devices = measure(args, share, model)
-            if not found:
-                print(f"\n## {share} multiprocessors\n")
-                for d in devices:
-                    print(f"{d['device']}: {d['name']}, {d['driver']}{', %d threads' % d['threads'] if d.get('threads') else ''}")
-                table(["model", "batch", *(f"{p} ms" for p in POLICIES), "cpu / gpu", "gain", *(f"{p} J" for p in POLICIES), "cpu/gpu/split", "plan"])
-            found[model] = rows
-            for batch in sorted({r["batch"] for r in rows}):
-                at = {r["policy"]: r for r in rows if r["batch"] == batch}
+            for batch in args.batches.split(","):
+                rows, devices = measure(args, share, model, batch)
+                if not found:
+                    header(share, devices)
+                found.setdefault(model, []).extend(rows)
+                at = {r["policy"]: r for r in rows}
                 times = [f"{per_image(at[p]):.3f}" for p in POLICIES]
                 places = "{cpu}/{gpu}/{split}".format(**at["auto"]["placement"])
                 relative = per_image(at["cpu"]) / per_image(at["gpu"])
                 line(model, batch, *times, f"{relative:.2f}", f"{gain(at):.2f}", *(joules(at[p]) for p in POLICIES), places, at["auto"]["plan"])
+                if min(r["latency_ms"]["p50"] for r in rows) > args.bound:
+                    break
         table(["model", "batch (cpu/gpu/auto)", *(f"{p} ms" for p in POLICIES), "gain", "own", "least"])
         summary = {}
         for model, rows in found.items():

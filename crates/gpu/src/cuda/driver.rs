@@ -401,6 +401,17 @@ impl Drop for Graph {
     }
 }
 
+/// What an event is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    /// It can be asked for the time since another one, and costs more.
+    Timed,
+    /// Who waits for it keeps a core busy, and goes on at once.
+    Spinning,
+    /// Who waits for it leaves the core to others, and takes longer to wake up.
+    Sleeping,
+}
+
 /// A point in a stream's work.
 #[derive(Debug)]
 pub(crate) struct Event {
@@ -414,13 +425,18 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// `timed` ones can be asked for the time between them and cost more.
-    pub(crate) fn new(context: &Arc<Context>, timed: bool) -> Result<Event> {
-        let flags = match timed {
-            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
-            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+    pub(crate) fn new(context: &Arc<Context>, kind: EventKind) -> Result<Event> {
+        use sys::CUevent_flags as Flag;
+        let untimed = Flag::CU_EVENT_DISABLE_TIMING as u32;
+        let flags = match kind {
+            EventKind::Timed => Flag::CU_EVENT_DEFAULT as u32,
+            EventKind::Spinning => untimed,
+            EventKind::Sleeping => untimed | Flag::CU_EVENT_BLOCKING_SYNC as u32,
         };
-        Ok(Event { context: context.clone(), raw: result::event::create(flags)? })
+        let mut event = Event { context: context.clone(), raw: std::ptr::null_mut() };
+        // SAFETY: writes one handle. Destroying none, should there be no event, does nothing.
+        unsafe { sys::cuEventCreate(&mut event.raw, flags) }.result()?;
+        Ok(event)
     }
 
     /// Sets it to the end of what `stream` has queued.
