@@ -207,8 +207,9 @@ impl Op for Slice {
         let mut spans = self.spans(x.inputs).ok()?;
         let from = spans[axis].start;
         spans[axis] = Span { start: 0, step: 1, len: range.len() };
-        let read = PartInput::Range { axis, range: from + range.start..from + range.end };
-        Some(Part { op: Arc::new(Slice { fixed: Some(Ranges::of(spans)?) }), inputs: vec![read] })
+        let mut inputs = vec![PartInput::Whole; x.inputs.len()];
+        inputs[0] = PartInput::Range { axis, range: from + range.start..from + range.end };
+        Some(Part { op: Arc::new(Slice { fixed: Some(Ranges::of(spans)?) }), inputs })
     }
 
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {
@@ -299,7 +300,7 @@ mod tests {
         let x = Operands { inputs: &operands, outputs: &outputs };
         assert_eq!((outputs[0].shape.as_slice(), s.split_axis(&x)), (&[3, 2][..], Some(0)));
         let part = s.split(&x, 1..3).unwrap();
-        assert_eq!(part.inputs, [PartInput::Range { axis: 0, range: 2..4 }]);
+        assert_eq!(part.inputs[0], PartInput::Range { axis: 0, range: 2..4 });
         let y = Tensor::from_slice([2, 3], &[6, 7, 8, 9, 10, 11]);
         let y = evaluate(&*part.op, &[Some(&y)], &Pool::single()).unwrap();
         assert_eq!(y[0].as_slice::<i32>().unwrap(), [8, 6, 11, 9]);
