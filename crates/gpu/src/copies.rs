@@ -139,6 +139,7 @@ mod tests {
             slots: vec![64, 64, 64],
             uploads: vec![view(0, 0, 64), view(1, 32, 32)],
             downloads: vec![view(1, 0, 32), view(2, 0, 64)],
+            beside_cpu: true,
         };
         let plan = Plan::new(&spec, true);
         assert_eq!(plan.direct_uploads, [true, false]);

@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use sparoa_core::backend::{Accelerator, BackendError};
 
-use crate::{CudaBackend, CudaOptions, Transfer, WgpuBackend, WgpuOptions};
+use crate::{
+    CudaBackend, CudaOptions, Transfer, WgpuBackend, WgpuOptions, cuda::multiprocessors_from_env,
+};
 
 /// Options of [`open_gpu`]: those that both backends have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +36,8 @@ impl GpuOptions {
     }
 }
 
-/// Opens the GPU that `options` name.
+/// Opens the GPU that `options` name. Of a CUDA device so many multiprocessors are used as the
+/// environment variable `SPAROA_CUDA_MULTIPROCESSORS` says, or all.
 ///
 /// # Errors
 /// [`BackendError::Unavailable`] when it is not there; the text says what to do.
@@ -43,7 +46,8 @@ pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendErr
     match name.as_deref().and_then(cuda_device) {
         Some(device) => {
             let device = (!device.is_empty()).then(|| device.to_owned());
-            let options = CudaOptions { device, f16, cache_dir, transfer, units };
+            let multiprocessors = multiprocessors_from_env()?;
+            let options = CudaOptions { device, f16, cache_dir, transfer, multiprocessors, units };
             Ok(Arc::new(CudaBackend::new(&options)?))
         }
         None => {

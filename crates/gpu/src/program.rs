@@ -4,6 +4,7 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_core::backend::{BackendError, Program};
+use sparoa_kernels::Pool;
 
 use crate::{backend::Shared, residency::Resident, timing, transfer::Transfers};
 
@@ -73,7 +74,7 @@ impl Program for WgpuProgram {
         shared.fault.check()
     }
 
-    fn upload(&self, copy: usize, bytes: &[u8]) -> Result<(), BackendError> {
+    fn upload(&self, copy: usize, bytes: &[u8], _: &Pool) -> Result<(), BackendError> {
         self.shared.fault.check()?;
         self.transfers.upload(&self.shared, &self.slots, copy, bytes)
     }

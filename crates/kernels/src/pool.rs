@@ -12,12 +12,28 @@ use std::time::{Duration, Instant};
 /// How long an idle worker spins before it parks.
 const SPIN: Duration = Duration::from_micros(80);
 
-/// `state` is `generation << 32 | OPEN? | workers inside the job`.
+/// `state` is `generation << 32 | OPEN? | workers admitted << 16 | workers inside the job`.
 const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = 0xffff;
+const MOST: usize = 0x7fff;
 const STOP: u64 = u64::MAX;
 
 thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
+    static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Calls `f`. Jobs that it gives to pools from this thread keep to `most` threads, as if the pools
+/// had no more.
+pub fn with_threads<T>(most: usize, f: impl FnOnce() -> T) -> T {
+    struct Restore(usize);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LIMIT.set(self.0);
+        }
+    }
+    let _restore = Restore(LIMIT.replace(most.max(1)));
+    f()
 }
 
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
@@ -52,7 +68,7 @@ pub struct Pool {
 impl Pool {
     /// A pool in which `threads` threads work, the calling thread included; 0 counts as 1.
     pub fn new(threads: usize) -> Pool {
-        let helpers = threads.max(1) - 1;
+        let helpers = (threads.max(1) - 1).min(MOST);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
@@ -78,9 +94,9 @@ impl Pool {
         Pool::new(1)
     }
 
-    /// How many threads work, the caller included.
+    /// How many threads work, the caller included; no more than [`with_threads`] allows here.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        (self.workers.len() + 1).min(LIMIT.get())
     }
 
     /// Calls `f(0)` .. `f(tasks - 1)`, each once, on the pool's threads, and waits for all.
@@ -101,7 +117,8 @@ impl Pool {
     /// [`Pool::run`] with `f(task, worker)`: `worker < threads()`, and no two tasks of this call
     /// run at the same time under one worker number (to index per-worker scratch).
     pub fn run_with_worker(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
-        let inline = self.workers.is_empty() || tasks <= 1 || IN_TASK.get();
+        let helpers = self.threads() - 1;
+        let inline = helpers == 0 || tasks <= 1 || IN_TASK.get();
         if inline || self.busy.swap(true, Ordering::Acquire) {
             for task in 0..tasks {
                 f(task, 0);
@@ -117,8 +134,9 @@ impl Pool {
         shared.next.store(0, Ordering::Relaxed);
         let generation = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         let generation = generation & 0x7fff_ffff;
-        shared.state.store(generation << 32 | OPEN, Ordering::SeqCst);
-        for (index, (worker, _)) in self.workers.iter().enumerate().take(tasks - 1) {
+        let admitted = (helpers as u64) << 16;
+        shared.state.store(generation << 32 | OPEN | admitted, Ordering::SeqCst);
+        for (index, (worker, _)) in self.workers.iter().enumerate().take(helpers.min(tasks - 1)) {
             let parked = &shared.parked[index];
             if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
                 worker.unpark();
@@ -127,7 +145,7 @@ impl Pool {
         claim(shared, f, tasks, 0);
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0u32;
-        while shared.state.load(Ordering::Acquire) & (OPEN - 1) != 0 {
+        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             if spins < 20_000 {
                 std::hint::spin_loop();
@@ -207,9 +225,11 @@ fn work(shared: &Shared, index: usize) {
     }
 }
 
-/// Waits for an open job of a generation other than `seen`, or for STOP.
+/// Waits for an open job of a generation other than `seen` that admits the worker, or for STOP.
 fn wait(shared: &Shared, index: usize, seen: u64) -> u64 {
-    let ready = |state: u64| state == STOP || (state & OPEN != 0 && state >> 32 != seen);
+    let admits = |state: u64| index < (state >> 16) as usize & MOST;
+    let ready =
+        |state: u64| state == STOP || (state & OPEN != 0 && state >> 32 != seen && admits(state));
     loop {
         let start = Instant::now();
         loop {
@@ -248,6 +268,26 @@ mod tests {
                 });
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn keeps_to_the_threads_that_are_allowed() {
+        let pool = Pool::new(4);
+        for most in [1, 2, 3, 9] {
+            let allowed = most.min(4);
+            with_threads(most, || {
+                assert_eq!(pool.threads(), allowed);
+                for _ in 0..200 {
+                    let hits = AtomicUsize::new(0);
+                    pool.run_with_worker(64, &|_, worker| {
+                        assert!(worker < allowed);
+                        hits.fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert_eq!(hits.into_inner(), 64);
+                }
+            });
+            assert_eq!(pool.threads(), 4);
         }
     }
 

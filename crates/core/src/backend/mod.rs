@@ -8,6 +8,7 @@ mod simulated;
 use std::{fmt, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use sparoa_kernels::pool::Pool;
 
 use crate::{
     ops::{Op, Operands},
@@ -88,6 +89,9 @@ pub struct ProgramSpec {
     pub uploads: Vec<View>,
     /// Device-to-host copies, by index.
     pub downloads: Vec<View>,
+    /// The CPU computes while other threads wait for the program: they sleep, and leave the cores
+    /// to the kernels.
+    pub beside_cpu: bool,
 }
 
 /// One kernel of a program.
@@ -134,11 +138,11 @@ pub trait Program: Send + Sync {
     fn launch(&self, segment: usize) -> Result<(), BackendError>;
 
     /// Copies `bytes` to the device, ordered before any later launch; `bytes` may be reused when
-    /// it returns.
+    /// it returns. `pool` may help.
     ///
     /// # Errors
     /// See [`BackendError`].
-    fn upload(&self, copy: usize, bytes: &[u8]) -> Result<(), BackendError>;
+    fn upload(&self, copy: usize, bytes: &[u8], pool: &Pool) -> Result<(), BackendError>;
 
     /// Waits for everything submitted before this call that the copy needs and copies the
     /// device's bytes into `bytes`.

@@ -337,7 +337,7 @@ impl Program for NullProgram {
         self.send(Command::Launch(segment))
     }
 
-    fn upload(&self, copy: usize, bytes: &[u8]) -> Result<(), BackendError> {
+    fn upload(&self, copy: usize, bytes: &[u8], _: &Pool) -> Result<(), BackendError> {
         self.send(Command::Upload(copy, bytes.to_vec()))
     }
 

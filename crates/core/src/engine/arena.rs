@@ -155,10 +155,16 @@ impl Host {
     }
 
     /// Performs an upload.
-    pub fn upload(&self, plan: &Plan, copy: usize, to: &dyn Program) -> Result<(), BackendError> {
+    pub fn upload(
+        &self,
+        plan: &Plan,
+        copy: usize,
+        to: &dyn Program,
+        pool: &Pool,
+    ) -> Result<(), BackendError> {
         let transfer = &plan.uploads[copy];
         // SAFETY: this copy of the plan reads this range now.
-        to.upload(copy, unsafe { self.read(transfer.buffer, transfer.range.clone()) })
+        to.upload(copy, unsafe { self.read(transfer.buffer, transfer.range.clone()) }, pool)
     }
 
     /// Performs a download.

@@ -1,5 +1,5 @@
-//! Walks the lanes of a plan. Where both processors may work at once, the GPU and copy lanes have
-//! threads that live as long as the engine; where they cannot, the caller walks all lanes in one
+//! Walks the lanes of a plan. Where a lone caller would keep a processor waiting, the GPU and copy
+//! lanes have threads that live as long as the engine; elsewhere the caller walks all lanes in one
 //! order and nobody is woken.
 
 use std::{
@@ -15,10 +15,12 @@ use std::{
 
 use sparoa_kernels::pool::Pool;
 
-use super::{EngineError, arena::Host, prepare::CpuTask, signal::Counter, trace::Recorder};
+use super::{
+    EngineError, arena::Host, prepare::CpuTask, signal::Counter, trace::Recorder, walk::Walk,
+};
 use crate::{
     backend::Program,
-    plan::{Lane, Plan, Step, awaited, overlapping_processors},
+    plan::{Lane, Plan, Step, awaited},
     tensor::Tensor,
 };
 
@@ -49,8 +51,7 @@ struct Shared {
 
 pub(super) struct Lanes {
     shared: Arc<Shared>,
-    /// The order in which a lone caller walks all lanes: lane and step index.
-    sequence: Vec<(Lane, usize)>,
+    walk: Walk,
     threads: Vec<(Lane, JoinHandle<()>)>,
     run: u64,
 }
@@ -71,7 +72,7 @@ impl Lanes {
         inputs: usize,
     ) -> Result<Lanes, EngineError> {
         let host = Host::new(&plan, inputs)?;
-        let concurrent = overlapping_processors(&plan)?;
+        let walk = Walk::of(&plan)?;
         let mut ordinal = vec![0; plan.events];
         for lane in Lane::ALL {
             let signals = plan.lane(lane).iter().filter_map(|step| match step {
@@ -82,7 +83,6 @@ impl Lanes {
                 ordinal[event] = i as u64 + 1;
             }
         }
-        let sequence = sequence(&plan);
         let shared = Arc::new(Shared {
             plan,
             host,
@@ -96,15 +96,20 @@ impl Lanes {
             failure: Mutex::new(None),
             recorder: Mutex::new(None),
         });
-        let mut lanes = Lanes { shared, sequence, threads: Vec::new(), run: 0 };
-        if concurrent {
-            for lane in [Lane::Gpu, Lane::HostToDevice, Lane::DeviceToHost] {
-                if !lanes.shared.plan.lane(lane).is_empty() {
-                    lanes.spawn(lane)?;
-                }
-            }
+        let mut lanes = Lanes { shared, walk, threads: Vec::new(), run: 0 };
+        if !lanes.walk.alone {
+            lanes.spawn_all()?;
         }
         Ok(lanes)
+    }
+
+    fn spawn_all(&mut self) -> Result<(), EngineError> {
+        for lane in [Lane::Gpu, Lane::HostToDevice, Lane::DeviceToHost] {
+            if !self.shared.plan.lane(lane).is_empty() {
+                self.spawn(lane)?;
+            }
+        }
+        Ok(())
     }
 
     fn spawn(&mut self, lane: Lane) -> Result<(), EngineError> {
@@ -128,14 +133,24 @@ impl Lanes {
         self.shared.program.as_deref()
     }
 
+    /// Whether both processors may work at once.
+    pub fn concurrent(&self) -> bool {
+        self.walk.overlaps
+    }
+
     /// Whether the lanes have threads of their own.
     pub fn threaded(&self) -> bool {
-        !self.threads.is_empty()
+        !self.walk.alone
     }
 
     /// Names of the CPU tasks' methods.
     pub fn methods(&self) -> impl Iterator<Item = &'static str> {
         self.shared.tasks.iter().map(|t| t.kernel.method())
+    }
+
+    /// Bytes of scratch memory that the CPU tasks need on so many threads.
+    pub fn scratch_bytes(&self, threads: usize) -> usize {
+        self.shared.tasks.iter().map(|t| t.kernel.scratch_bytes(threads)).max().unwrap_or(0)
     }
 
     pub fn weight_bytes(&self) -> usize {
@@ -161,7 +176,8 @@ impl Lanes {
         })
     }
 
-    /// Performs every step once and waits for all lanes.
+    /// Performs every step once and waits for all lanes. A recorded GPU segment is waited for, which
+    /// a lone caller cannot do while it computes: then threads walk what one walks otherwise.
     pub fn run(
         &mut self,
         inputs: &[&Tensor],
@@ -169,22 +185,27 @@ impl Lanes {
         pool: &Pool,
         recorder: Option<Arc<Recorder>>,
     ) -> Result<(), EngineError> {
+        let threaded = self.threaded() || self.concurrent() && recorder.is_some();
+        if threaded && self.threads.is_empty() {
+            self.spawn_all()?;
+        }
         let shared = &*self.shared;
         if let Some(recorder) = &recorder {
             recorder.start();
         }
-        if self.threads.is_empty() {
+        if !threaded {
             let walk = || {
-                for &(lane, index) in &self.sequence {
+                for &(lane, index) in &self.walk.sequence {
                     let step = shared.plan.lane(lane)[index];
                     shared.perform(lane, index, step, scratch, pool, recorder.as_deref())?;
                 }
                 Ok(())
             };
-            return shared.host.lend(inputs, || match catch_unwind(AssertUnwindSafe(walk)) {
+            let result = shared.host.lend(inputs, || match catch_unwind(AssertUnwindSafe(walk)) {
                 Ok(result) => result,
                 Err(payload) => Err(panicked(Lane::Cpu, &*payload)),
             });
+            return result.inspect_err(|_| shared.rest());
         }
         self.run += 1;
         // All threads are at rest: nobody reads what is reset here.
@@ -205,10 +226,7 @@ impl Lanes {
         match lock(&shared.failure).take() {
             None => Ok(()),
             Some(error) => {
-                if let Some(program) = &shared.program {
-                    // The first error is the one to report; this only lets the device come to rest.
-                    let _ = program.wait_idle();
-                }
+                shared.rest();
                 Err(error)
             }
         }
@@ -245,6 +263,13 @@ fn serve(shared: &Shared, lane: Lane) {
 }
 
 impl Shared {
+    /// Lets the device come to rest after a failure. That one is to be reported, not another here.
+    fn rest(&self) {
+        if let Some(program) = &self.program {
+            let _ = program.wait_idle();
+        }
+    }
+
     fn walk(
         &self,
         lane: Lane,
@@ -299,7 +324,7 @@ impl Shared {
                 }
             }
             (Step::Copy(copy), Some(program)) if lane == Lane::HostToDevice => {
-                self.host.upload(&self.plan, copy, &**program)?;
+                self.host.upload(&self.plan, copy, &**program, pool)?;
             }
             (Step::Copy(copy), Some(program)) => {
                 self.host.download(&self.plan, copy, &**program)?;
@@ -334,33 +359,6 @@ fn panicked(lane: Lane, payload: &(dyn Any + Send)) -> EngineError {
     let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
     let message = text.unwrap_or_else(|| "panicked".to_owned());
     EngineError::Panic { lane: lane.name(), message }
-}
-
-/// All lanes' working steps in one order that respects every wait, each lane going as far as it
-/// can before the next: uploads and submissions first, so that the device never starves.
-fn sequence(plan: &Plan) -> Vec<(Lane, usize)> {
-    let lanes = [Lane::HostToDevice, Lane::Gpu, Lane::Cpu, Lane::DeviceToHost];
-    let mut at = [0usize; 4];
-    let mut signalled = vec![false; plan.events];
-    let mut sequence = Vec::new();
-    loop {
-        let before = at;
-        for lane in lanes {
-            while let Some(&step) = plan.lane(lane).get(at[lane.index()]) {
-                match step {
-                    Step::Wait(event) if !signalled[event] => break,
-                    Step::Wait(_) => {}
-                    Step::Signal(event) => signalled[event] = true,
-                    _ => sequence.push((lane, at[lane.index()])),
-                }
-                at[lane.index()] += 1;
-            }
-        }
-        if at == before {
-            // Verified: no lane is left waiting.
-            return sequence;
-        }
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

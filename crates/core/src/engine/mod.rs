@@ -9,13 +9,14 @@ mod lanes;
 mod prepare;
 mod signal;
 mod trace;
+mod walk;
 
 use std::sync::Arc;
 
-use sparoa_kernels::pool::Pool;
+use sparoa_kernels::pool::{self, Pool};
 
 use crate::{
-    backend::{Accelerator, BackendError, Program, ProgramSpec},
+    backend::{Accelerator, BackendError, Program, ProgramSpec, available_threads},
     ir::{Graph, NodeId},
     ops::OpError,
     plan::{OutputBytes, Plan, PlanError},
@@ -97,6 +98,8 @@ pub enum EngineError {
 pub struct Engine {
     graph: Arc<Graph>,
     pool: Arc<Pool>,
+    /// Threads of the pool that the CPU lane uses.
+    threads: usize,
     lanes: Lanes,
     scratch: Storage,
     input_types: Vec<TensorType>,
@@ -149,14 +152,16 @@ impl Engine {
             None => return Err(EngineError::NoAccelerator),
             Some(accelerator) => Some(accelerator.load(prepare::program(&plan, graph, kernels)?)?),
         };
-        let threads = pool.threads();
-        let scratch = tasks.iter().map(|t| t.kernel.scratch_bytes(threads)).max().unwrap_or(0);
+        let lanes = Lanes::new(plan, tasks, program, graph.inputs.len())?;
+        let all = pool.threads();
+        let threads = if lanes.threaded() { beside_lanes(all) } else { all };
         let input_types = graph.inputs.iter().map(|&id| graph.value(id).ty.clone()).collect();
         Ok(Engine {
             graph: graph.clone(),
             pool: pool.clone(),
-            lanes: Lanes::new(plan, tasks, program, graph.inputs.len())?,
-            scratch: Storage::zeroed(scratch),
+            threads,
+            scratch: Storage::zeroed(lanes.scratch_bytes(threads)),
+            lanes,
             input_types,
             recorder: None,
             poisoned: None,
@@ -173,10 +178,9 @@ impl Engine {
         &self.graph
     }
 
-    /// Whether the lanes have threads of their own, because the plan lets both processors work at
-    /// once.
+    /// Whether the plan lets both processors work at once.
     pub fn is_concurrent(&self) -> bool {
-        self.lanes.threaded()
+        self.lanes.concurrent()
     }
 
     /// The loaded device program, if the plan uses the GPU.
@@ -207,7 +211,9 @@ impl Engine {
     /// When an input has the wrong type, or an earlier run has poisoned the engine.
     pub fn time_cpu_tasks(&mut self, inputs: &[&Tensor]) -> Result<Vec<u64>, EngineError> {
         self.check_inputs(inputs)?;
-        Ok(self.lanes.time_tasks(inputs, self.scratch.bytes_mut(), &self.pool))
+        let scratch = self.scratch.bytes_mut();
+        let time = || self.lanes.time_tasks(inputs, scratch, &self.pool);
+        Ok(pool::with_threads(self.threads, time))
     }
 
     /// Bytes held on the host: arena, scratch and packed weights (shared ones counted here too).
@@ -285,7 +291,9 @@ impl Engine {
         self.check_inputs(inputs)?;
         let wanted = self.lanes.plan().outputs.iter().map(|o| &o.ty);
         check("output", outputs.iter().map(Tensor::ty), wanted)?;
-        let result = self.lanes.run(inputs, self.scratch.bytes_mut(), &self.pool, recorder);
+        let scratch = self.scratch.bytes_mut();
+        let run = || self.lanes.run(inputs, scratch, &self.pool, recorder);
+        let result = pool::with_threads(self.threads, run);
         if let Err(error) = result {
             if !matches!(error, EngineError::Kernel { .. }) {
                 self.poisoned = Some(error.to_string());
@@ -305,6 +313,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// How many of a pool's threads compute while other lanes have threads of their own: these sleep
+/// most of the time, but where every core is busy with kernels, a woken one waits for
+/// milliseconds until the system gives it a core. So one core is left to them, where that costs
+/// little.
+fn beside_lanes(threads: usize) -> usize {
+    const FEW: usize = 8;
+    let all_cores = threads >= available_threads();
+    if all_cores && threads >= FEW { threads - 1 } else { threads }
 }
 
 fn check<'a>(

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use sparoa_kernels::pool::Pool;
 
-use super::{EngineError, kernels::KernelCache};
+use super::{EngineError, kernels::KernelCache, walk::Walk};
 use crate::{
     backend::{self, ProgramSpec, TaskSpec, View},
     ir::Graph,
@@ -105,5 +105,6 @@ pub(super) fn program(
         slots: plan.slots.clone(),
         uploads: copies(&plan.uploads)?,
         downloads: copies(&plan.downloads)?,
+        beside_cpu: !Walk::of(plan)?.alone,
     })
 }

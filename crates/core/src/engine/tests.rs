@@ -75,6 +75,27 @@ fn a_serial_plan_starts_no_threads_and_a_parallel_one_does() {
 }
 
 #[test]
+fn only_a_download_that_the_cpu_waits_for_needs_threads() {
+    let null = NullAccelerator::new(NullOptions::default());
+    let graph = toy::diamond();
+    // Both branches end on the GPU, whose result is all that comes back; or the CPU joins them.
+    for (join, threaded) in [(Place::Gpu, false), (Place::Cpu, true)] {
+        let places = [Place::Gpu, Place::Gpu, Place::Cpu, Place::Cpu, join];
+        let mut engine = engine(&graph, &places, &null).unwrap();
+        assert!(engine.is_concurrent());
+        assert_eq!(engine.lanes.threaded(), threaded);
+        let inputs = toy::inputs(&graph, 7);
+        let expected = toy::reference(&graph, &inputs);
+        assert_eq!(outputs(&mut engine, &inputs).unwrap(), expected);
+        // Recorded, it has threads whatever it is, and goes on without them.
+        let mut recorded = engine.new_outputs();
+        let trace = engine.run_traced(&inputs.iter().collect::<Vec<_>>(), &mut recorded).unwrap();
+        assert_eq!((recorded, trace.events.is_empty()), (expected.clone(), false));
+        assert_eq!(outputs(&mut engine, &inputs).unwrap(), expected);
+    }
+}
+
+#[test]
 fn a_refused_value_fails_one_run_only() {
     let null = NullAccelerator::new(NullOptions::default());
     let mut g = ToyGraph::new("refuse");

@@ -1,10 +1,11 @@
 //! Slice.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     AttributeValue, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, Op, OpError, OpSpec,
-    Operand, Operands, Permuted, axes, floats, gpu, integers, kernel, runs::Strided,
+    Operand, Operands, Part, PartInput, Permuted, axes, floats, gpu, integers, kernel,
+    runs::Strided,
 };
 use crate::tensor::TensorType;
 
@@ -73,6 +74,23 @@ struct Span {
     start: usize,
     step: isize,
     len: usize,
+}
+
+impl Ranges {
+    /// Of one span per axis. `None` where a span does not fit 64 bits.
+    fn of(spans: impl IntoIterator<Item = Span>) -> Option<Ranges> {
+        let mut ranges = Ranges { starts: vec![], ends: vec![], axes: None, steps: Some(vec![]) };
+        for s in spans {
+            let start = i64::try_from(s.start).ok()?;
+            let end =
+                start.checked_add((s.step as i64).checked_mul(i64::try_from(s.len).ok()?)?)?;
+            ranges.starts.push(start);
+            // Before index 0 lies the end that no index counted from the end can mean.
+            ranges.ends.push(if end < 0 { i64::MIN } else { end });
+            ranges.steps.as_mut()?.push(s.step as i64);
+        }
+        Some(ranges)
+    }
 }
 
 fn span(dim: usize, start: i64, end: i64, step: i64) -> Result<Span, OpError> {
@@ -177,19 +195,28 @@ impl Op for Slice {
         gpu::slice(x, caps, steps, isize::try_from(offset).ok()?)
     }
 
+    fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {
+        let axis = axes::first_long(&x.output(0).shape)?;
+        let span = *self.spans(x.inputs).ok()?.get(axis)?;
+        let before = &x.input(0).shape()[..axis];
+        (span.step == 1 && before.iter().all(|&d| d == 1)).then_some(axis)
+    }
+
+    fn split(&self, x: &Operands<'_>, range: Range<usize>) -> Option<Part> {
+        let axis = self.split_axis(x)?;
+        let mut spans = self.spans(x.inputs).ok()?;
+        let from = spans[axis].start;
+        spans[axis] = Span { start: 0, step: 1, len: range.len() };
+        let mut inputs = vec![PartInput::Whole; x.inputs.len()];
+        inputs[0] = PartInput::Range { axis, range: from + range.start..from + range.end };
+        Some(Part { op: Arc::new(Slice { fixed: Some(Ranges::of(spans)?) }), inputs })
+    }
+
     fn permuted(&self, x: &Operands<'_>, perm: &[usize]) -> Option<Permuted> {
         let spans = self.spans(x.inputs).ok()?;
-        let mut ranges = Ranges { starts: vec![], ends: vec![], axes: None, steps: Some(vec![]) };
-        for &axis in perm {
-            let s = spans.get(axis)?;
-            let start = i64::try_from(s.start).ok()?;
-            let end =
-                start.checked_add((s.step as i64).checked_mul(i64::try_from(s.len).ok()?)?)?;
-            ranges.starts.push(start);
-            // Before index 0 lies the end that no index counted from the end can mean.
-            ranges.ends.push(if end < 0 { i64::MIN } else { end });
-            ranges.steps.as_mut()?.push(s.step as i64);
-        }
+        let permuted: Option<Vec<Span>> =
+            perm.iter().map(|&axis| spans.get(axis).copied()).collect();
+        let ranges = Ranges::of(permuted?)?;
         let mut inputs = vec![None; x.inputs.len()];
         inputs[0] = Some(perm.to_vec());
         Some(Permuted { op: Arc::new(Slice { fixed: Some(ranges) }), inputs })
@@ -259,6 +286,24 @@ mod tests {
         assert!(run(&s, &[&[0, 0], &[1, 1], &[1, -1]]).is_err());
         assert!(run(&s, &[&[0], &[1], &[2]]).is_err());
         assert!(run(&s, &[&[0]]).is_err());
+    }
+
+    #[test]
+    fn divides_along_the_first_axis_that_it_keeps_contiguous() {
+        let x = Tensor::from_slice([4, 3], &(0..12).collect::<Vec<i32>>());
+        let inputs = [x.clone(), integers(&[1, -1]), integers(&[9, -9]), integers(&[0, 1])];
+        let steps = [inputs.as_slice(), &[integers(&[1, -2])]].concat();
+        let operands: Vec<_> =
+            steps.iter().map(|t| Some(Operand::constant(Arc::new(t.clone())))).collect();
+        let s = Slice::default();
+        let outputs = s.infer(&operands).unwrap();
+        let x = Operands { inputs: &operands, outputs: &outputs };
+        assert_eq!((outputs[0].shape.as_slice(), s.split_axis(&x)), (&[3, 2][..], Some(0)));
+        let part = s.split(&x, 1..3).unwrap();
+        assert_eq!(part.inputs[0], PartInput::Range { axis: 0, range: 2..4 });
+        let y = Tensor::from_slice([2, 3], &[6, 7, 8, 9, 10, 11]);
+        let y = evaluate(&*part.op, &[Some(&y)], &Pool::single()).unwrap();
+        assert_eq!(y[0].as_slice::<i32>().unwrap(), [8, 6, 11, 9]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Raised when the meaning of the file or of the kernels' timings changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why a cache file could not be written.
 #[derive(Debug, thiserror::Error)]

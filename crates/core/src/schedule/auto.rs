@@ -1,12 +1,17 @@
 //! Policy `auto`: every policy's placement and many splits, judged by simulation, the best ones
 //! improved by local search. The session measures the finalists.
 
+use std::ops::Range;
+
 use super::{
     CoDl, Dp, Greedy, Heft, Ios, Problem, ScheduleError, Scheduler, Threshold, Timeline,
     single::{CpuOnly, GpuOnly},
-    split::variants,
+    split::{common_parts, variants},
 };
-use crate::plan::{Place, Placement};
+use crate::{
+    ir::NodeId,
+    plan::{Place, Placement},
+};
 
 /// A judged placement.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +26,8 @@ pub struct Candidate {
     pub score: f64,
 }
 
+/// Placements from which local search starts.
+const STARTS: usize = 3;
 /// Simulations that local search may spend per start, in graphs of up to [`SEARCH_NODES`] nodes;
 /// fewer in larger ones, whose simulations take longer.
 const SEARCH_BUDGET: usize = 120;
@@ -49,7 +56,7 @@ impl Scheduler for Auto {
 /// # Errors
 /// When the objective needs figures that the profile lacks.
 pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError> {
-    let mut pool = Pool { problem, found: Vec::new() };
+    let mut pool = Pool { problem, found: Vec::new(), seen: Vec::new() };
     let dp = Dp::default();
     let classical: [&dyn Scheduler; 8] =
         [&CpuOnly, &GpuOnly, &Threshold, &Greedy, &Heft, &dp, &Ios, &CoDl];
@@ -62,7 +69,7 @@ pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError
         }
     }
     pool.sort();
-    for start in pool.found.iter().take(2).cloned().collect::<Vec<_>>() {
+    for start in pool.found.iter().take(STARTS).cloned().collect::<Vec<_>>() {
         let improved = improve(problem, &start)?;
         pool.add(format!("{}, improved", start.name), improved)?;
     }
@@ -70,17 +77,62 @@ pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError
     Ok(pool.found)
 }
 
+/// The candidates worth measuring: `cpu` and `gpu`, and `most` others. Predictions of the CPU's part
+/// err by more than neighbouring candidates differ, so the best come first of which each gives the
+/// GPU another amount of work, and only then the best of the rest.
+pub fn finalists(all: &[Candidate], most: usize) -> Vec<&Candidate> {
+    /// Less than one image more or less in a batch of 32.
+    const SAME: f64 = 0.03;
+    let alone = |c: &&Candidate| c.name == "cpu" || c.name == "gpu";
+    let mut chosen: Vec<&Candidate> =
+        ["cpu", "gpu"].iter().filter_map(|name| all.iter().find(|c| c.name == *name)).collect();
+    let mut rest: Vec<&Candidate> = all.iter().filter(|c| !alone(c)).collect();
+    let work = |c: &Candidate| c.timeline.busy_ns[1] as f64;
+    let mut others: Vec<&Candidate> = Vec::new();
+    rest.retain(|c| {
+        let near = |o: &&Candidate| (work(o) - work(c)).abs() <= SAME * work(o).max(work(c));
+        let new = others.len() < most && !others.iter().any(near);
+        if new {
+            others.push(c);
+        }
+        !new
+    });
+    let missing = most.saturating_sub(others.len());
+    chosen.extend(others.into_iter().chain(rest.into_iter().take(missing)));
+    chosen
+}
+
 struct Pool<'a> {
     problem: &'a Problem<'a>,
     found: Vec<Candidate>,
+    /// What the found ones come to; see [`division`].
+    seen: Vec<Vec<Place>>,
+}
+
+/// What a placement comes to: shares that give both processors the same are the same.
+fn division(problem: &Problem<'_>, placement: &Placement) -> Vec<Place> {
+    let places = placement.places.iter().zip(&problem.support.split);
+    let views = &problem.support.view;
+    places
+        .zip(views)
+        .map(|((&place, axis), view)| match (place, axis) {
+            _ if *view => Place::Cpu,
+            (Place::Split(share), Some(axis)) => {
+                Place::Split(axis.gpu_extent(share) as f32 / axis.extent as f32)
+            }
+            _ => place,
+        })
+        .collect()
 }
 
 impl Pool<'_> {
     /// Judges a placement that is not there yet.
     fn add(&mut self, name: String, placement: Placement) -> Result<(), ScheduleError> {
-        if self.found.iter().any(|c| c.placement == placement) {
+        let division = division(self.problem, &placement);
+        if self.seen.contains(&division) {
             return Ok(());
         }
+        self.seen.push(division);
         let (_, timeline, score) = self.problem.judge(&placement)?;
         self.found.push(Candidate { name, placement, timeline, score });
         Ok(())
@@ -97,11 +149,12 @@ impl Pool<'_> {
 fn improve(problem: &Problem<'_>, start: &Candidate) -> Result<Placement, ScheduleError> {
     let mut best = start.placement.clone();
     let mut score = start.score;
+    let parts = common_parts(problem);
     let nodes = start.placement.places.len().max(SEARCH_NODES);
     let mut budget = SEARCH_BUDGET * SEARCH_NODES / nodes;
     loop {
         let before = score;
-        for neighbour in neighbours(&best) {
+        for neighbour in neighbours(problem, &best, parts) {
             if budget == 0 {
                 return Ok(best);
             }
@@ -124,10 +177,12 @@ fn improve(problem: &Problem<'_>, start: &Candidate) -> Result<Placement, Schedu
     }
 }
 
-/// Placements one move away: a stretch of equal places moves to another place, or gives its first
-/// or last nodes to its neighbour. Long stretches are also halved.
-fn neighbours(placement: &Placement) -> Vec<Placement> {
-    let places = &placement.places;
+/// Placements one move away: a stretch of equal places moves to another place, where it is divided
+/// also by one of `parts` equal parts more or less, or gives its first or last nodes to its
+/// neighbour. Long stretches are also halved. Views run nowhere and end no stretch.
+fn neighbours(problem: &Problem<'_>, placement: &Placement, parts: usize) -> Vec<Placement> {
+    let running: Vec<usize> = problem.topology.running().map(NodeId::index).collect();
+    let places: Vec<Place> = running.iter().map(|&i| placement.places[i]).collect();
     let mut runs = Vec::new();
     let mut start = 0;
     for run in places.chunk_by(|a, b| a == b) {
@@ -139,14 +194,20 @@ fn neighbours(placement: &Placement) -> Vec<Placement> {
         _ => None,
     });
     let mut all: Vec<Placement> = Vec::new();
-    let mut push = |range: std::ops::Range<usize>, place: Place| {
+    let mut push = |range: Range<usize>, place: Place| {
         let mut next = placement.clone();
-        next.places[range].fill(place);
+        running[range].iter().for_each(|&i| next.places[i] = place);
         all.push(next);
     };
     for (r, &(start, end)) in runs.iter().enumerate() {
         let mut others = vec![Place::Cpu, Place::Gpu];
         others.extend(share.map(Place::Split));
+        if let (Place::Split(share), 2..) = (places[start], parts) {
+            let step = 1.0 / parts as f32;
+            let inside = step / 2.0..1.0 - step / 2.0;
+            let steps = [share + step, share - step].into_iter();
+            others.extend(steps.filter(|share| inside.contains(share)).map(Place::Split));
+        }
         others.retain(|p| *p != places[start]);
         let half = start + (end - start) / 2;
         for place in others {

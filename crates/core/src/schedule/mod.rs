@@ -32,7 +32,7 @@ use crate::{
     profile::{HardwareState, Profile},
 };
 
-pub use auto::{Candidate, candidates};
+pub use auto::{Candidate, candidates, finalists};
 pub use codl::CoDl;
 pub use contest::{Contest, Decides, Outcome};
 pub use dp::Dp;

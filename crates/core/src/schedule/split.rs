@@ -64,15 +64,29 @@ impl Scheduler for BestSplit {
     }
 }
 
-/// Splits worth judging: shares around the balance, small operators split or not.
+/// Splits worth judging: shares around the balance, small operators split or not. Where all
+/// operators divide into the same number of parts, images of a batch for instance, first whole
+/// numbers of these: any other share leaves some operators a border of their own, at which data
+/// are exchanged.
 pub fn variants(problem: &Problem<'_>) -> Vec<SplitAll> {
     let balance = common_share(problem);
-    let mut all = Vec::new();
-    for factor in [1.0, 0.85, 1.15, 0.7, 1.4, 0.4] {
-        let share = (balance * factor).clamp(0.02, 0.98);
-        all.extend([0, 50_000, 400_000].map(|min_ns| SplitAll { share, min_ns }));
-    }
-    all
+    let parts = common_parts(problem);
+    let below = (balance * parts as f32).floor();
+    let whole = [0.0, 1.0, -1.0, 2.0].map(|step| (below + step) / parts as f32);
+    let whole = whole.into_iter().filter(|&share| share > 0.0 && share < 1.0);
+    let around = [1.0, 0.85, 1.15, 0.7, 1.4, 0.4].map(|f| (balance * f).clamp(0.02, 0.98));
+    let shares = whole.chain(around);
+    shares.flat_map(|share| [0, 50_000, 400_000].map(|min_ns| SplitAll { share, min_ns })).collect()
+}
+
+/// Into how many equal parts every operator that splits can be divided: the batch, mostly.
+pub fn common_parts(problem: &Problem<'_>) -> usize {
+    let axes = problem.support.split.iter().flatten();
+    axes.map(|axis| axis.extent / axis.unit.max(1)).fold(0, gcd).max(1)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The share of the splittable operators at which both processors take equally long, between 0

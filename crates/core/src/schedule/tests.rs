@@ -91,6 +91,62 @@ fn simulation_adds_up() {
 }
 
 #[test]
+fn shares_are_whole_parts_first() {
+    let graph = toy::blur_chain();
+    let p = profile(&graph, &[6000; 4], &[10_000; 4]);
+    solve(&graph, &p, |problem| {
+        let parts = split::common_parts(problem);
+        assert!(parts > 1);
+        // 0.375 of the work balances both.
+        let below = (0.375 * parts as f32).floor() / parts as f32;
+        let shares: Vec<f32> = split::variants(problem).iter().map(|v| v.share).collect();
+        assert!(shares[0] == below && shares[3] == below + 1.0 / parts as f32, "{shares:?}");
+        let found = candidates(problem).unwrap();
+        let extents = |c: &Candidate| -> Vec<usize> {
+            let axes = problem.support.split.iter().flatten();
+            let shares = c.placement.places.iter().map(|place| match place {
+                Place::Split(share) => *share,
+                Place::Gpu => 1.0,
+                Place::Cpu => 0.0,
+            });
+            axes.zip(shares).map(|(axis, share)| axis.gpu_extent(share)).collect()
+        };
+        // No two come to the same.
+        for (i, a) in found.iter().enumerate() {
+            assert!(found[..i].iter().all(|b| extents(a) != extents(b)), "{}", a.name);
+        }
+    });
+}
+
+#[test]
+fn finalists_differ_in_what_they_give_the_gpu() {
+    let candidate = |name: &str, gpu_ns: u64, score: f64| Candidate {
+        name: name.to_owned(),
+        placement: Placement::default(),
+        timeline: Timeline {
+            events: vec![],
+            makespan_ns: 0,
+            busy_ns: [0, gpu_ns, 0, 0],
+            copied_bytes: (0, 0),
+        },
+        score,
+    };
+    let all = [
+        candidate("a", 700, 1.0),
+        candidate("b", 705, 1.1),
+        candidate("c", 800, 1.2),
+        candidate("gpu", 1000, 1.3),
+        candidate("d", 600, 1.4),
+        candidate("cpu", 0, 2.0),
+    ];
+    let names = |most| -> Vec<&str> {
+        finalists(&all, most).into_iter().map(|c| c.name.as_str()).collect()
+    };
+    assert_eq!(names(2), ["cpu", "gpu", "a", "c"]);
+    assert_eq!(names(9), ["cpu", "gpu", "a", "c", "d", "b"]);
+}
+
+#[test]
 fn contention_slows_what_overlaps_only() {
     let graph = toy::diamond();
     let mut p = profile(&graph, &[1000; 5], &[1000; 5]);

@@ -24,7 +24,7 @@ use crate::{
     ops::variant,
     plan::{Place, Placement, Support, compile, fingerprint},
     profile::{CostCache, Profile, hash_text},
-    schedule::{Candidate, Problem, candidates},
+    schedule::{Candidate, Problem, candidates, finalists},
     tensor::Tensor,
 };
 
@@ -190,12 +190,7 @@ impl Work<'_> {
         problem: &Problem<'_>,
     ) -> Result<(Choice, Engine), SessionError> {
         let all = candidates(problem)?;
-        let mut finalists: Vec<&Candidate> = Vec::new();
-        for name in ["cpu", "gpu"] {
-            finalists.extend(all.iter().find(|c| c.name == name));
-        }
-        let others = all.iter().filter(|c| c.name != "cpu" && c.name != "gpu");
-        finalists.extend(others.take(builder.guard.finalists));
+        let finalists = finalists(&all, builder.guard.finalists);
         let meter = match problem.objective.is_time() {
             true => None,
             false => self.covering_meter(),

@@ -25,7 +25,7 @@ pub struct GuardOptions {
 impl Default for GuardOptions {
     fn default() -> GuardOptions {
         GuardOptions {
-            finalists: 4,
+            finalists: 5,
             rounds: 9,
             max_time: Duration::from_secs(3),
             margin: 0.01,

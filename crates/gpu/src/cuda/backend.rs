@@ -14,6 +14,7 @@ use super::{
     kernels::Kernels,
     load,
     nvrtc::Nvrtc,
+    share,
 };
 use crate::{Transfer, bind, fault::Fault, residency::Residency};
 
@@ -38,7 +39,7 @@ pub(crate) struct Shared {
 /// Every CUDA device of this machine. Empty when there is no driver.
 pub fn cuda_devices() -> Vec<DeviceInfo> {
     match driver::library_present() {
-        true => driver::devices().unwrap_or_default().iter().map(describe).collect(),
+        true => driver::devices().unwrap_or_default().iter().map(|f| describe(f, None)).collect(),
         false => Vec::new(),
     }
 }
@@ -63,8 +64,10 @@ impl CudaBackend {
         let ordinal = choose(&found, options.device.as_deref())?;
         let facts = &found[ordinal];
         let nvrtc = Nvrtc::load(facts.driver.0)?;
-        let context = Context::open(ordinal)
+        let wanted = share::check(facts, options.multiprocessors).map_err(unavailable)?;
+        let context = Context::open(ordinal, wanted)
             .map_err(|e| unavailable(format!("{} cannot be opened: {}", facts.name, words(e))))?;
+        let share = context.share().map(|got| (got, wanted.unwrap_or(got)));
         let direct = match options.transfer {
             Transfer::Staged => false,
             Transfer::Direct => true,
@@ -74,9 +77,9 @@ impl CudaBackend {
             shared: Arc::new(Shared {
                 kernels: Kernels::new(nvrtc, facts.compute, options.cache_dir.clone()),
                 residency: Residency::default(),
+                caps: caps(facts, context.share(), options),
+                info: describe(facts, share),
                 context,
-                info: describe(facts),
-                caps: caps(facts, options),
                 direct,
                 fault: Fault::new(&facts.name),
             }),
@@ -164,16 +167,25 @@ fn choose(found: &[DeviceFacts], wanted: Option<&str>) -> Result<usize, BackendE
     })
 }
 
-fn describe(facts: &DeviceFacts) -> DeviceInfo {
+/// A device, or the share of so many multiprocessors of it where so many were asked for.
+fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>) -> DeviceInfo {
     let mut features: Vec<String> = vec!["f16".to_owned(), "timestamps".to_owned()];
     if facts.integrated {
         features.push("zero-copy".to_owned());
     }
     let ((cuda, cuda_minor), (major, minor)) = (facts.driver, facts.compute);
+    let mut driver = format!("CUDA {cuda}.{cuda_minor}, compute capability {major}.{minor}");
+    if let Some((got, wanted)) = share {
+        // What is measured on a share holds for that share only: caches and plans go by this text.
+        driver.push_str(&format!(", {got} of {} multiprocessors", facts.multiprocessors));
+        if got != wanted {
+            features.push(format!("{got} multiprocessors for the {wanted} asked for"));
+        }
+    }
     DeviceInfo {
         device: Device::Gpu,
         name: facts.name.clone(),
-        driver: format!("CUDA {cuda}.{cuda_minor}, compute capability {major}.{minor}"),
+        driver,
         software: false,
         unified_memory: facts.integrated,
         threads: None,
@@ -182,7 +194,7 @@ fn describe(facts: &DeviceFacts) -> DeviceInfo {
     }
 }
 
-fn caps(facts: &DeviceFacts, options: &CudaOptions) -> GpuCaps {
+fn caps(facts: &DeviceFacts, share: Option<u32>, options: &CudaOptions) -> GpuCaps {
     GpuCaps {
         f16: options.f16,
         workgroup_bytes: facts.shared_bytes,
@@ -193,7 +205,7 @@ fn caps(facts: &DeviceFacts, options: &CudaOptions) -> GpuCaps {
         max_binding_bytes: u64::from(u32::MAX).min(facts.memory_bytes as u64),
         software: false,
         subgroup: 32,
-        units: options.units.unwrap_or(facts.multiprocessors),
+        units: options.units.or(share).unwrap_or(facts.multiprocessors),
         aligned: true,
     }
 }
@@ -240,8 +252,18 @@ mod tests {
 
     #[test]
     fn integrated_devices_share_memory() {
-        let info = describe(&facts("Orin"));
+        let info = describe(&facts("Orin"), None);
         assert!(info.unified_memory && info.features.contains(&"zero-copy".to_owned()));
         assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7");
+    }
+
+    #[test]
+    fn a_share_is_a_device_of_its_own() {
+        let orin = facts("Orin");
+        let info = describe(&orin, Some((8, 6)));
+        assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7, 8 of 16 multiprocessors");
+        assert!(info.features.contains(&"8 multiprocessors for the 6 asked for".to_owned()));
+        let units = |share| caps(&orin, share, &CudaOptions::default()).units;
+        assert_eq!((units(None), units(Some(8))), (16, 8));
     }
 }

@@ -11,6 +11,8 @@ use cudarc::driver::{
     sys,
 };
 
+use super::share::Share;
+
 pub(crate) use sys::CUdeviceptr as Address;
 
 type Result<T> = std::result::Result<T, DriverError>;
@@ -65,11 +67,12 @@ pub(crate) fn devices() -> Result<Vec<DeviceFacts>> {
         .collect()
 }
 
-/// A device's primary context.
+/// A device's primary context, or that of a share of the device.
 #[derive(Debug)]
 pub(crate) struct Context {
     raw: sys::CUcontext,
     device: sys::CUdevice,
+    share: Option<Share>,
 }
 
 // SAFETY: contexts may be used from every thread; which one is current is a thread's own matter.
@@ -78,12 +81,23 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Opens a device by its place in [`devices`].
-    pub(crate) fn open(ordinal: usize) -> Result<Arc<Context>> {
+    /// Opens a device by its place in [`devices`]; all of it, or a share that
+    /// [`super::share::check`] has let pass.
+    pub(crate) fn open(ordinal: usize, share: Option<u32>) -> Result<Arc<Context>> {
         let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
         // SAFETY: `device` comes from the driver.
         let raw = unsafe { result::primary_ctx::retain(device) }?;
-        Ok(Arc::new(Context { raw, device }))
+        let mut context = Context { raw, device, share: None };
+        if let Some(multiprocessors) = share {
+            let share = context.share.insert(Share::new(device, multiprocessors)?);
+            context.raw = share.context()?;
+        }
+        Ok(Arc::new(context))
+    }
+
+    /// How many multiprocessors the share has that was opened, if it is not the whole device.
+    pub(crate) fn share(&self) -> Option<u32> {
+        self.share.as_ref().map(|share| share.multiprocessors)
     }
 
     /// Makes it the calling thread's: every method of the other types expects that.
@@ -100,6 +114,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        drop(self.share.take());
         // SAFETY: retained in `open`, released once. A failure leaves nothing to do.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
@@ -258,7 +273,10 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(crate) fn new(context: &Arc<Context>) -> Result<Stream> {
-        let raw = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        let raw = match &context.share {
+            Some(share) => share.stream()?,
+            None => result::stream::create(result::stream::StreamKind::NonBlocking)?,
+        };
         Ok(Stream { context: context.clone(), raw })
     }
 
@@ -383,6 +401,17 @@ impl Drop for Graph {
     }
 }
 
+/// What an event is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    /// It can be asked for the time since another one, and costs more.
+    Timed,
+    /// Who waits for it keeps a core busy, and goes on at once.
+    Spinning,
+    /// Who waits for it leaves the core to others, and takes longer to wake up.
+    Sleeping,
+}
+
 /// A point in a stream's work.
 #[derive(Debug)]
 pub(crate) struct Event {
@@ -396,13 +425,18 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// `timed` ones can be asked for the time between them and cost more.
-    pub(crate) fn new(context: &Arc<Context>, timed: bool) -> Result<Event> {
-        let flags = match timed {
-            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
-            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+    pub(crate) fn new(context: &Arc<Context>, kind: EventKind) -> Result<Event> {
+        use sys::CUevent_flags as Flag;
+        let untimed = Flag::CU_EVENT_DISABLE_TIMING as u32;
+        let flags = match kind {
+            EventKind::Timed => Flag::CU_EVENT_DEFAULT as u32,
+            EventKind::Spinning => untimed,
+            EventKind::Sleeping => untimed | Flag::CU_EVENT_BLOCKING_SYNC as u32,
         };
-        Ok(Event { context: context.clone(), raw: result::event::create(flags)? })
+        let mut event = Event { context: context.clone(), raw: std::ptr::null_mut() };
+        // SAFETY: writes one handle. Destroying none, should there be no event, does nothing.
+        unsafe { sys::cuEventCreate(&mut event.raw, flags) }.result()?;
+        Ok(event)
     }
 
     /// Sets it to the end of what `stream` has queued.

@@ -9,11 +9,14 @@ mod load;
 mod nvrtc;
 mod options;
 mod program;
+mod share;
 mod transfer;
 mod translate;
 
 pub use backend::{CudaBackend, cuda_devices};
 pub use options::CudaOptions;
+
+pub(crate) use share::from_env as multiprocessors_from_env;
 
 #[cfg(test)]
 mod tests;

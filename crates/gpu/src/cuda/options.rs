@@ -16,6 +16,10 @@ pub struct CudaOptions {
     pub cache_dir: Option<PathBuf>,
     /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated.
     pub transfer: Transfer,
+    /// Use so many of the device's multiprocessors and leave the others alone (in steps of what
+    /// the device can divide by, rounded up: 8 on Hopper); `None` uses all. Needs a driver of
+    /// CUDA 12.4 or newer.
+    pub multiprocessors: Option<u32>,
     /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
     /// and comparisons.
     pub units: Option<u32>,

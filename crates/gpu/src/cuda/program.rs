@@ -3,10 +3,11 @@
 use std::{ops::Range, sync::Arc};
 
 use sparoa_core::backend::{BackendError, Program};
+use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
-    driver::{DeviceMemory, Event, Graph, Launch, Stream},
+    driver::{DeviceMemory, Event, EventKind, Graph, Launch, Stream},
     transfer::Transfers,
 };
 use crate::{copies::no_such, residency::Resident};
@@ -44,8 +45,8 @@ impl Program for CudaProgram {
         })
     }
 
-    fn upload(&self, copy: usize, bytes: &[u8]) -> Result<(), BackendError> {
-        self.transfers.upload(&self.shared, copy, bytes)
+    fn upload(&self, copy: usize, bytes: &[u8], pool: &Pool) -> Result<(), BackendError> {
+        self.transfers.upload(&self.shared, copy, bytes, pool)
     }
 
     fn download(&self, copy: usize, bytes: &mut [u8]) -> Result<(), BackendError> {
@@ -65,7 +66,7 @@ impl Program for CudaProgram {
         let (shared, stream) = (&self.shared, &self.stream);
         shared.run("timing", || {
             let events: Vec<Event> = (0..=tasks.len())
-                .map(|_| Event::new(&shared.context, true))
+                .map(|_| Event::new(&shared.context, EventKind::Timed))
                 .collect::<Result<_, _>>()?;
             // As one graph, so that the host's launches do not show.
             let graph = stream.capture(|| {

@@ -3,6 +3,7 @@
 
 #[cfg(target_os = "linux")]
 mod emulation;
+mod share;
 
 use std::{
     collections::BTreeMap,

@@ -4,30 +4,29 @@
 //! *direct* one reads or writes the slot itself, which then is memory of the host that the device
 //! sees: for integrated GPUs, whose memory it is anyway.
 
-use std::{
-    num::NonZeroUsize,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, Ordering},
 };
 
 use cudarc::driver::DriverError;
 use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
+use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
-    driver::{Address, DeviceMemory, Event, HostMemory, Stream},
+    driver::{Address, DeviceMemory, Event, EventKind, HostMemory, Stream},
 };
 use crate::{
     copies::{Plan, check_length, no_such, overlap},
     residency::padded,
 };
 
-/// Bytes that a large upload advances by.
-const PIECE: usize = 1 << 20;
-/// Bytes from which on several threads fill the staging memory.
-const LARGE: usize = 8 << 20;
-/// As many.
-const FILLERS: usize = 4;
+/// Bytes that an upload advances by.
+const PIECE: usize = 512 << 10;
+/// Pieces from which on several threads fill the staging memory: to wake them takes as long as
+/// one piece.
+const ENOUGH: usize = 3;
 
 /// The copies of one program, and the slots they go to.
 pub(crate) struct Transfers {
@@ -103,7 +102,13 @@ impl Transfers {
                 false => DeviceMemory::new(context, padded(bytes)).map(Slot::Device),
             })?);
         }
-        let event = || shared.run("an event", || Event::new(context, false));
+        let kind = if spec.beside_cpu { EventKind::Sleeping } else { EventKind::Spinning };
+        let kind = if std::env::var("SPAROA_X_BLOCK").as_deref() == Ok("0") {
+            EventKind::Spinning
+        } else {
+            kind
+        };
+        let event = || shared.run("an event", || Event::new(context, kind));
         let staging = |view: &View, direct: bool| match direct {
             true => Ok(None),
             false => {
@@ -194,42 +199,33 @@ impl Transfers {
         copied.record(&self.outward)
     }
 
-    /// Queues the upload of `bytes`: a piece travels while the next is put into the staging memory.
+    /// Queues the upload of `bytes`: pieces travel while others are put into the staging memory,
+    /// by several threads, because one alone fills memory more slowly than the bus empties it.
     fn stage(
         &self,
         shared: &Shared,
         to: Address,
         staging: &HostMemory,
         bytes: &[u8],
+        pool: &Pool,
     ) -> Result<(), DriverError> {
-        let advance = |start: usize, end: usize| {
-            bytes[start..end].chunks(PIECE).enumerate().try_for_each(|(i, piece)| {
-                let offset = start + i * PIECE;
-                staging.write(offset, piece);
-                self.inward.copy_in(to + offset as Address, staging, offset, piece.len())
-            })
+        let failure = OnceLock::new();
+        let advance = |index: usize| {
+            let start = index * PIECE;
+            let piece = &bytes[start..bytes.len().min(start + PIECE)];
+            staging.write(start, piece);
+            let queued = shared.context.bind().and_then(|()| {
+                self.inward.copy_in(to + start as Address, staging, start, piece.len())
+            });
+            if let Err(error) = queued {
+                failure.get_or_init(|| error);
+            }
         };
-        let len = bytes.len();
-        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        if len < LARGE || cores == 1 {
-            return advance(0, len);
+        match bytes.len().div_ceil(PIECE) {
+            pieces if pieces >= ENOUGH => pool.run(pieces, &advance),
+            pieces => (0..pieces).for_each(advance),
         }
-        // One core alone fills memory more slowly than the bus empties it.
-        let part = len.div_ceil(cores.min(FILLERS));
-        thread::scope(|scope| {
-            let others: Vec<_> = (part..len)
-                .step_by(part)
-                .map(|start| {
-                    scope.spawn(move || {
-                        shared.context.bind()?;
-                        advance(start, (start + part).min(len))
-                    })
-                })
-                .collect();
-            let own = advance(0, part);
-            let joined = others.into_iter().map(|other| other.join().expect("copies do not panic"));
-            joined.fold(own, Result::and)
-        })
+        failure.into_inner().map_or(Ok(()), Err)
     }
 
     /// See [`sparoa_core::backend::Program::upload`].
@@ -238,6 +234,7 @@ impl Transfers {
         shared: &Shared,
         copy: usize,
         bytes: &[u8],
+        pool: &Pool,
     ) -> Result<(), BackendError> {
         let upload = self.uploads.get(copy).ok_or_else(|| no_such("upload", copy))?;
         let Upload { view, staging, copied, after } = upload;
@@ -254,7 +251,7 @@ impl Transfers {
                     for event in users {
                         self.inward.wait(event)?;
                     }
-                    self.stage(shared, self.address(view), staging, bytes)?;
+                    self.stage(shared, self.address(view), staging, bytes, pool)?;
                     copied.record(&self.inward)?;
                     self.uploaded.record(&self.inward)?;
                     self.pending.store(true, Ordering::Release);

@@ -121,7 +121,7 @@ impl Case {
         spec.segments.push(0..1);
         let program = gpu.load(spec)?;
         for (i, value) in uploads.into_iter().enumerate() {
-            program.upload(i, value.bytes())?;
+            program.upload(i, value.bytes(), &pool())?;
         }
         program.launch(0)?;
         let mut results = Vec::new();

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use sparoa_core::backend::{BackendError, ProgramSpec, View};
 use sparoa_gpu::{GpuOptions, WgpuBackend, WgpuOptions, open_gpu};
 
-use crate::device::{Case, gpu, options, values};
+use crate::device::{Case, gpu, options, pool, values};
 
 /// Set in the child process of [`no_driver`].
 const CHILD: &str = "SPAROA_TEST_NO_DRIVER";
@@ -102,7 +102,7 @@ fn plan_defects_are_errors() {
     }
     let program = gpu.load(ProgramSpec::default()).unwrap();
     assert!(program.launch(0).is_err());
-    assert!(program.upload(0, &[]).is_err());
+    assert!(program.upload(0, &[], &pool()).is_err());
     assert!(program.download(0, &mut []).is_err());
     assert!(program.time_segment(3).is_err());
 }

@@ -9,7 +9,7 @@ use sparoa_core::{
 };
 use sparoa_gpu::{GpuOptions, Transfer, open_gpu};
 
-use crate::device::{gpu, options};
+use crate::device::{gpu, options, pool};
 
 const ROW: usize = 4;
 
@@ -64,6 +64,7 @@ fn split_value() -> ProgramSpec {
         slots: vec![2 * ROW * 4, 3 * ROW * 4, 3 * ROW * 4],
         uploads: vec![view(0, 0, 2), view(1, 2, 1)],
         downloads: vec![view(1, 0, 2), view(2, 0, 3), view(2, 1, 1)],
+        beside_cpu: true,
     }
 }
 
@@ -74,9 +75,9 @@ fn segments_and_copies_in_any_mode() {
         assert!(program.device_bytes() > 0);
         for round in 0..3 {
             let (x, y) = (floats(2, round as f32), floats(1, 100.0 + round as f32));
-            program.upload(0, bytemuck::cast_slice(&x)).unwrap();
+            program.upload(0, bytemuck::cast_slice(&x), &pool()).unwrap();
             program.launch(0).unwrap();
-            program.upload(1, bytemuck::cast_slice(&y)).unwrap();
+            program.upload(1, bytemuck::cast_slice(&y), &pool()).unwrap();
             let mut half = vec![0f32; 2 * ROW];
             program.download(0, bytemuck::cast_slice_mut(&mut half)).unwrap();
             assert_eq!(half, scaled(&x, 2.0));
@@ -101,8 +102,8 @@ fn an_upload_that_was_never_launched_is_replaced() {
     for gpu in backends() {
         let program = gpu.load(split_value()).unwrap();
         let x = floats(2, 7.0);
-        program.upload(0, bytemuck::cast_slice(&floats(2, 1.0))).unwrap();
-        program.upload(0, bytemuck::cast_slice(&x)).unwrap();
+        program.upload(0, bytemuck::cast_slice(&floats(2, 1.0)), &pool()).unwrap();
+        program.upload(0, bytemuck::cast_slice(&x), &pool()).unwrap();
         program.launch(0).unwrap();
         let mut y = vec![0f32; 2 * ROW];
         program.download(0, bytemuck::cast_slice_mut(&mut y)).unwrap();
@@ -123,6 +124,7 @@ fn three_threads() {
             slots: vec![8 * ROW * 4; 4],
             uploads: vec![view(0, 0, 8), view(1, 0, 8)],
             downloads: vec![view(2, 0, 8), view(3, 0, 8)],
+            beside_cpu: true,
         };
         let program = gpu.load(spec).unwrap();
         let barrier = Barrier::new(3);
@@ -133,7 +135,7 @@ fn three_threads() {
             scope.spawn(|| {
                 for phase in 0..PHASES {
                     if let Some(x) = data.get(phase) {
-                        program.upload(phase % 2, bytemuck::cast_slice(x)).unwrap();
+                        program.upload(phase % 2, bytemuck::cast_slice(x), &pool()).unwrap();
                     }
                     barrier.wait();
                 }
@@ -179,6 +181,7 @@ fn programs_share_weights() {
             slots: vec![256, 256],
             uploads: vec![whole(0)],
             downloads: vec![whole(1)],
+            beside_cpu: true,
         }
     };
     // Equal weights in different tensors: the second program finds the first one's buffer.
@@ -186,7 +189,7 @@ fn programs_share_weights() {
     let x = vec![1f32; 64];
     let run = |program: &dyn sparoa_core::backend::Program| {
         let mut y = vec![0f32; 64];
-        program.upload(0, bytemuck::cast_slice(&x)).unwrap();
+        program.upload(0, bytemuck::cast_slice(&x), &pool()).unwrap();
         program.launch(0).unwrap();
         program.download(0, bytemuck::cast_slice_mut(&mut y)).unwrap();
         y
