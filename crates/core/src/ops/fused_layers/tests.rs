@@ -1,3 +1,5 @@
+//! Slices against the layers one after the other.
+
 use sparoa_kernels::Pool;
 
 use super::{kernel::Slices, *};
