@@ -17,11 +17,12 @@ The comparison says most where CPU and share are about equally fast: `--threads`
 """
 import argparse
 import json
-import math
 import os
 import pathlib
 import subprocess
 import sys
+
+from compare import geomean
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAPER = "resnet18,mobilenet_v2,mobilenet_v3_small,vit_b_16,swin_t"
@@ -46,12 +47,6 @@ def measure(args, share, model, batch):
     document = json.loads(done.stdout)
     # Batch 1 is what bench takes for granted.
     return [r | {"batch": int(batch)} for r in document["results"]], document["environment"]["devices"]
-
-
-def mean(values):
-    """Geometric mean."""
-    values = list(values)
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
 def best(rows, bound):
@@ -128,8 +123,10 @@ def main():
                  *(f"{x:.2f}" for x in summary[model]))
         paper = [m for m in PAPER.split(",") if m in summary]
         for name, models in [("the paper's models", paper), ("all", list(summary))]:
-            at_auto, own = (mean(summary[m][i] for m in models) for i in (0, 1))
-            least = min((summary[m][2] for m in models), default=math.nan)
+            if not models:
+                continue
+            at_auto, own = (geomean([summary[m][i] for m in models]) for i in (0, 1))
+            least = min(summary[m][2] for m in models)
             print(f"\n{name}: gain {at_auto:.2f} at auto's best batch within {args.bound:g} ms, {own:.2f} at each policy's own; least {least:.2f}")
         everything[share] = {"devices": devices, "rows": found}
     if args.json:

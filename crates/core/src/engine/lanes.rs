@@ -67,12 +67,12 @@ enum Stop {
 impl Lanes {
     pub fn new(
         plan: Plan,
+        walk: Walk,
         tasks: Vec<CpuTask>,
         program: Option<Box<dyn Program>>,
         inputs: usize,
     ) -> Result<Lanes, EngineError> {
         let host = Host::new(&plan, inputs)?;
-        let walk = Walk::of(&plan)?;
         let mut ordinal = vec![0; plan.events];
         for lane in Lane::ALL {
             let signals = plan.lane(lane).iter().filter_map(|step| match step {
@@ -131,6 +131,10 @@ impl Lanes {
 
     pub fn program(&self) -> Option<&dyn Program> {
         self.shared.program.as_deref()
+    }
+
+    pub fn walk(&self) -> &Walk {
+        &self.walk
     }
 
     /// Whether both processors may work at once.

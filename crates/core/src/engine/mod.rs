@@ -30,6 +30,7 @@ pub use trace::{StepTimes, Trace, TraceEvent};
 
 use lanes::Lanes;
 use trace::Recorder;
+use walk::Walk;
 
 /// What can go wrong when a plan is prepared or run.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -147,12 +148,15 @@ impl Engine {
         accelerator: Option<&dyn Accelerator>,
     ) -> Result<Engine, EngineError> {
         let tasks = prepare::cpu_tasks(&plan, graph, kernels, packing)?;
+        let walk = Walk::of(&plan)?;
         let program = match accelerator {
             _ if !plan.uses_gpu() => None,
             None => return Err(EngineError::NoAccelerator),
-            Some(accelerator) => Some(accelerator.load(prepare::program(&plan, graph, kernels)?)?),
+            Some(accelerator) => {
+                Some(accelerator.load(prepare::program(&plan, &walk, graph, kernels)?)?)
+            }
         };
-        let lanes = Lanes::new(plan, tasks, program, graph.inputs.len())?;
+        let lanes = Lanes::new(plan, walk, tasks, program, graph.inputs.len())?;
         let all = pool.threads();
         let threads = if lanes.threaded() { beside_lanes(all) } else { all };
         let input_types = graph.inputs.iter().map(|&id| graph.value(id).ty.clone()).collect();
@@ -193,7 +197,7 @@ impl Engine {
     /// # Errors
     /// When the plan has no device program.
     pub fn program_spec(&self) -> Result<ProgramSpec, EngineError> {
-        prepare::program(self.plan(), &self.graph, &KernelCache::new())
+        prepare::program(self.plan(), self.lanes.walk(), &self.graph, &KernelCache::new())
     }
 
     /// The nodes that the CPU computes, and the names of their kernels' methods where they have

@@ -60,6 +60,7 @@ pub(super) fn cpu_tasks(
 /// The accelerator's share of a plan.
 pub(super) fn program(
     plan: &Plan,
+    walk: &Walk,
     graph: &Graph,
     kernels: &KernelCache,
 ) -> Result<ProgramSpec, EngineError> {
@@ -105,6 +106,6 @@ pub(super) fn program(
         slots: plan.slots.clone(),
         uploads: copies(&plan.uploads)?,
         downloads: copies(&plan.downloads)?,
-        beside_cpu: !Walk::of(plan)?.alone,
+        beside_cpu: !walk.alone,
     })
 }

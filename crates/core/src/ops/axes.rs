@@ -72,6 +72,11 @@ pub fn broadcast<'a>(
     Ok(out)
 }
 
+/// The greatest common divisor; of 0 and a number, the number.
+pub(crate) fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 /// Row-major strides, in elements.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1usize; shape.len()];

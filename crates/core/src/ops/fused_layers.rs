@@ -171,9 +171,7 @@ impl Op for FusedLayers {
     }
 
     fn split(&self, x: &Operands<'_>, range: Range<usize>) -> Option<Part> {
-        let links = self.links_of(x)?;
-        links::cuts(&links)?;
-        let parts = links::part(&links, range)?;
+        let parts = links::part(&self.links_of(x)?, range)?;
         let mut inputs = vec![None; x.inputs.len()];
         let mut layers = Vec::with_capacity(parts.len());
         let mut before = 0;
@@ -211,6 +209,10 @@ impl Op for FusedLayers {
 
     fn with_arithmetic(&self, arithmetic: Arithmetic) -> Option<Arc<dyn Op>> {
         self.map(|op| op.with_arithmetic(arithmetic))
+    }
+
+    fn product_depth(&self) -> usize {
+        self.layers.iter().map(|layer| layer.op.product_depth()).sum()
     }
 
     fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {

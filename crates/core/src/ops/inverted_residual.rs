@@ -264,6 +264,10 @@ impl Op for InvertedResidual {
         Some(Arc::new(InvertedResidual { arithmetic, ..self.clone() }))
     }
 
+    fn product_depth(&self) -> usize {
+        self.stages().len()
+    }
+
     fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {
         Some(Arc::new(InvertedResidual { variant, ..self.clone() }))
     }

@@ -150,6 +150,12 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         None
     }
 
+    /// The most products one after the other that [`Op::with_arithmetic`] sets: their roundings add
+    /// up.
+    fn product_depth(&self) -> usize {
+        usize::from(self.with_arithmetic(Arithmetic::Exact).is_some())
+    }
+
     /// The same operator computed by this kind of kernel on the CPU, for operators that have
     /// weights which may be pruned. Shows as [`Op::with_arithmetic`] does.
     fn with_variant(&self, variant: Variant) -> Option<Arc<dyn Op>> {

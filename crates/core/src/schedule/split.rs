@@ -5,6 +5,7 @@ use super::{Problem, ScheduleError, Scheduler};
 use crate::{
     backend::Device,
     ir::NodeId,
+    ops::axes::gcd,
     plan::{Place, Placement},
 };
 
@@ -83,10 +84,6 @@ pub fn variants(problem: &Problem<'_>) -> Vec<SplitAll> {
 pub fn common_parts(problem: &Problem<'_>) -> usize {
     let axes = problem.support.split.iter().flatten();
     axes.map(|axis| axis.extent / axis.unit.max(1)).fold(0, gcd).max(1)
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The share of the splittable operators at which both processors take equally long, between 0

@@ -1,12 +1,8 @@
 //! How far outputs may be from the reference: fixed, or derived from the arithmetic.
 
 use serde::Serialize;
-use sparoa_kernels::Arithmetic;
 
-use crate::{
-    ir::Graph,
-    ops::{Op, fused_layers::FusedLayers, inverted_residual::InvertedResidual},
-};
+use crate::ir::Graph;
 
 /// When two floats count as equal: `|a - b| <= atol + rtol * |expected| + of_rms * rms`, where
 /// `rms` is the root mean square of the expected tensor. Integers and booleans are equal or not.
@@ -64,16 +60,8 @@ pub fn product_depth(graph: &Graph) -> usize {
     let mut depth = vec![0usize; graph.values.len()];
     for node in &graph.nodes {
         let before = node.inputs.iter().flatten().map(|v| depth[v.index()]).max().unwrap_or(0);
-        let product = |op: &dyn Op| usize::from(op.with_arithmetic(Arithmetic::Exact).is_some());
-        let own = if let Some(fused) = node.op.downcast::<InvertedResidual>() {
-            fused.stages().len()
-        } else if let Some(fused) = node.op.downcast::<FusedLayers>() {
-            fused.layers.iter().map(|layer| product(&*layer.op)).sum()
-        } else {
-            product(&*node.op)
-        };
         for value in node.outputs.iter().flatten() {
-            depth[value.index()] = before + own;
+            depth[value.index()] = before + node.op.product_depth();
         }
     }
     graph.outputs.iter().map(|v| depth[v.index()]).max().unwrap_or(0)

@@ -103,11 +103,6 @@ impl Transfers {
             })?);
         }
         let kind = if spec.beside_cpu { EventKind::Sleeping } else { EventKind::Spinning };
-        let kind = if std::env::var("SPAROA_X_BLOCK").as_deref() == Ok("0") {
-            EventKind::Spinning
-        } else {
-            kind
-        };
         let event = || shared.run("an event", || Event::new(context, kind));
         let staging = |view: &View, direct: bool| match direct {
             true => Ok(None),

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    ops::{Op, OpError, Operand, Operands, PartInput},
+    ops::{Op, OpError, Operand, Operands, PartInput, axes::gcd},
     tensor::TensorType,
 };
 
@@ -134,10 +134,6 @@ pub(super) fn cuts(links: &[Link]) -> Option<(usize, usize)> {
     }
     let (axis, len) = last?;
     (common > 1).then(|| (axis, len / common))
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The layers for `range` along the last one's split axis.
