@@ -84,11 +84,17 @@ pub struct DeviceArgs {
     /// Go on with the CPU when the GPU that was asked for is absent.
     #[arg(long)]
     pub allow_fallback: bool,
-    /// fp16: 16-bit floats for GPU weights, where the adapter has them. bf16: products of bf16
-    /// operands with sums in f32 on CPUs that have AMX or AVX-512 BF16. bf16x2: operands as sums of
-    /// two bf16, 17 significant bits, on CPUs that have AMX. The GPU computes fp32 with either. fp32
-    /// on CPUs that have AMX: where it is faster, operands as sums of three bf16, all of their bits.
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "fp16", "bf16", "bf16x2"])]
+    /// tf32, fp16: products with constants on the tensor cores of an NVIDIA GPU (compute capability
+    /// 8.0 or newer, `--gpu cuda`), operands rounded to 11 significant bits or to f16, sums in f32;
+    /// the CPU computes fp32 with either, other GPUs have neither. bf16: products of bf16 operands
+    /// with sums in f32 on CPUs that have AMX or AVX-512 BF16. bf16x2: operands as sums of two bf16, 17
+    /// significant bits, on CPUs that have AMX. The GPU computes fp32 with either. fp32 on CPUs that
+    /// have AMX: where it is faster, operands as sums of three bf16, all of their bits.
+    #[arg(
+        long,
+        default_value = "fp32",
+        value_parser = ["fp32", "tf32", "fp16", "bf16", "bf16x2"]
+    )]
     pub precision: String,
     /// Plain sums of products of fp32 only: no algorithm that is faster but rounds otherwise.
     #[arg(long)]

@@ -7,10 +7,10 @@ use std::{
 
 use serde::Serialize;
 use sparoa::{
-    Accelerator, Arithmetic, DeviceInfo, EnergyMeter, EngineError, GpuOptions, Model, Monitor,
-    NvmlGpu, Objective, Pin, Plan, PlanFile, Policy, Pool, Session, SessionBuilder, SessionError,
-    available_threads, cpu_info, default_cache_dir, energy_sensors, isa, onnx, open_gpu,
-    system_root, zoo,
+    Accelerator, Arithmetic, BackendError, DeviceInfo, EnergyMeter, EngineError, GpuOptions,
+    GpuPrecision, Model, Monitor, NvmlGpu, Objective, Pin, Plan, PlanFile, Policy, Pool, Session,
+    SessionBuilder, SessionError, available_threads, cpu_info, default_cache_dir, energy_sensors,
+    isa, onnx, open_gpu, system_root, zoo,
 };
 
 use crate::{
@@ -54,8 +54,8 @@ impl Machine {
     /// Opens the processors that the arguments allow.
     ///
     /// # Errors
-    /// When `--device gpu` or `--gpu NAME` asks for a GPU that is absent (unless
-    /// `--allow-fallback`), `--cpus` names cores that are not there, or `--exact` contradicts
+    /// When `--device gpu` or `--gpu NAME` asks for a GPU that is absent, or the GPU lacks the
+    /// precision (unless `--allow-fallback`), `--cpus` names cores that are not there, or `--exact` contradicts
     /// `--precision`.
     pub fn open(args: &DeviceArgs) -> CliResult<Machine> {
         Machine::with_gpu(args, true)
@@ -90,7 +90,11 @@ impl Machine {
             let options = GpuOptions {
                 name: args.gpu.clone().or(GpuOptions::from_env().name),
                 allow_software: true,
-                f16: args.precision == "fp16",
+                precision: match args.precision.as_str() {
+                    "tf32" => GpuPrecision::Tf32,
+                    "fp16" => GpuPrecision::Fp16,
+                    _ => GpuPrecision::Fp32,
+                },
                 cache_dir: Some(default_cache_dir()),
                 ..GpuOptions::default()
             };
@@ -98,7 +102,9 @@ impl Machine {
                 Ok(backend) => gpu = Some(backend),
                 Err(e) => {
                     let asked = args.device == "gpu" || args.gpu.is_some();
-                    if asked && !args.allow_fallback {
+                    // A GPU that is there must not be left out because of its arithmetic unasked.
+                    let other = matches!(e, BackendError::Precision { .. });
+                    if (asked || other) && !args.allow_fallback {
                         return Err(CliError::new(Kind::Device, e));
                     }
                     gpu_unavailable = Some(e.to_string());

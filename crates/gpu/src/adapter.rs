@@ -129,6 +129,8 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
         // Emulated ones share the CPU's cores: nothing is gained by cutting work for them.
         units: options.units.unwrap_or(if info.software { 0 } else { units(&adapter) }),
         aligned: true,
+        // WGSL has no words for them.
+        matrix_units: None,
     };
     let key = format!("{:?}-{:x}-{:x}-{}", raw.backend, raw.vendor, raw.device, info.driver);
     Ok(Opened { device, queue, info, caps, features, limits, key })

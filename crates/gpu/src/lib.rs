@@ -36,4 +36,4 @@ pub use backend::WgpuBackend;
 pub use cuda::{CudaBackend, CudaOptions, cuda_devices};
 pub use nvml::{NvmlGpu, NvmlUnavailable};
 pub use open::{GpuOptions, open_gpu};
-pub use options::{Transfer, WgpuOptions};
+pub use options::{GpuPrecision, Transfer, WgpuOptions};

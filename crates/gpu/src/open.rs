@@ -6,7 +6,8 @@ use std::{path::PathBuf, sync::Arc};
 use sparoa_core::backend::{Accelerator, BackendError};
 
 use crate::{
-    CudaBackend, CudaOptions, Transfer, WgpuBackend, WgpuOptions, cuda::multiprocessors_from_env,
+    CudaBackend, CudaOptions, GpuPrecision, Transfer, WgpuBackend, WgpuOptions,
+    cuda::multiprocessors_from_env,
 };
 
 /// Options of [`open_gpu`]: those that both backends have.
@@ -17,8 +18,8 @@ pub struct GpuOptions {
     pub name: Option<String>,
     /// Accept a software rasteriser that was not asked for by name.
     pub allow_software: bool,
-    /// Store weights as 16-bit floats where the device can read them.
-    pub f16: bool,
+    /// How products with constants are computed; but in fp32 on CUDA alone.
+    pub precision: GpuPrecision,
     /// Folder for compiled kernels; `None` keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
     /// How tensors cross between host and device.
@@ -40,20 +41,35 @@ impl GpuOptions {
 /// environment variable `SPAROA_CUDA_MULTIPROCESSORS` says, or all.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`] when it is not there; the text says what to do.
+/// [`BackendError::Unavailable`] when it is not there, [`BackendError::Precision`] when it is and
+/// does not have the precision; the text says what to do.
 pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendError> {
-    let GpuOptions { name, allow_software, f16, cache_dir, transfer, units } = options.clone();
+    let GpuOptions { name, allow_software, precision, cache_dir, transfer, units } =
+        options.clone();
     match name.as_deref().and_then(cuda_device) {
         Some(device) => {
             let device = (!device.is_empty()).then(|| device.to_owned());
             let multiprocessors = multiprocessors_from_env()?;
-            let options = CudaOptions { device, f16, cache_dir, transfer, multiprocessors, units };
+            let options =
+                CudaOptions { device, precision, cache_dir, transfer, multiprocessors, units };
             Ok(Arc::new(CudaBackend::new(&options)?))
         }
         None => {
+            let f16 = false;
             let options =
                 WgpuOptions { adapter: name, allow_software, f16, cache_dir, transfer, units };
-            Ok(Arc::new(WgpuBackend::new(&options)?))
+            let backend = WgpuBackend::new(&options)?;
+            match precision {
+                GpuPrecision::Fp32 => Ok(Arc::new(backend)),
+                _ => Err(BackendError::Precision {
+                    precision: precision.name(),
+                    device: backend.info().name.clone(),
+                    reason: format!(
+                        "{} gives no access to its tensor cores",
+                        backend.info().driver
+                    ),
+                }),
+            }
         }
     }
 }

@@ -32,6 +32,30 @@ impl WgpuOptions {
     }
 }
 
+/// How products (matrices, convolutions but depthwise ones) are computed whose one side is a constant.
+/// Everything else is fp32, all sums are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuPrecision {
+    /// In fp32, without TF32.
+    #[default]
+    Fp32,
+    /// On tensor cores, operands rounded to 11 significant bits.
+    Tf32,
+    /// On tensor cores, operands rounded to f16: 11 significant bits, and infinite from 65520 on.
+    Fp16,
+}
+
+impl GpuPrecision {
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            GpuPrecision::Fp32 => "fp32",
+            GpuPrecision::Tf32 => "tf32",
+            GpuPrecision::Fp16 => "fp16",
+        }
+    }
+}
+
 /// How tensors cross between host and device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transfer {

@@ -81,8 +81,8 @@ pub use sparoa_core::{
     zoo,
 };
 pub use sparoa_gpu::{
-    CudaBackend, CudaOptions, GpuOptions, NvmlGpu, NvmlUnavailable, WgpuBackend, WgpuOptions,
-    cuda_devices, nvml::energy_sensors, open_gpu,
+    CudaBackend, CudaOptions, GpuOptions, GpuPrecision, NvmlGpu, NvmlUnavailable, WgpuBackend,
+    WgpuOptions, cuda_devices, nvml::energy_sensors, open_gpu,
 };
 pub use sparoa_kernels::{Arithmetic, isa, peaks, pool::Pool};
 /// The learned parts: predictor of thresholds, policy `sac`, their weights, figures and training.

@@ -114,7 +114,7 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
 }
 
 /// The user's, or what the arithmetic of the plan's processors calls for: bf16 and bf16x2 round both
-/// operands on the CPU, fp16 the weights on the GPU.
+/// operands on the CPU, tf32 and fp16 on the GPU.
 fn tolerance(args: &VerifyArgs, session: &Session, depth: usize) -> Tolerance {
     let default = Tolerance::default();
     if args.rtol.is_some() || args.atol.is_some() {
@@ -126,7 +126,7 @@ fn tolerance(args: &VerifyArgs, session: &Session, depth: usize) -> Tolerance {
         "bf16" if device != "gpu" => Tolerance::of_rounding(8, 2, depth),
         // What leaving out a product does is, in the mean, what rounding an operand does.
         "bf16x2" if device != "gpu" => Tolerance::of_rounding(17, 3, depth),
-        "fp16" if device != "cpu" => Tolerance::of_rounding(11, 1, depth),
+        "tf32" | "fp16" if device != "cpu" => Tolerance::of_rounding(11, 2, depth),
         _ => default,
     }
 }

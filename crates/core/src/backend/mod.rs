@@ -175,6 +175,19 @@ pub enum BackendError {
     /// No such device, or its driver is missing.
     #[error("no GPU: {0}")]
     Unavailable(String),
+    /// The device is there and does not compute as was asked for.
+    #[error(
+        "precision {precision} is not available on {device}: {reason}; use --precision fp32, or \
+             --gpu cuda where there is an NVIDIA GPU of compute capability 8.0 or newer"
+    )]
+    Precision {
+        /// What was asked for.
+        precision: &'static str,
+        /// Device name.
+        device: String,
+        /// Why.
+        reason: String,
+    },
     /// The device lacks memory.
     #[error("{device} is out of memory: {detail}")]
     OutOfMemory {

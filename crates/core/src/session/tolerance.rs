@@ -28,7 +28,7 @@ const DEVIATIONS: f64 = 6.0;
 
 impl Tolerance {
     /// For products of which `operands` (1 or 2) are rounded to so many significant bits (bf16
-    /// has 8, f16 11), `depth` of them one after the other, on top of the default.
+    /// has 8, f16 and tf32 11), `depth` of them one after the other, on top of the default.
     ///
     /// Rounding a number with mantissa m in 1 .. 2 errs evenly within 2^-bits, so with a standard
     /// deviation of 2^-bits / sqrt(3) / m relative to it; over mantissas as they occur (the density

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{DriverError, sys::CUresult};
 use sparoa_core::{
     backend::{Accelerator, BackendError, Device, DeviceInfo, Program, ProgramSpec},
-    ops::{GpuCaps, Op, Operands},
+    ops::{GpuCaps, MatrixUnits, Op, Operands},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     nvrtc::Nvrtc,
     share,
 };
-use crate::{Transfer, bind, fault::Fault, residency::Residency};
+use crate::{GpuPrecision, Transfer, bind, fault::Fault, residency::Residency};
 
 /// A GPU opened through CUDA. Cheap to clone; clones share the context, kernels and weights.
 #[derive(Clone)]
@@ -38,8 +38,9 @@ pub(crate) struct Shared {
 
 /// Every CUDA device of this machine. Empty when there is no driver.
 pub fn cuda_devices() -> Vec<DeviceInfo> {
+    let plain = |facts: &DeviceFacts| describe(facts, None, GpuPrecision::Fp32);
     match driver::library_present() {
-        true => driver::devices().unwrap_or_default().iter().map(|f| describe(f, None)).collect(),
+        true => driver::devices().unwrap_or_default().iter().map(plain).collect(),
         false => Vec::new(),
     }
 }
@@ -49,7 +50,8 @@ impl CudaBackend {
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] when the driver, a device of the wanted name or the run-time
-    /// compiler is missing; its text says which and what to install.
+    /// compiler is missing; its text says which and what to install. [`BackendError::Precision`]
+    /// when the device is too old for the precision.
     pub fn new(options: &CudaOptions) -> Result<CudaBackend, BackendError> {
         let unavailable = |text: String| BackendError::Unavailable(text);
         if !driver::library_present() {
@@ -63,6 +65,7 @@ impl CudaBackend {
             .map_err(|e| unavailable(format!("CUDA does not start: {}", words(e))))?;
         let ordinal = choose(&found, options.device.as_deref())?;
         let facts = &found[ordinal];
+        check_precision(facts, options.precision)?;
         let nvrtc = Nvrtc::load(facts.driver.0)?;
         let wanted = share::check(facts, options.multiprocessors).map_err(unavailable)?;
         let context = Context::open(ordinal, wanted)
@@ -78,7 +81,7 @@ impl CudaBackend {
                 kernels: Kernels::new(nvrtc, facts.compute, options.cache_dir.clone()),
                 residency: Residency::default(),
                 caps: caps(facts, context.share(), options),
-                info: describe(facts, share),
+                info: describe(facts, share, options.precision),
                 context,
                 direct,
                 fault: Fault::new(&facts.name),
@@ -167,8 +170,21 @@ fn choose(found: &[DeviceFacts], wanted: Option<&str>) -> Result<usize, BackendE
     })
 }
 
+/// Refuses what the device's tensor cores do not compute: with f32 sums they do from Ampere on.
+fn check_precision(facts: &DeviceFacts, precision: GpuPrecision) -> Result<(), BackendError> {
+    let (major, minor) = facts.compute;
+    if precision == GpuPrecision::Fp32 || major >= 8 {
+        return Ok(());
+    }
+    Err(BackendError::Precision {
+        precision: precision.name(),
+        device: facts.name.clone(),
+        reason: format!("its compute capability is {major}.{minor}"),
+    })
+}
+
 /// A device, or the share of so many multiprocessors of it where so many were asked for.
-fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>) -> DeviceInfo {
+fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>, precision: GpuPrecision) -> DeviceInfo {
     let mut features: Vec<String> = vec!["f16".to_owned(), "timestamps".to_owned()];
     if facts.integrated {
         features.push("zero-copy".to_owned());
@@ -181,6 +197,10 @@ fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>) -> DeviceInfo {
         if got != wanted {
             features.push(format!("{got} multiprocessors for the {wanted} asked for"));
         }
+    }
+    if precision != GpuPrecision::Fp32 {
+        // As little does it hold for another arithmetic.
+        driver.push_str(&format!(", products in {}", precision.name()));
     }
     DeviceInfo {
         device: Device::Gpu,
@@ -196,7 +216,8 @@ fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>) -> DeviceInfo {
 
 fn caps(facts: &DeviceFacts, share: Option<u32>, options: &CudaOptions) -> GpuCaps {
     GpuCaps {
-        f16: options.f16,
+        // Products of few rows are bound by what they read of their weights.
+        f16: options.precision == GpuPrecision::Fp16,
         workgroup_bytes: facts.shared_bytes,
         workgroup_size: 1024,
         // Of y and z; x could be longer.
@@ -207,6 +228,11 @@ fn caps(facts: &DeviceFacts, share: Option<u32>, options: &CudaOptions) -> GpuCa
         subgroup: 32,
         units: options.units.or(share).unwrap_or(facts.multiprocessors),
         aligned: true,
+        matrix_units: match options.precision {
+            GpuPrecision::Fp32 => None,
+            GpuPrecision::Tf32 => Some(MatrixUnits::Tf32),
+            GpuPrecision::Fp16 => Some(MatrixUnits::Fp16),
+        },
     }
 }
 
@@ -252,7 +278,7 @@ mod tests {
 
     #[test]
     fn integrated_devices_share_memory() {
-        let info = describe(&facts("Orin"), None);
+        let info = describe(&facts("Orin"), None, GpuPrecision::Fp32);
         assert!(info.unified_memory && info.features.contains(&"zero-copy".to_owned()));
         assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7");
     }
@@ -260,10 +286,27 @@ mod tests {
     #[test]
     fn a_share_is_a_device_of_its_own() {
         let orin = facts("Orin");
-        let info = describe(&orin, Some((8, 6)));
+        let info = describe(&orin, Some((8, 6)), GpuPrecision::Fp32);
         assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7, 8 of 16 multiprocessors");
         assert!(info.features.contains(&"8 multiprocessors for the 6 asked for".to_owned()));
         let units = |share| caps(&orin, share, &CudaOptions::default()).units;
         assert_eq!((units(None), units(Some(8))), (16, 8));
+    }
+
+    #[test]
+    fn a_precision_is_a_device_of_its_own_and_needs_ampere() {
+        let orin = facts("Orin");
+        let info = describe(&orin, None, GpuPrecision::Tf32);
+        assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7, products in tf32");
+        let xavier = DeviceFacts { compute: (7, 2), ..facts("Xavier") };
+        for precision in [GpuPrecision::Tf32, GpuPrecision::Fp16] {
+            assert!(check_precision(&orin, precision).is_ok());
+            let error = check_precision(&xavier, precision).unwrap_err();
+            assert!(matches!(error, BackendError::Precision { .. }));
+            let text = error.to_string();
+            assert!(text.contains(precision.name()) && text.contains("7.2"), "{text}");
+            assert!(text.contains("--precision fp32"), "{text}");
+        }
+        assert!(check_precision(&xavier, GpuPrecision::Fp32).is_ok());
     }
 }

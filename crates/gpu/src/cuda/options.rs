@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::Transfer;
+use crate::{GpuPrecision, Transfer};
 
 /// Options of [`crate::CudaBackend::new`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,8 +10,8 @@ pub struct CudaOptions {
     /// Part of the device's name, in any case. `None` takes the driver's first;
     /// `CUDA_VISIBLE_DEVICES` tells apart devices of one name.
     pub device: Option<String>,
-    /// Store weights as 16-bit floats; sums and activations stay 32-bit.
-    pub f16: bool,
+    /// How products with constants are computed.
+    pub precision: GpuPrecision,
     /// Folder for compiled kernels; `None` keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
     /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated.

@@ -18,7 +18,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use sparoa_core::{
     ir::{Shapes, passes, specialize},
     ops::{
-        self, Dispatch, GpuCaps, Op, Operand, Operands,
+        self, Dispatch, GpuCaps, MatrixUnits, Op, Operand, Operands,
         conv::{Conv, Layout, ResidualKind, Window},
         gemm::Linear,
     },
@@ -39,7 +39,10 @@ fn all_caps() -> Vec<GpuCaps> {
         base.clone(),
         GpuCaps { units: 132, ..base.clone() },
         GpuCaps { units: 16, aligned: false, ..base.clone() },
-        GpuCaps { f16: true, ..base },
+        GpuCaps { f16: true, ..base.clone() },
+        GpuCaps { units: 16, matrix_units: Some(MatrixUnits::Tf32), ..base.clone() },
+        GpuCaps { f16: true, matrix_units: Some(MatrixUnits::Fp16), ..base.clone() },
+        GpuCaps { units: 132, aligned: false, matrix_units: Some(MatrixUnits::Fp16), ..base },
     ]
 }
 

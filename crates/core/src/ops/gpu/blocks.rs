@@ -57,7 +57,7 @@ const BLOCKS: [Block; 6] = [
 /// vec4s behind each row of the left slice: rows begin in different banks.
 const PAD: usize = 1;
 /// Multiprocessors where the device does not tell. Then nothing is cut into parts.
-const USUAL_UNITS: usize = 16;
+pub(super) const USUAL_UNITS: usize = 16;
 /// What a second dispatch costs, in cycles: its start and its latencies.
 const DISPATCH: f64 = 4500.0;
 /// Cycles until a workgroup's first slice is there, and after its last.
@@ -147,7 +147,7 @@ pub(super) fn choose(product: &Product, caps: &GpuCaps) -> Choice {
 }
 
 /// Bytes of partial sums at most: beyond, memory would cost more than idle multiprocessors.
-const MAX_SUMS: u64 = 64 << 20;
+pub(super) const MAX_SUMS: u64 = 64 << 20;
 
 /// How left-hand elements are found; see [`super::tile::Rows`].
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +158,25 @@ pub(super) struct Access {
     pub(super) taps: [usize; 2],
     /// No element lies in a padding.
     pub(super) sure: bool,
+}
+
+impl Access {
+    /// Moves position `j` of a window by `step` elements or vec4s.
+    pub(super) fn advance(&self, t: &mut String, j: usize, step: usize) -> std::fmt::Result {
+        let [down, across] = self.taps;
+        writeln!(t, "c{j} += {step}u;")?;
+        if across > 1 {
+            writeln!(
+                t,
+                "while (c{j} >= p.inner) {{\nc{j} -= p.inner;\nkw{j}++;\n\
+                 if (kw{j} == {across}u) {{ kw{j} = 0u; kh{j}++; }}\n}}"
+            )
+        } else if down > 1 {
+            writeln!(t, "while (c{j} >= p.inner) {{ c{j} -= p.inner; kh{j}++; }}")
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl Choice {
@@ -346,21 +365,8 @@ impl Text {
 
     /// Moves the positions to the next slice.
     fn advance(&self, t: &mut String) -> std::fmt::Result {
-        let [down, across] = self.access.taps;
         let step = self.choice.block.step / if self.access.vector { 4 } else { 1 };
-        for j in 0..self.positions() {
-            writeln!(t, "c{j} += {step}u;")?;
-            if across > 1 {
-                writeln!(
-                    t,
-                    "while (c{j} >= p.inner) {{\nc{j} -= p.inner;\nkw{j}++;\n\
-                     if (kw{j} == {across}u) {{ kw{j} = 0u; kh{j}++; }}\n}}"
-                )?;
-            } else if down > 1 {
-                writeln!(t, "while (c{j} >= p.inner) {{ c{j} -= p.inner; kh{j}++; }}")?;
-            }
-        }
-        Ok(())
+        (0..self.positions()).try_for_each(|j| self.access.advance(t, j, step))
     }
 
     /// Loads the slice at `k` into `va0..` and `vb0..`.

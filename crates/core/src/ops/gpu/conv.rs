@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     Binding, Dispatch, GpuCaps, GpuKernel,
     activation::Epilogue,
-    packing,
+    packing::{self, Weight},
     shader::{Shader, fold},
     tile::{Left, Right, Rows, Tile, matrix_rows},
 };
@@ -42,8 +42,6 @@ pub(in crate::ops) fn conv(op: &Conv, x: &Operands<'_>, caps: &GpuCaps) -> Optio
         let dispatch = depthwise_dispatch(&shape, &flat, constants.len() > 1, &epilogue, caps)?;
         return Some(GpuKernel { dispatches: vec![dispatch], constants, temps: Vec::new() });
     }
-    let mut constants = vec![packing::conv_weight(weight, shape.groups, caps.f16)];
-    constants.extend(bias.map(|b| packing::bias(b, shape.groups)));
     let (c_in, c_out) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
     let [oh, ow] = flat.output;
     let pointwise = flat.kernel == [1, 1] && flat.strides == [1, 1] && flat.pads == [0; 4];
@@ -52,13 +50,13 @@ pub(in crate::ops) fn conv(op: &Conv, x: &Operands<'_>, caps: &GpuCaps) -> Optio
         m: shape.batch * oh * ow,
         n: c_out,
         batch: shape.groups,
-        right: Right::Constant { half: caps.f16 },
+        right: Right::Constant(Weight::conv(weight, shape.groups)),
         y_strides: [shape.c_out, c_out],
-        bias: constants.len() > 1,
+        bias: bias.map(|b| packing::bias(b, shape.groups)),
         epilogue,
     };
     let left = if pointwise { matrix_rows(shape.c_in, c_in) } else { windows(&shape, &flat) };
-    tile.kernel(&left, constants, caps)
+    tile.kernel(&left, caps)
 }
 
 /// Windows of an NHWC tensor as rows, by output position.

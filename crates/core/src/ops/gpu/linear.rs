@@ -3,7 +3,7 @@
 use super::{
     GpuCaps, GpuKernel,
     activation::Epilogue,
-    packing,
+    packing::{self, Weight},
     tile::{Right, Tile, matrix_rows},
 };
 use crate::{
@@ -48,22 +48,22 @@ fn product(
     if x.output(0).dtype != DType::F32 || m * n * k == 0 {
         return None;
     }
-    let weight = x.constant(1)?;
-    let mut constants = vec![packing::matrix(weight, k, n, transposed, caps.f16)];
-    if x.get(2).is_some() {
-        constants.push(packing::bias(x.constant(2)?, 1));
-    }
+    let weight = Weight::matrix(x.constant(1)?, transposed);
+    let bias = match x.get(2) {
+        Some(_) => Some(packing::bias(x.constant(2)?, 1)),
+        None => None,
+    };
     let tile = Tile {
         label,
         m,
         n,
         batch: 1,
-        right: Right::Constant { half: caps.f16 },
+        right: Right::Constant(weight),
         y_strides: [n, 0],
-        bias: constants.len() > 1,
+        bias,
         epilogue,
     };
-    tile.kernel(&matrix_rows(k, 0), constants, caps)
+    tile.kernel(&matrix_rows(k, 0), caps)
 }
 
 /// MatMul of matrices that are stored as they are multiplied; operands have the product's batch
@@ -89,11 +89,9 @@ pub(in crate::ops) fn matmul(op: &MatMul, x: &Operands<'_>, caps: &GpuCaps) -> O
         // One right side for all: one tall product.
         (m, products) = (m * batch, 1);
     }
-    let mut constants = Vec::new();
     let right = match x.constant(1) {
         Some(weight) if b_stride == 0 && weight.shape().len() >= 2 => {
-            constants.push(packing::matrix(weight, k, n, false, caps.f16));
-            Right::Constant { half: caps.f16 }
+            Right::Constant(Weight::matrix(weight, false))
         }
         _ => Right::Input { stride: b_stride },
     };
@@ -104,8 +102,8 @@ pub(in crate::ops) fn matmul(op: &MatMul, x: &Operands<'_>, caps: &GpuCaps) -> O
         batch: products,
         right,
         y_strides: [n, m * n],
-        bias: false,
+        bias: None,
         epilogue: Epilogue::new(Activation::None, ResidualKind::None, x),
     };
-    tile.kernel(&matrix_rows(k, a_stride), constants, caps)
+    tile.kernel(&matrix_rows(k, a_stride), caps)
 }

@@ -8,6 +8,7 @@ mod copy;
 mod elementwise;
 mod gather;
 mod linear;
+mod matrix_units;
 mod packing;
 mod pooling;
 mod rows;
@@ -31,6 +32,31 @@ pub(in crate::ops) use linear::{gemm, linear, matmul};
 pub(in crate::ops) use pooling::{batch_norm, pool};
 pub(in crate::ops) use rows::{layer_norm, reduce, softmax};
 pub(in crate::ops) use sequence::{Stage, StageInput, sequence};
+
+/// The arithmetic of matrix units (tensor cores): how they round the operands of products. Sums are
+/// f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MatrixUnits {
+    /// f32 with a mantissa of 11 significant bits.
+    Tf32,
+    /// f16: 11 significant bits, and numbers up to 65504.
+    Fp16,
+}
+
+impl MatrixUnits {
+    /// Elements in 16 bytes of operands.
+    const fn chunk(self) -> usize {
+        match self {
+            MatrixUnits::Tf32 => 4,
+            MatrixUnits::Fp16 => 8,
+        }
+    }
+
+    /// `k` inner elements rounded up to whole slices of the longest lines, 128 bytes.
+    const fn padded(self, k: usize) -> usize {
+        k.next_multiple_of(8 * self.chunk())
+    }
+}
 
 /// What a GPU kernel may use of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +82,9 @@ pub struct GpuCaps {
     /// Every operand begins at a multiple of 16 bytes, so that vec4 loads are possible. False
     /// only for parts of split operators at odd places.
     pub aligned: bool,
+    /// Matrix units that are there, and wanted by the user, for products with constants. Their
+    /// kernels are understood by the CUDA backend alone.
+    pub matrix_units: Option<MatrixUnits>,
 }
 
 impl GpuCaps {
@@ -71,6 +100,7 @@ impl GpuCaps {
             subgroup: 32,
             units: 0,
             aligned: true,
+            matrix_units: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::GpuConstant;
+use super::{GpuConstant, MatrixUnits, blocks::Product};
 use crate::tensor::{Storage, Tensor, TensorType};
 
 /// `size` rounded up to whole vec4s.
@@ -12,15 +12,81 @@ pub(in crate::ops) fn padded(size: usize) -> usize {
     size.next_multiple_of(4)
 }
 
+/// A constant right side of products.
+pub(in crate::ops) struct Weight {
+    source: Arc<Tensor>,
+    of: WeightOf,
+}
+
+/// How the elements of a right side lie in its tensor.
+enum WeightOf {
+    /// A matrix k x n, or `transposed` n x k.
+    Matrix { transposed: bool },
+    /// A convolution's weight: output channels, input channels / group, kernel.. Rows are (tap,
+    /// input channel), columns output channels of a group.
+    Conv { groups: usize },
+}
+
+impl Weight {
+    /// A matrix k x n, or `transposed` n x k.
+    pub(in crate::ops) fn matrix(source: &Arc<Tensor>, transposed: bool) -> Weight {
+        Weight { source: source.clone(), of: WeightOf::Matrix { transposed } }
+    }
+
+    /// A convolution's weight: one matrix per group.
+    pub(in crate::ops) fn conv(source: &Arc<Tensor>, groups: usize) -> Weight {
+        Weight { source: source.clone(), of: WeightOf::Conv { groups } }
+    }
+
+    /// Line after line of k x n, both padded with zeros to whole vec4s; `half`: stored as f16.
+    pub(super) fn lines(&self, product: &Product, half: bool) -> GpuConstant {
+        let [_, k, n] = product.sizes;
+        match self.of {
+            WeightOf::Matrix { transposed } => matrix(&self.source, k, n, transposed, half),
+            WeightOf::Conv { groups } => conv_weight(&self.source, groups, half),
+        }
+    }
+
+    /// Column after column, as matrix units take them: rounded, k padded with zeros to whole slices.
+    pub(super) fn columns(&self, product: &Product, units: MatrixUnits) -> GpuConstant {
+        let [_, k, n] = product.sizes;
+        let half = usize::from(units == MatrixUnits::Fp16);
+        // A transposed matrix is a convolution's weight of one tap.
+        let channels = match self.of {
+            WeightOf::Matrix { transposed: true } => k,
+            WeightOf::Matrix { transposed: false } => 0,
+            WeightOf::Conv { .. } => self.source.shape()[1],
+        };
+        let args = vec![k, n * product.batch, units.padded(k), half, channels];
+        GpuConstant::packed(self.source.clone(), "columns", args, |source, args| {
+            let &[k, columns, line, half, channels] = args else { unreachable!("made above") };
+            let from = |column: usize, i: usize| match channels {
+                0 => i * columns + column,
+                _ => {
+                    let (tap, channel) = (i / channels, i % channels);
+                    (column * channels + channel) * (k / channels) + tap
+                }
+            };
+            let mut packed = fill(source, columns, line, half == 1, |column, i| {
+                (i < k).then(|| from(column, i))
+            });
+            for value in packed.as_slice_mut::<f32>().into_iter().flatten() {
+                *value = round_tf32(*value);
+            }
+            packed
+        })
+    }
+}
+
+/// The nearest number of 11 significant bits; in the middle the one farther from zero, as the
+/// device's conversion has it.
+fn round_tf32(value: f32) -> f32 {
+    if value.is_finite() { f32::from_bits((value.to_bits() + 0x1000) & !0x1fff) } else { value }
+}
+
 /// A constant matrix as k x n, both padded with zeros to whole vec4s. `transposed`: it is stored
 /// n x k. `half`: stored as f16.
-pub(in crate::ops) fn matrix(
-    source: &Arc<Tensor>,
-    k: usize,
-    n: usize,
-    transposed: bool,
-    half: bool,
-) -> GpuConstant {
+fn matrix(source: &Arc<Tensor>, k: usize, n: usize, transposed: bool, half: bool) -> GpuConstant {
     if !transposed && !half && k.is_multiple_of(4) && n.is_multiple_of(4) {
         return GpuConstant::plain(source.clone());
     }
@@ -36,7 +102,7 @@ pub(in crate::ops) fn matrix(
 
 /// A convolution's weight (output channels, input channels / group, kernel..) as one matrix per
 /// group: rows are (tap, input channel), columns output channels, both padded with zeros.
-pub(in crate::ops) fn conv_weight(source: &Arc<Tensor>, groups: usize, half: bool) -> GpuConstant {
+fn conv_weight(source: &Arc<Tensor>, groups: usize, half: bool) -> GpuConstant {
     let shape = source.shape();
     let taps: usize = shape[2..].iter().product();
     let args = vec![groups, shape[0] / groups, shape[1], taps, usize::from(half)];
@@ -141,6 +207,31 @@ mod tests {
         assert_eq!(packed.shape(), [8, 4]);
         let column: Vec<f32> = packed.as_slice().unwrap().iter().step_by(4).copied().collect();
         assert_eq!(column, [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
+    }
+
+    #[test]
+    fn matrix_units_get_columns_of_whole_slices() {
+        let product = Product { sizes: [9, 4, 1], batch: 2 };
+        let weight = Weight::conv(&counting(&[2, 2, 1, 2]), 2);
+        let packed = weight.columns(&product, MatrixUnits::Tf32).tensor();
+        assert_eq!(packed.shape(), [2, 32]);
+        let values = packed.as_slice::<f32>().unwrap();
+        assert_eq!((&values[..5], values[32]), (&[1.0, 3.0, 2.0, 4.0, 0.0][..], 5.0));
+        let product = Product { sizes: [9, 3, 2], batch: 1 };
+        for (transposed, expected) in [(true, [1.0, 2.0, 3.0]), (false, [1.0, 3.0, 5.0])] {
+            let weight = Weight::matrix(&counting(&[6]), transposed);
+            let packed = weight.columns(&product, MatrixUnits::Fp16).tensor();
+            assert_eq!(packed.shape(), [2, 64]);
+            assert_eq!(packed.as_slice::<f16>().unwrap()[..3], expected.map(f16::from_f32));
+        }
+    }
+
+    #[test]
+    fn tf32_has_11_significant_bits() {
+        let step = 2f32.powi(-10);
+        assert_eq!(round_tf32(1.0 + 0.49 * step), 1.0);
+        assert_eq!(round_tf32(-1.0 - 0.5 * step), -1.0 - step);
+        assert!(round_tf32(f32::NAN).is_nan() && round_tf32(f32::MAX).is_infinite());
     }
 
     #[test]

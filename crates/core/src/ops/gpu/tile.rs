@@ -5,13 +5,15 @@
 //! Hardware GPUs share slices of both sides in workgroup memory ([`super::blocks`]), or, with few
 //! rows, stream the right side ([`super::thin`]). Software adapters compute with SIMD lanes but
 //! load element by element, so there a workgroup is one subgroup, a lane loads one row's elements,
-//! and `subgroupBroadcast` hands them to the other lanes.
+//! and `subgroupBroadcast` hands them to the other lanes. Where matrix units are asked for, products
+//! with constants use them ([`super::matrix_units`]), but for those of few rows.
 
 use super::{
     Binding, GpuCaps, GpuConstant, GpuKernel,
     activation::Epilogue,
     blocks::{self, Access, Product},
-    packing::padded,
+    matrix_units,
+    packing::{Weight, padded},
     shader::Shader,
     thin,
 };
@@ -26,22 +28,20 @@ pub(in crate::ops) struct Tile {
     pub(in crate::ops) n: usize,
     /// Number of products: index `z` in the text.
     pub(in crate::ops) batch: usize,
-    /// Elements of the right side, and between one product's right side and the next's. A
-    /// constant right side has its rows padded to whole vec4s (see [`super::packing`]).
+    /// The right side.
     pub(in crate::ops) right: Right,
     /// Elements between output rows and between outputs of products.
     pub(in crate::ops) y_strides: [usize; 2],
-    /// Whether constant 1 is a bias, its columns padded likewise.
-    pub(in crate::ops) bias: bool,
+    /// The bias, its columns padded to whole vec4s.
+    pub(in crate::ops) bias: Option<GpuConstant>,
     /// What is done to the sums.
     pub(in crate::ops) epilogue: Epilogue,
 }
 
 /// The right side of a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::ops) enum Right {
-    /// Constant 0.
-    Constant { half: bool },
+    /// A constant.
+    Constant(Weight),
     /// Input 1, n elements per row, so many elements between products.
     Input { stride: usize },
 }
@@ -100,14 +100,24 @@ pub(in crate::ops) fn matrix_rows(k: usize, stride: usize) -> Left {
     }
 }
 
+/// The dispatch that multiplies.
+struct Main {
+    text: String,
+    grid: [usize; 3],
+    /// Parts of the inner dimension, each of `span` elements.
+    parts: usize,
+    span: usize,
+}
+
+impl Main {
+    fn whole((text, grid): (String, [usize; 3])) -> Main {
+        Main { text, grid, parts: 1, span: 0 }
+    }
+}
+
 impl Tile {
-    /// The kernel with these constants, or `None` when it exceeds what `caps` allows.
-    pub(in crate::ops) fn kernel(
-        &self,
-        left: &Left,
-        constants: Vec<GpuConstant>,
-        caps: &GpuCaps,
-    ) -> Option<GpuKernel> {
+    /// The kernel, or `None` when it exceeds what `caps` allows.
+    pub(in crate::ops) fn kernel(&self, left: &Left, caps: &GpuCaps) -> Option<GpuKernel> {
         let software = software_lanes(caps).is_some();
         let rows = if software { &left.by_tap } else { &left.by_element };
         let vector =
@@ -116,41 +126,68 @@ impl Tile {
             sizes: [self.m, rows.taps[0] * rows.taps[1] * rows.run, self.n],
             batch: self.batch,
         };
-        let (shader, mut text) = self.sides(rows, vector, caps);
+        let access = Access { vector, taps: rows.taps, sure: rows.sure };
         let thin = rows.sure && thin::fits(self.m, caps);
-        let choice = (!software && !thin).then(|| blocks::choose(&product, caps));
-        let (main, grid) = match &choice {
-            Some(choice) => {
-                let access = Access { vector, taps: rows.taps, sure: rows.sure };
-                (choice.text(&product, access), choice.grid(&product))
+        let units = match (&self.right, caps.matrix_units) {
+            (Right::Constant(weight), Some(units)) if !software && !thin => {
+                matrix_units::choose(&product, units, caps).map(|choice| (weight, units, choice))
             }
-            None if software => self.software(vector, caps)?,
-            None => thin::text(&product, vector, caps),
+            _ => None,
         };
-        let Some(choice) = choice.filter(|choice| choice.parts > 1) else {
+        let (shader, mut text) = self.left_side(rows, vector);
+        let (shader, constant, main) = match units {
+            Some((weight, units, choice)) => {
+                let line = units.padded(product.sizes[1]) / units.chunk();
+                let shader = shader
+                    .buffer("b", Binding::Constant(0), "vec4<u32>")
+                    .sizes([("b_row", line), ("b_z", line * self.n)]);
+                let main = Main {
+                    text: choice.text(&product, access, rows.run),
+                    grid: choice.grid(&product),
+                    parts: choice.parts,
+                    span: choice.span,
+                };
+                (shader, Some(weight.columns(&product, units)), main)
+            }
+            None => {
+                let (shader, constant) = self.right_side(shader, &mut text, &product, caps);
+                let main = if software {
+                    Main::whole(self.software(vector, caps)?)
+                } else if thin {
+                    Main::whole(thin::text(&product, vector, caps))
+                } else {
+                    let choice = blocks::choose(&product, caps);
+                    let (text, grid) = (choice.text(&product, access), choice.grid(&product));
+                    Main { text, grid, parts: choice.parts, span: choice.span }
+                };
+                (shader, constant, main)
+            }
+        };
+        let constants: Vec<GpuConstant> = constant.into_iter().chain(self.bias.clone()).collect();
+        if main.parts == 1 {
             let shader = self.results(shader, &mut text, caps);
-            let dispatches = vec![shader.build(&(text + &main), grid)?];
+            let dispatches = vec![shader.build(&(text + &main.text), main.grid)?];
             return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
-        };
+        }
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
-            ("parts", choice.parts),
-            ("span", choice.span),
+            ("parts", main.parts),
+            ("span", main.span),
             ("products", self.batch),
         ]);
         text.push_str(STORE);
         text.push_str(KEEP);
-        let products = shader.build(&(text + &main), grid)?;
+        let products = shader.build(&(text + &main.text), main.grid)?;
 
         let count = self.m * self.n4() * self.batch;
-        let (main, grid, groups_x) = blocks::sums(count, caps);
+        let (sum, grid, groups_x) = blocks::sums(count, caps);
         let shader = Shader::new("sums")
             .buffer("partial", Binding::Temp(0), "vec4<f32>")
             .sizes([("m", self.m), ("n", self.n), ("n4", self.n4()), ("count", count)])
-            .sizes([("parts", choice.parts), ("groups_x", groups_x)]);
+            .sizes([("parts", main.parts), ("groups_x", groups_x)]);
         let mut text = String::new();
         let shader = self.results(shader, &mut text, caps);
-        let sums = shader.build(&(text + &main), grid)?;
-        let temps = vec![16 * count * choice.parts];
+        let sums = shader.build(&(text + &sum), grid)?;
+        let temps = vec![16 * count * main.parts];
         Some(GpuKernel { dispatches: vec![products, sums], constants, temps })
     }
 
@@ -159,12 +196,29 @@ impl Tile {
         self.n.div_ceil(4)
     }
 
-    /// Both sides and how to load from them.
-    fn sides(&self, rows: &Rows, vector: bool, caps: &GpuCaps) -> (Shader, String) {
+    /// The left side, how to load from it, and sizes.
+    fn left_side(&self, rows: &Rows, vector: bool) -> (Shader, String) {
         let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
-        let (b_element, b_unit) = match self.right {
-            Right::Constant { half: true } => ("vec4<f16>", 4),
-            Right::Constant { half: false } => ("vec4<f32>", 4),
+        let taps = rows.taps[0] * rows.taps[1];
+        let shader = Shader::new(self.label)
+            .buffer("a", Binding::Input(0), element)
+            .sizes([("m", self.m), ("n", self.n), ("n4", self.n4())])
+            .sizes([("taps", taps), ("inner", rows.run / unit), ("rows_b", taps * rows.run)]);
+        ((rows.params)(shader, unit), String::from(rows.text))
+    }
+
+    /// The right side as lines of vec4s, `load_b`, and the constant that it is.
+    fn right_side(
+        &self,
+        shader: Shader,
+        text: &mut String,
+        product: &Product,
+        caps: &GpuCaps,
+    ) -> (Shader, Option<GpuConstant>) {
+        let k = product.sizes[1];
+        let (element, unit) = match self.right {
+            Right::Constant(_) if caps.f16 => ("vec4<f16>", 4),
+            Right::Constant(_) => ("vec4<f32>", 4),
             Right::Input { stride }
                 if caps.aligned && self.n.is_multiple_of(4) && stride % 4 == 0 =>
             {
@@ -172,20 +226,14 @@ impl Tile {
             }
             Right::Input { .. } => ("f32", 1),
         };
-        let taps = rows.taps[0] * rows.taps[1];
-        let (b_binding, b_z) = match self.right {
-            Right::Constant { .. } => (Binding::Constant(0), padded(taps * rows.run) * self.n4()),
-            Right::Input { stride } => (Binding::Input(1), stride / b_unit),
+        text.push_str(if unit == 4 { LOAD_B_VECTOR } else { LOAD_B_SCALAR });
+        let (binding, between, constant) = match &self.right {
+            Right::Constant(weight) => {
+                (Binding::Constant(0), padded(k) * self.n4(), Some(weight.lines(product, caps.f16)))
+            }
+            Right::Input { stride } => (Binding::Input(1), stride / unit, None),
         };
-        let shader = Shader::new(self.label)
-            .buffer("a", Binding::Input(0), element)
-            .buffer("b", b_binding, b_element)
-            .sizes([("m", self.m), ("n", self.n), ("n4", self.n4())])
-            .sizes([("taps", taps), ("inner", rows.run / unit), ("rows_b", taps * rows.run)])
-            .size("b_z", b_z);
-        let mut text = String::from(rows.text);
-        text.push_str(if b_unit == 4 { LOAD_B_VECTOR } else { LOAD_B_SCALAR });
-        ((rows.params)(shader, unit), text)
+        (shader.buffer("b", binding, element).size("b_z", between), constant)
     }
 
     /// The output and `store(row, col, z, part, sum)`: bias, epilogue, and the ends of rows that
@@ -197,11 +245,12 @@ impl Tile {
         let mut shader = shader
             .buffer("y", Binding::Output(0), element)
             .sizes([("y_row", self.y_strides[0] / unit), ("y_z", self.y_strides[1] / unit)]);
-        if self.bias {
-            shader = shader.buffer("bias", Binding::Constant(1), "vec4<f32>");
+        if self.bias.is_some() {
+            let place = usize::from(matches!(self.right, Right::Constant(_)));
+            shader = shader.buffer("bias", Binding::Constant(place), "vec4<f32>");
         }
         text.push_str("$epilogue");
-        let sum = if self.bias { "sum + bias[z * p.n4 + col]" } else { "sum" };
+        let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
         text.push_str(STORE);
         text.push_str(&format!("    let v = {sum};\n"));
         text.push_str(if vector {

@@ -36,7 +36,7 @@ struct Case {
     slots: Vec<Memory>,
     temps: Vec<usize>,
     expected: Vec<(View, Tensor)>,
-    half: bool,
+    rounded: bool,
 }
 
 impl Case {
@@ -90,7 +90,14 @@ impl Case {
         let mut temps = Vec::new();
         // Refused is what the device's limits do not admit.
         let bound = binder.bind(&task, &mut temps).ok()?;
-        Some(Case { name, bound, slots, temps, expected, half: caps.f16 })
+        Some(Case {
+            name,
+            bound,
+            slots,
+            temps,
+            expected,
+            rounded: caps.f16 || caps.matrix_units.is_some(),
+        })
     }
 
     /// Runs the kernels and compares.
@@ -125,8 +132,8 @@ impl Case {
         }
         let (e, g) = (expected.as_slice::<f32>().unwrap(), got.as_slice::<f32>().unwrap());
         let scale = e.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
-        // Weights of 16 bits have 11 of them for the fraction.
-        let share = if self.half { 2e-3 } else { 2e-5 };
+        // Operands of 16 bits, and of tf32, have 11 significant ones.
+        let share = if self.rounded { 2e-3 } else { 2e-5 };
         for (i, (e, g)) in e.iter().zip(g).enumerate() {
             let same = e == g || (e.is_nan() && g.is_nan());
             let close = (e - g).abs() <= share * scale + 10.0 * share * e.abs();
@@ -154,6 +161,7 @@ impl Emulator {
         let mut text = include_str!("emulation.hpp").to_owned();
         text += &translate::PRELUDE
             .replace(conversion, "_Float16 h; __builtin_memcpy(&h, &v, sizeof h); r = (f32)h;");
+        text += include_str!("native.hpp");
         let mut kernels = BTreeMap::new();
         for bindings in cases.iter().flat_map(|case| &case.bound) {
             let dispatch = &bindings.dispatch;
@@ -163,6 +171,7 @@ impl Emulator {
             let kernel = translate::translate(&dispatch.source, &dispatch.overrides).unwrap();
             let number = kernels.len();
             let body = kernel.source.strip_prefix(translate::PRELUDE).unwrap();
+            let body = body.strip_prefix(translate::NATIVE).unwrap_or(body);
             let body = body.replace("extern \"C\" ", "static ");
             write!(
                 text,
@@ -230,7 +239,8 @@ fn cases() -> Vec<Case> {
             let add = |op: &Arc<dyn Op>, inputs: &[(Option<Tensor>, bool)]| {
                 for (caps, lead) in all_caps().iter().flat_map(|c| [(c, 0), (c, 4)]) {
                     let f16 = if caps.f16 { ", f16" } else { "" };
-                    let name = format!("{} ({}{f16}, {lead})", spec.name, example.name);
+                    let units = caps.matrix_units.map_or(String::new(), |u| format!(", {u:?}"));
+                    let name = format!("{} ({}{f16}{units}, {lead})", spec.name, example.name);
                     cases.borrow_mut().extend(Case::new(name, op, inputs, caps, lead));
                 }
             };

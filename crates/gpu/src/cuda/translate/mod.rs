@@ -3,6 +3,10 @@
 //!
 //! The uniform block becomes the kernel's first parameter, by value; storage buffers are pointers
 //! in the order of their bindings. Helper functions get all of them and are inlined.
+//!
+//! What a warp does together has no words in WGSL: functions called `native_..` are declared there
+//! for their types and are defined in `native.cuh`. The body of `copy_async` is one assignment, that of
+//! `load_matrices` one returned element: their addresses are taken, the access is the hardware's.
 
 mod expressions;
 mod statements;
@@ -22,6 +26,10 @@ use types::{layout, type_name};
 
 /// What stands in front of every translated kernel.
 pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
+/// What stands behind it where functions called `native_..` are used.
+pub(crate) const NATIVE: &str = include_str!("native.cuh");
+/// How the names of functions begin that are defined in [`NATIVE`].
+const NATIVE_PREFIX: &str = "native_";
 /// Name of the kernel's function in the translated text.
 pub(crate) const ENTRY: &str = "sparoa_main";
 
@@ -103,11 +111,15 @@ impl Printer<'_> {
         if entry.stage != ShaderStage::Compute || entry.workgroup_size_overrides.is_some() {
             return unsupported("an entry point that is not a compute shader of fixed size");
         }
+        let native = |function: &Function| is_native(function.name.as_deref());
+        if module.functions.iter().any(|(_, function)| native(function)) {
+            self.out.push_str(NATIVE);
+        }
         self.overrides(overrides)?;
         self.structs()?;
         let globals = self.globals()?;
         let threads: u32 = entry.workgroup_size.iter().product();
-        for (handle, function) in module.functions.iter() {
+        for (handle, function) in module.functions.iter().filter(|(_, f)| !native(f)) {
             self.function(handle, function, &globals, threads)?;
         }
         let [x, y, _] = entry.workgroup_size;
@@ -337,6 +349,11 @@ fn global_name(module: &Module, handle: Handle<GlobalVariable>) -> String {
         AddressSpace::Uniform => "params".to_owned(),
         _ => format!("g{}{}", handle.index(), suffix(global.name.as_deref())),
     }
+}
+
+/// Whether a function is the hardware's own.
+fn is_native(name: Option<&str>) -> bool {
+    name.is_some_and(|name| name.starts_with(NATIVE_PREFIX))
 }
 
 /// The C++ name of a function.

@@ -8,7 +8,9 @@ use naga::{
     valid::FunctionInfo,
 };
 
-use super::{Result, expressions::constant, function_name, suffix, types::type_name, unsupported};
+use super::{
+    Result, expressions::constant, function_name, is_native, suffix, types::type_name, unsupported,
+};
 
 /// Prints one function's body.
 pub(super) struct Writer<'a> {
@@ -26,6 +28,19 @@ pub(super) struct Writer<'a> {
     labels: usize,
     /// Where `continue` goes: the label of the innermost loop.
     next: Vec<String>,
+    /// How this function touches memory.
+    memory: Memory,
+}
+
+/// How a function touches memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// As written.
+    Plain,
+    /// Its assignment is a copy that the hardware makes on the side.
+    Copies,
+    /// What it returns is loaded by the whole warp.
+    Matrices,
 }
 
 impl<'a> Writer<'a> {
@@ -47,6 +62,11 @@ impl<'a> Writer<'a> {
             depth: 1,
             labels: 0,
             next: Vec::new(),
+            memory: match function.name.as_deref() {
+                Some("copy_async") => Memory::Copies,
+                Some("load_matrices") => Memory::Matrices,
+                _ => Memory::Plain,
+            },
         }
     }
 
@@ -119,6 +139,9 @@ impl<'a> Writer<'a> {
             }
             Statement::Return { value } => {
                 let value = match value {
+                    Some(value) if self.memory == Memory::Matrices => {
+                        format!(" load_matrices(&{})", self.expression(*value)?)
+                    }
                     Some(value) => format!(" {}", self.expression(*value)?),
                     None => String::new(),
                 };
@@ -132,14 +155,23 @@ impl<'a> Writer<'a> {
             }
             Statement::Store { pointer, value } => {
                 let (pointer, value) = (self.pointer(*pointer)?, self.expression(*value)?);
-                self.line(&format!("{pointer} = {value};"));
+                self.line(&match self.memory {
+                    Memory::Copies => format!("copy_async(&{pointer}, &{value});"),
+                    _ => format!("{pointer} = {value};"),
+                });
             }
             Statement::Call { function, arguments, result } => {
-                let mut passed = self.globals.to_owned();
-                for argument in arguments {
-                    passed = format!("{passed}, {}", self.expression(*argument)?);
-                }
-                let call = format!("{}({passed})", function_name(self.module, *function));
+                let given: Result<Vec<_>> = arguments.iter().map(|&a| self.expression(a)).collect();
+                let given = given?.join(", ");
+                let called = self.module.functions[*function].name.as_deref();
+                let call = match called {
+                    Some(name) if is_native(called) => format!("{name}({given})"),
+                    _ => {
+                        let comma = if given.is_empty() { "" } else { ", " };
+                        let name = function_name(self.module, *function);
+                        format!("{name}({}{comma}{given})", self.globals)
+                    }
+                };
                 match result {
                     Some(result) => self.name(*result, &call)?,
                     None => self.line(&format!("{call};")),
@@ -201,6 +233,10 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let load = matches!(self.function.expressions[handle], Expression::Load { .. });
+        if load && self.memory != Memory::Plain {
+            // Its address is what is wanted.
+            return Ok(());
+        }
         if load || self.info[handle].ref_count > 1 {
             let value = self.expression(handle)?;
             self.name(handle, &value)?;

@@ -1,0 +1,69 @@
+// Takes the place of native.cuh on the CPU. What a warp does together: each lane leaves its part and waits, as at a barrier,
+// before it reads the others'; two places in turn, so that nobody waits twice. Copies on the side are made when they are waited
+// for, so that a missing wait shows.
+struct Part { vec4<u32> a; u32 low, high; vec4<f32> v; const vec4<u32>* row; };
+static Part parts[2][1024];
+static unsigned turns[1024];
+
+// The warp's parts.
+static const Part* exchange_parts(const Part& own) {
+    const unsigned thread = threadIdx.x;
+    Part* all = parts[turns[thread]++ % 2];
+    all[thread] = own;
+    __syncthreads();
+    return all + thread / 32 * 32;
+}
+
+static f32 of_bits(u32 bits) { f32 v; memcpy(&v, &bits, 4); return v; }
+static f32 of_half(u32 bits) { const unsigned short low = (unsigned short)bits; _Float16 h; memcpy(&h, &low, 2); return (f32)h; }
+static u32 half_of(f32 v) { const _Float16 h = (_Float16)v; unsigned short bits; memcpy(&bits, &h, 2); return bits; }
+static u32 round_tf32(f32 v) {
+    u32 bits; memcpy(&bits, &v, 4);
+    return std::isfinite(v) ? (bits + 0x1000u) & ~0x1fffu : bits;
+}
+static vec4<u32> native_round_tf32(vec4<f32> v) { return {round_tf32(v.x), round_tf32(v.y), round_tf32(v.z), round_tf32(v.w)}; }
+static u32 pack_f16(f32 low, f32 high) { return half_of(low) | half_of(high) << 16; }
+static vec4<u32> native_pack_f16(vec4<f32> low, vec4<f32> high) {
+    return {pack_f16(low.x, low.y), pack_f16(low.z, low.w), pack_f16(high.x, high.y), pack_f16(high.z, high.w)};
+}
+
+// Element `k` of a row of a (8 words' quarter by quarter) or a column of b.
+template <bool half> static f32 element(u32 low, u32 high, u32 k) {
+    const u32 word = k < (half ? 8 : 4) ? low : high;
+    return half ? of_half(k % 2 ? word >> 16 : word) : of_bits(word);
+}
+template <bool half> static vec4<f32> multiply(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) {
+    const Part* warp = exchange_parts({a, low, high, {}, nullptr});
+    const u32 lane = threadIdx.x % 32, row = lane / 4, depth = half ? 16 : 8, words = half ? 2 : 1;
+    f32* own = &sum.x;
+    for (u32 i = 0; i < 4; i++) {
+        const u32 column = lane % 4 * 2 + i % 2;
+        for (u32 k = 0; k < depth; k++) {
+            const Part &left = warp[row * 4 + k / words % 4], &right = warp[column * 4 + k / words % 4];
+            const f32 x = i < 2 ? element<half>(left.a.x, left.a.z, k) : element<half>(left.a.y, left.a.w, k);
+            own[i] += x * element<half>(right.low, right.high, k);
+        }
+    }
+    return sum;
+}
+static vec4<f32> native_multiply_tf32(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) { return multiply<false>(a, low, high, sum); }
+static vec4<f32> native_multiply_f16(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) { return multiply<true>(a, low, high, sum); }
+static vec4<f32> native_exchange(vec4<f32> v) {
+    const u32 lane = threadIdx.x % 32;
+    const vec4<f32> other = exchange_parts({{}, 0, 0, v, nullptr})[lane ^ 1].v;
+    if (lane % 2) return {other.z, other.w, v.z, v.w};
+    return {v.x, v.y, other.x, other.y};
+}
+static vec4<u32> load_matrices(const vec4<u32>* row) {
+    const Part* warp = exchange_parts({{}, 0, 0, {}, row});
+    const u32 lane = threadIdx.x % 32;
+    vec4<u32> r;
+    for (u32 i = 0; i < 4; i++) (&r.x)[i] = (&warp[8 * i + lane / 4].row->x)[lane % 4];
+    return r;
+}
+static std::vector<std::pair<vec4<u32>*, const vec4<u32>*>> copies[1024];
+static void copy_async(vec4<u32>* to, const vec4<u32>* from) { copies[threadIdx.x].push_back({to, from}); }
+static void native_wait_copies() {
+    for (auto& copy : copies[threadIdx.x]) *copy.first = *copy.second;
+    copies[threadIdx.x].clear();
+}

@@ -1,0 +1,46 @@
+// What a warp does together: matrix units, and copies that the hardware makes on the side (sm_80 and newer).
+
+// f32 rounded to 11 significant bits.
+FN u32 round_tf32(f32 v) { u32 r; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v)); return r; }
+FN vec4<u32> native_round_tf32(vec4<f32> v) { return {round_tf32(v.x), round_tf32(v.y), round_tf32(v.z), round_tf32(v.w)}; }
+// Two f32 as f16, the first in the lower half.
+FN u32 pack_f16(f32 low, f32 high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+FN vec4<u32> native_pack_f16(vec4<f32> low, vec4<f32> high) {
+    return {pack_f16(low.x, low.y), pack_f16(low.z, low.w), pack_f16(high.x, high.y), pack_f16(high.z, high.w)};
+}
+
+// sum + a * b; a is 16 x 8 (f16: 16 x 16), b 8 x 8 (16 x 8), shared out among the lanes as the instruction has it: of the sum,
+// lane i has columns 2 (i % 4) and the next of rows i / 4 (x, y) and i / 4 + 8 (z, w).
+FN vec4<f32> native_multiply_tf32(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
+    return sum;
+}
+FN vec4<f32> native_multiply_f16(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
+    return sum;
+}
+// Columns 4 (i % 4 / 2) .. of a sum's row i / 4 (even lanes) or i / 4 + 8 (odd lanes).
+FN vec4<f32> native_exchange(vec4<f32> v) {
+    const bool odd = threadIdx.x % 2u;
+    const f32 first = __shfl_xor_sync(0xffffffffu, odd ? v.x : v.z, 1), second = __shfl_xor_sync(0xffffffffu, odd ? v.y : v.w, 1);
+    if (odd) return {first, second, v.z, v.w};
+    return {v.x, v.y, first, second};
+}
+
+FN u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+// Four 8 x 8 matrices of 16-bit elements (8 x 4 of 32 bits) in shared memory: lanes 8 i .. point to the rows of the i-th.
+FN vec4<u32> load_matrices(const vec4<u32>* row) {
+    vec4<u32> r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+    return r;
+}
+// 16 bytes from device memory to shared memory, there after native_wait_copies and a barrier.
+FN void copy_async(vec4<u32>* to, const vec4<u32>* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address(to)), "l"(from) : "memory");
+}
+FN void native_wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
