@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""SparOA on an NVIDIA GPU, through CUDA and through Vulkan, against PyTorch: same models, same card, interleaved, fp32.
+"""SparOA on an NVIDIA GPU, through CUDA and through Vulkan, against PyTorch: same models, same card, interleaved.
 
     cargo build --release && bench/compare_gpu.py [--models ..] [--batches 1,8,64] [--rounds 3]
 
 Needs a Python with torch and torchvision (and what torch.compile needs: Triton, a C compiler). The models are torchvision's
-architectures with random weights; TF32 is off. Engines take turns, A B C A B C .., each for `--seconds`; a round's figure is
+architectures with random weights. `--precision fp32`, the default: TF32 is off. tf32: PyTorch may use it in products and
+convolutions. fp16: PyTorch's network is converted as a whole, its activations are f16 (SparOA's stay f32), its input and output
+are converted on the card; Vulkan has neither. Engines take turns, A B C A B C .., each for `--seconds`; a round's figure is
 the median of its inferences, the table's the median of the rounds, the ratio the median of the rounds' ratios. Below 1 SparOA
 is faster.
 
@@ -29,14 +31,23 @@ TORCH = {"eager": None, "compile": "default", "graphs": "reduce-overhead", "auto
 OURS = ["cuda", "vulkan"]
 
 
-def worker(model, batch):
+def worker(model, batch, precision):
     """One model at one batch size. Commands are lines of JSON: {"load": engine}, {"run": engine, "seconds": s}."""
     import torch
     import torchvision
 
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+    class Half(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network.half()
+
+        def forward(self, x):
+            return self.network(x.half()).float()
+
     print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda}), flush=True)
     network, engines = None, {}
     for line in sys.stdin:
@@ -45,6 +56,7 @@ def worker(model, batch):
             if network is None:
                 torch.manual_seed(0)
                 network = torchvision.models.get_model(model, weights=None).eval().cuda()
+                network = Half(network) if precision == "fp16" else network
                 host = torch.rand(batch, 3, 224, 224).pin_memory()
                 device = host.cuda()
             begin = time.perf_counter()
@@ -73,8 +85,8 @@ def worker(model, batch):
 class Peer:
     """PyTorch on one model at one batch size, in a process of its own."""
 
-    def __init__(self, model, batch):
-        command = [sys.executable, __file__, "--worker", model, str(batch)]
+    def __init__(self, model, batch, precision):
+        command = [sys.executable, __file__, "--worker", model, str(batch), precision]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def answer(self):
@@ -101,7 +113,8 @@ def ours(args, engine, model, batch):
     gpu = args.cuda if engine == "cuda" else args.vulkan
     command = [
         args.binary, "bench", f"zoo:{model}", "--policy", "gpu", "--device", "gpu", "--json", "--quiet", "--batch", str(batch),
-        "--min-time-s", str(args.seconds), "--min-iters", "5", "--warmup-ms", "100", *(["--gpu", gpu] if gpu else []),
+        "--precision", args.precision, "--min-time-s", str(args.seconds), "--min-iters", "5", "--warmup-ms", "100",
+        *(["--gpu", gpu] if gpu else []),
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)["results"][0]["latency_ms"]["p50"]
@@ -120,6 +133,7 @@ def main():
     parser.add_argument("--models", default=PAPER)
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--engines", default="cuda,vulkan,eager,compile,graphs")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "fp16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each engine in each round")
     parser.add_argument("--cuda", default="cuda", help="SparOA's --gpu for CUDA")
@@ -127,13 +141,15 @@ def main():
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "sparoa"))
     parser.add_argument("--json", help="write every round here")
     args = parser.parse_args()
-    engines = args.engines.split(",")
+    # Vulkan gives no access to tensor cores.
+    engines = [e for e in args.engines.split(",") if args.precision == "fp32" or e != "vulkan"]
     mine, theirs = [e for e in OURS if e in engines], [e for e in TORCH if e in engines]
     pairs = [(m, int(b)) for b in args.batches.split(",") for m in args.models.split(",")]
     # All at once, since importing takes longest; they wait for their turn.
-    peers = {pair: Peer(*pair) for pair in pairs} if theirs else {}
+    peers = {pair: Peer(*pair, args.precision) for pair in pairs} if theirs else {}
     versions = [peer.answer() for peer in peers.values()]
-    print(f"{card()}, fp32 without TF32{', torch ' + versions[0]['torch'] if versions else ''}; medians in ms\n")
+    precision = "fp32 without TF32" if args.precision == "fp32" else args.precision
+    print(f"{card()}, {precision}{', torch ' + versions[0]['torch'] if versions else ''}; medians in ms\n")
     against = [f"{m} / {t}" for m in mine for t in theirs]
     columns = ["model", "batch", *mine, *theirs, *(["device"] if theirs else []), *against]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
@@ -162,11 +178,11 @@ def main():
         print(f"| {model} | {batch} | " + " | ".join(cells) + " |", flush=True)
         rows.append({"model": model, "batch": batch, "rounds_ms": rounds, "device_ms": device, "load_s": loads})
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps({"card": card(), "rows": rows}, indent=1))
+        pathlib.Path(args.json).write_text(json.dumps({"card": card(), "precision": args.precision, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2], int(sys.argv[3]))
+        worker(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     else:
         main()

@@ -71,6 +71,7 @@ impl CudaBackend {
         let context = Context::open(ordinal, wanted)
             .map_err(|e| unavailable(format!("{} cannot be opened: {}", facts.name, words(e))))?;
         let share = context.share().map(|got| (got, wanted.unwrap_or(got)));
+        let warp_groups = nvrtc.has_warp_groups(facts.compute);
         let direct = match options.transfer {
             Transfer::Staged => false,
             Transfer::Direct => true,
@@ -80,7 +81,7 @@ impl CudaBackend {
             shared: Arc::new(Shared {
                 kernels: Kernels::new(nvrtc, facts.compute, options.cache_dir.clone()),
                 residency: Residency::default(),
-                caps: caps(facts, context.share(), options),
+                caps: caps(facts, context.share(), warp_groups, options),
                 info: describe(facts, share, options.precision),
                 context,
                 direct,
@@ -214,7 +215,12 @@ fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>, precision: GpuPrecis
     }
 }
 
-fn caps(facts: &DeviceFacts, share: Option<u32>, options: &CudaOptions) -> GpuCaps {
+fn caps(
+    facts: &DeviceFacts,
+    share: Option<u32>,
+    warp_groups: bool,
+    options: &CudaOptions,
+) -> GpuCaps {
     GpuCaps {
         // Products of few rows are bound by what they read of their weights.
         f16: options.precision == GpuPrecision::Fp16,
@@ -233,6 +239,7 @@ fn caps(facts: &DeviceFacts, share: Option<u32>, options: &CudaOptions) -> GpuCa
             GpuPrecision::Tf32 => Some(MatrixUnits::Tf32),
             GpuPrecision::Fp16 => Some(MatrixUnits::Fp16),
         },
+        warp_groups,
     }
 }
 
@@ -289,7 +296,7 @@ mod tests {
         let info = describe(&orin, Some((8, 6)), GpuPrecision::Fp32);
         assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7, 8 of 16 multiprocessors");
         assert!(info.features.contains(&"8 multiprocessors for the 6 asked for".to_owned()));
-        let units = |share| caps(&orin, share, &CudaOptions::default()).units;
+        let units = |share| caps(&orin, share, false, &CudaOptions::default()).units;
         assert_eq!((units(None), units(Some(8))), (16, 8));
     }
 

@@ -112,6 +112,11 @@ impl Nvrtc {
         self.version
     }
 
+    /// Whether it compiles Hopper's products of four warps for this compute capability.
+    pub(crate) fn has_warp_groups(&self, compute: (i32, i32)) -> bool {
+        compute == (9, 0) && self.version.0 >= 12
+    }
+
     /// Compiles for compute capability `major.minor`, contracted but otherwise exact arithmetic:
     /// no approximate division or root, denormals kept.
     ///
@@ -122,8 +127,10 @@ impl Nvrtc {
         source: &str,
         (major, minor): (i32, i32),
     ) -> Result<Vec<u8>, String> {
+        // Instructions that this chip alone has are behind a name of their own.
+        let own = if source.contains("wgmma") { "a" } else { "" };
         let source = CString::new(source).map_err(|e| e.to_string())?;
-        let arch = CString::new(format!("--gpu-architecture=sm_{major}{minor}"))
+        let arch = CString::new(format!("--gpu-architecture=sm_{major}{minor}{own}"))
             .expect("numbers have no zero byte");
         // Most of the prelude is unused in a kernel, which is worth no warning.
         let options = [

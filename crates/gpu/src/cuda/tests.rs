@@ -3,6 +3,9 @@
 
 #[cfg(target_os = "linux")]
 mod emulation;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/gpu/rounded.rs"]
+mod rounded;
 mod share;
 
 use std::{

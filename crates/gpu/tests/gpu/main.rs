@@ -4,5 +4,7 @@
 mod device;
 mod failures;
 mod operators;
+mod precision;
 mod programs;
+mod rounded;
 mod shapes;

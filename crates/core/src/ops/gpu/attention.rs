@@ -1,13 +1,16 @@
 //! Attention with an online softmax: scores never reach memory. An invocation has one row of
 //! queries; keys and values pass by in tiles, shared through workgroup memory on hardware and
 //! through subgroup broadcasts on software adapters. Where the rows are too few for the GPU, several
-//! invocations share one, each with a part of the keys, and join their results at the end.
+//! invocations share one, each with a part of the keys, and join their results at the end. Matrix
+//! units, where they are asked for, have a form of their own ([`super::matrix_attention`]).
 
 use std::fmt::Write;
 
 use sparoa_kernels::attention::{AttentionShape, Strides};
 
-use super::{Binding, GpuCaps, GpuKernel, shader::Shader, tile::software_lanes};
+use super::{
+    Binding, GpuCaps, GpuKernel, matrix_attention::Form, shader::Shader, tile::software_lanes,
+};
 use crate::{
     ops::{Operands, attention::BIAS_INPUT},
     tensor::DType,
@@ -98,9 +101,10 @@ pub(in crate::ops) fn attention(
     let seen = if causal { "key < p.keys && key + p.rows <= row + p.keys" } else { "key < p.keys" };
     let (qd, vd) = (s.head_dim / 4, s.v_dim / 4);
     let lanes = software_lanes(caps);
-    let (rows, text) = match lanes {
-        Some(lanes) => (lanes, software(qd, vd, lanes)?),
-        None => {
+    let (rows, text) = match (lanes, Form::new(s, caps)) {
+        (Some(lanes), _) => (lanes, software(qd, vd, lanes)?),
+        (None, Some(form)) => (form.rows(), form.text()?),
+        (None, None) => {
             let team = team(s, caps);
             (THREADS / team, hardware(qd, vd, team)?)
         }

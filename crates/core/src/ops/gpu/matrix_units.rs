@@ -24,14 +24,23 @@ struct Block {
     warps: [usize; 2],
     /// Chunks of 16 bytes of a row's slice in workgroup memory.
     line: usize,
+    /// Four warps multiply together, straight from workgroup memory.
+    group: bool,
 }
 
 const fn block(rows: usize, columns: usize, warps: [usize; 2], line: usize) -> Block {
-    Block { rows, columns, warps, line }
+    Block { rows, columns, warps, line, group: false }
+}
+
+const fn group(rows: usize, columns: usize) -> Block {
+    Block { rows, columns, warps: [rows / 16, 1], line: 4, group: true }
 }
 
 /// Blocks to choose from.
-const BLOCKS: [Block; 9] = [
+const BLOCKS: [Block; 12] = [
+    group(128, 256),
+    group(128, 128),
+    group(64, 128),
     block(128, 256, [4, 4], 4),
     block(128, 128, [2, 4], 4),
     block(128, 64, [2, 2], 4),
@@ -42,8 +51,10 @@ const BLOCKS: [Block; 9] = [
     block(32, 32, [2, 2], 8),
     block(16, 64, [1, 4], 8),
 ];
+/// Rows and columns that a group of four warps multiplies at once.
+const GROUP: [usize; 2] = [64, 128];
 /// Bytes of a chunk: what an invocation copies at once, and a row of the matrices that a warp loads.
-const CHUNK: usize = 16;
+pub(super) const CHUNK: usize = 16;
 /// Slices in workgroup memory: one is multiplied while the next arrives.
 const SLICES: usize = 2;
 
@@ -98,12 +109,15 @@ impl Block {
         let (step, warps) = (self.step(units), self.threads() / 32);
         let [rows, columns] = self.tile();
         let rate = if units == MatrixUnits::Fp16 { 2.0 * RATE } else { RATE };
-        // A tile of few matrices waits for what it loads.
-        let loaded = 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64);
+        // A tile of few matrices waits for what it loads; groups load nothing.
+        let loaded = match self.group {
+            true => 0.5,
+            false => 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64),
+        };
         let multiply = (self.rows * self.columns * step) as f64 / rate * loaded;
         let staged = (self.rows * self.line).div_ceil(self.threads()) * 16 * units.chunk() / 4
             + (self.columns * self.line).div_ceil(self.threads()) * 4;
-        let loads = self.line / 2 * (rows / 16 + columns / 16);
+        let loads = if self.group { 0 } else { self.line / 2 * (rows / 16 + columns / 16) };
         let issued = (staged + 2 * loads + 60) * warps;
         let fetched = step * (4 * self.rows + CHUNK / units.chunk() * self.columns);
         let all = per_unit as f64;
@@ -143,6 +157,7 @@ pub(super) fn choose(product: &Product, units: MatrixUnits, caps: &GpuCaps) -> O
     for block in BLOCKS {
         if block.workgroup_bytes() > caps.workgroup_bytes as usize
             || block.threads() > caps.workgroup_size as usize
+            || (block.group && !caps.warp_groups)
         {
             continue;
         }
@@ -186,16 +201,29 @@ impl Choice {
     }
 }
 
-/// Declarations of what the text calls.
-const NATIVE: &str = "\
+/// Declarations of what texts for matrix units call.
+pub(super) const NATIVE: &str = "\
 fn native_round_tf32(v: vec4<f32>) -> vec4<u32> { return vec4<u32>(); }
 fn native_pack_f16(low: vec4<f32>, high: vec4<f32>) -> vec4<u32> { return vec4<u32>(); }
 fn native_multiply_tf32(a: vec4<u32>, low: u32, high: u32, sum: vec4<f32>) -> vec4<f32> { return sum; }
 fn native_multiply_f16(a: vec4<u32>, low: u32, high: u32, sum: vec4<f32>) -> vec4<f32> { return sum; }
 fn native_exchange(v: vec4<f32>) -> vec4<f32> { return v; }
+";
+
+/// What reaches workgroup memory otherwise than by assignments.
+const MEMORY: &str = "\
 fn native_wait_copies() {}
 fn copy_async(to: u32, source: u32) { tile[to] = b[source]; }
 fn load_matrices(at: u32) -> vec4<u32> { return tile[at]; }
+";
+
+/// What four warps do together.
+const TOGETHER: &str = "\
+fn native_group_start() {}
+fn native_group_end() {}
+fn native_group_wait() {}
+fn native_group_publish() {}
+fn shared_place(at: u32) -> vec4<u32> { return tile[at]; }
 ";
 
 /// Prints `main`.
@@ -216,7 +244,7 @@ impl Text {
 
     fn print(&self) -> Result<String, std::fmt::Error> {
         let Choice { block, units, parts, .. } = self.choice;
-        let Block { rows, columns, warps, line } = block;
+        let Block { rows, columns, warps, line, .. } = block;
         let (threads, step, slice) = (block.threads(), block.step(units), block.slice_chunks());
         let [tile_rows, tile_columns] = block.tile();
         let apart = threads / line;
@@ -226,7 +254,18 @@ impl Text {
             4 => format!("({row} / 2u % 4u)"),
             _ => format!("({row} % 8u)"),
         };
-        let mut t = format!("var<workgroup> tile: array<vec4<u32>, {}>;\n{NATIVE}", SLICES * slice);
+        let mut t =
+            format!("var<workgroup> tile: array<vec4<u32>, {}>;\n{NATIVE}{MEMORY}", SLICES * slice);
+        if block.group {
+            t.push_str(TOGETHER);
+            let sums = (0..GROUP[1] / 8).map(|j| format!("s{j}: ptr<function, vec4<f32>>, "));
+            writeln!(
+                t,
+                "fn {}({}a: vec4<u32>, b: vec4<u32>, step: u32) {{}}",
+                self.group_multiply(),
+                sums.collect::<String>()
+            )?;
+        }
         writeln!(
             t,
             "@compute @workgroup_size({threads})\n\
@@ -264,16 +303,18 @@ impl Text {
             writeln!(t, "var source{i} = source + min(col0 + own + {row}u, p.n - 1u) * p.b_row;")?;
         }
         self.start(&mut t)?;
-        writeln!(t, "let lane_a = (warp_row + lane % 16u) * {line}u;")?;
-        writeln!(
-            t,
-            "let lane_b = {}u + (warp_col + lane % 8u + lane / 16u * 8u) * {line}u;",
-            rows * line
-        )?;
-        for s in 0..line / 2 {
-            let turn = swizzle("(lane % 8u)");
-            writeln!(t, "let xa{s} = lane_a + (({}u + lane / 16u) ^ {turn});", 2 * s)?;
-            writeln!(t, "let xb{s} = lane_b + (({}u + lane / 8u % 2u) ^ {turn});", 2 * s)?;
+        if !block.group {
+            writeln!(t, "let lane_a = (warp_row + lane % 16u) * {line}u;")?;
+            writeln!(
+                t,
+                "let lane_b = {}u + (warp_col + lane % 8u + lane / 16u * 8u) * {line}u;",
+                rows * line
+            )?;
+            for s in 0..line / 2 {
+                let turn = swizzle("(lane % 8u)");
+                writeln!(t, "let xa{s} = lane_a + (({}u + lane / 16u) ^ {turn});", 2 * s)?;
+                writeln!(t, "let xb{s} = lane_b + (({}u + lane / 8u % 2u) ^ {turn});", 2 * s)?;
+            }
         }
         for i in 0..tile_rows / 16 {
             for j in 0..tile_columns / 8 {
@@ -298,13 +339,18 @@ impl Text {
                 };
                 writeln!(t, "tile[{half} * {slice}u + to + {}u] = {value};", i * threads)?;
             }
-            t.push_str("native_wait_copies();\nworkgroupBarrier();\n");
+            t.push_str("native_wait_copies();\n");
             Ok(())
+        };
+        let publish = match block.group {
+            true => "native_group_publish();\nworkgroupBarrier();\n",
+            false => "workgroupBarrier();\n",
         };
         t.push_str("var k = first;\n");
         copy(&mut t, "0u")?;
         self.load(&mut t, a_loads)?;
         keep(&mut t, "0u")?;
+        t.push_str(publish);
         writeln!(
             t,
             "var half = 0u;\nloop {{\nlet now = half * {slice}u;\nhalf = 1u - half;\n\
@@ -314,7 +360,42 @@ impl Text {
         self.advance(&mut t)?;
         self.load(&mut t, a_loads)?;
         t.push_str("}\n");
-        let multiply = match units {
+        if block.group {
+            self.multiply_together(&mut t)?;
+            // The next slice is laid out meanwhile.
+            t.push_str("if (more) {\n");
+            keep(&mut t, "half")?;
+            t.push_str("}\nnative_group_wait();\nif (!more) { break; }\n");
+        } else {
+            self.multiply(&mut t)?;
+            t.push_str("if (!more) { break; }\n");
+            keep(&mut t, "half")?;
+        }
+        writeln!(t, "{publish}}}")?;
+        // Lanes hold two columns of two rows, neighbours exchange them for four of one.
+        t.push_str(
+            "let row = row0 + warp_row + lane / 4u + lane % 2u * 8u;\n\
+             let col = (col0 + warp_col) / 4u + lane / 2u % 2u;\n",
+        );
+        for i in 0..tile_rows / 16 {
+            for j in 0..tile_columns / 8 {
+                writeln!(
+                    t,
+                    "store(row + {}u, col + {}u, z, part, native_exchange(s{i}_{j}));",
+                    i * 16,
+                    j * 2
+                )?;
+            }
+        }
+        t.push_str("}\n");
+        Ok(t)
+    }
+
+    /// The products of a slice, each warp on its own.
+    fn multiply(&self, t: &mut String) -> std::fmt::Result {
+        let Block { line, .. } = self.choice.block;
+        let [tile_rows, tile_columns] = self.choice.block.tile();
+        let multiply = match self.choice.units {
             MatrixUnits::Tf32 => "native_multiply_tf32",
             MatrixUnits::Fp16 => "native_multiply_f16",
         };
@@ -338,26 +419,36 @@ impl Text {
                 }
             }
         }
-        t.push_str("if (!more) { break; }\n");
-        keep(&mut t, "half")?;
-        t.push_str("}\n");
-        // Lanes hold two columns of two rows, neighbours exchange them for four of one.
-        t.push_str(
-            "let row = row0 + warp_row + lane / 4u + lane % 2u * 8u;\n\
-             let col = (col0 + warp_col) / 4u + lane / 2u % 2u;\n",
-        );
-        for i in 0..tile_rows / 16 {
-            for j in 0..tile_columns / 8 {
-                writeln!(
-                    t,
-                    "store(row + {}u, col + {}u, z, part, native_exchange(s{i}_{j}));",
-                    i * 16,
-                    j * 2
-                )?;
+        Ok(())
+    }
+
+    fn group_multiply(&self) -> &'static str {
+        match self.choice.units {
+            MatrixUnits::Tf32 => "native_group_multiply_tf32",
+            MatrixUnits::Fp16 => "native_group_multiply_f16",
+        }
+    }
+
+    /// Starts the products of a slice, four warps together.
+    fn multiply_together(&self, t: &mut String) -> std::fmt::Result {
+        let Block { rows, columns, line, .. } = self.choice.block;
+        let [group_rows, group_columns] = GROUP;
+        writeln!(t, "let at_a = shared_place(now + warp / 4u * {}u);", group_rows * line)?;
+        for j in 0..columns / group_columns {
+            let at = (rows + j * group_columns) * line;
+            writeln!(t, "let at_b{j} = shared_place(now + {at}u);")?;
+        }
+        t.push_str("native_group_start();\n");
+        for s in 0..line / 2 {
+            for j in 0..columns / group_columns {
+                let sums = (0..group_columns / 8)
+                    .map(|i| format!("&s0_{}, ", j * group_columns / 8 + i))
+                    .collect::<String>();
+                writeln!(t, "{}({sums}at_a, at_b{j}, {s}u);", self.group_multiply())?;
             }
         }
-        t.push_str("}\n");
-        Ok(t)
+        t.push_str("native_group_end();\n");
+        Ok(())
     }
 
     /// Positions in its window that an invocation keeps: of a chunk, of its vec4s, or of its
@@ -455,6 +546,9 @@ mod tests {
             assert!(block.rows.is_multiple_of(apart) && block.columns.is_multiple_of(apart));
             let [rows, columns] = block.tile();
             assert!(rows.is_multiple_of(16) && columns.is_multiple_of(16));
+            if block.group {
+                assert!(block.rows.is_multiple_of(GROUP[0]) && columns.is_multiple_of(GROUP[1]));
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod copy;
 mod elementwise;
 mod gather;
 mod linear;
+mod matrix_attention;
 mod matrix_units;
 mod packing;
 mod pooling;
@@ -85,6 +86,8 @@ pub struct GpuCaps {
     /// Matrix units that are there, and wanted by the user, for products with constants. Their
     /// kernels are understood by the CUDA backend alone.
     pub matrix_units: Option<MatrixUnits>,
+    /// Matrix units work for four warps at once, and read workgroup memory themselves.
+    pub warp_groups: bool,
 }
 
 impl GpuCaps {
@@ -101,6 +104,7 @@ impl GpuCaps {
             units: 0,
             aligned: true,
             matrix_units: None,
+            warp_groups: false,
         }
     }
 }

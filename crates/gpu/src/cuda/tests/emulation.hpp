@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <tuple>
 #include <type_traits>
 #include <ucontext.h>
 #include <utility>
@@ -12,6 +13,7 @@
 #define __device__
 #define __global__
 #define __shared__
+#define __align__(n)
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 

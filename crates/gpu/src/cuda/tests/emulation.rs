@@ -9,12 +9,12 @@ use std::{
 use libloading::Library;
 use sparoa_core::{
     backend::{Arg, BackendError, TaskSpec, View},
-    ops::{self, GpuCaps, GpuConstant, Op, evaluate},
+    ops::{self, GpuCaps, GpuConstant, MatrixUnits, Op, evaluate},
     tensor::{DType, Tensor, TensorType},
 };
 use sparoa_kernels::Pool;
 
-use super::{super::translate, all_caps};
+use super::{super::translate, all_caps, rounded};
 use crate::{
     bind::{Binder, Bindings, Bound},
     residency::{Residency, Resident},
@@ -100,8 +100,8 @@ impl Case {
         })
     }
 
-    /// Runs the kernels and compares.
-    fn check(&mut self, emulator: &Emulator) {
+    /// Runs the kernels.
+    fn run(&mut self, emulator: &Emulator) {
         let mut temps: Vec<Memory> = self.temps.iter().map(|b| memory(0, &vec![0; *b])).collect();
         for bindings in &self.bound {
             let mut buffers: Vec<*mut c_void> = Vec::new();
@@ -117,12 +117,17 @@ impl Case {
             }
             emulator.run(bindings, &mut buffers);
         }
-        for (view, expected) in &self.expected {
+    }
+
+    /// The results, each with what the CPU computes.
+    fn results(&self) -> Vec<(&Tensor, Tensor)> {
+        let result = |(view, expected): &'_ (View, Tensor)| {
             let bytes: &[u8] = bytemuck::cast_slice(&self.slots[view.slot]);
             let mut got = Tensor::zeros(expected.ty().clone());
             got.bytes_mut().copy_from_slice(&bytes[view.offset..view.offset + view.bytes]);
-            self.compare(expected, &got);
-        }
+            got
+        };
+        self.expected.iter().map(|pair| (&pair.1, result(pair))).collect()
     }
 
     fn compare(&self, expected: &Tensor, got: &Tensor) {
@@ -152,7 +157,7 @@ struct Emulator {
 
 impl Emulator {
     /// `None` where there is no compiler.
-    fn build(cases: &[Case]) -> Option<Emulator> {
+    fn build<'a>(cases: impl Iterator<Item = &'a Case>) -> Option<Emulator> {
         let compiler = ["c++", "g++", "clang++"].into_iter().find(|name| {
             Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success())
         })?;
@@ -163,7 +168,7 @@ impl Emulator {
             .replace(conversion, "_Float16 h; __builtin_memcpy(&h, &v, sizeof h); r = (f32)h;");
         text += include_str!("native.hpp");
         let mut kernels = BTreeMap::new();
-        for bindings in cases.iter().flat_map(|case| &case.bound) {
+        for bindings in cases.flat_map(|case| &case.bound) {
             let dispatch = &bindings.dispatch;
             if kernels.contains_key(dispatch.source.as_ref()) {
                 continue;
@@ -172,6 +177,7 @@ impl Emulator {
             let number = kernels.len();
             let body = kernel.source.strip_prefix(translate::PRELUDE).unwrap();
             let body = body.strip_prefix(translate::NATIVE).unwrap_or(body);
+            let body = body.strip_prefix(translate::GROUP).unwrap_or(body);
             let body = body.replace("extern \"C\" ", "static ");
             write!(
                 text,
@@ -261,12 +267,59 @@ fn cases() -> Vec<Case> {
 fn examples_equal_the_cpu() {
     let mut cases = cases();
     assert!(cases.len() > 200, "{} cases", cases.len());
-    let Some(emulator) = Emulator::build(&cases) else {
+    let Some(emulator) = Emulator::build(cases.iter()) else {
         println!("skipped: no C++ compiler");
         return;
     };
     println!("{} cases of {} kernels", cases.len(), emulator.kernels.len());
     for case in &mut cases {
-        case.check(&emulator);
+        case.run(&emulator);
+        case.results().iter().for_each(|(expected, got)| case.compare(expected, got));
+    }
+}
+
+#[test]
+fn matrix_units_are_within_their_bounds() {
+    let base = GpuCaps { workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() };
+    let (samples, mut cases) = (rounded::samples(), Vec::new());
+    for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
+        for (count, warp_groups, lead) in
+            [(1, false, 0), (16, false, 4), (64, false, 0), (1, true, 0)]
+        {
+            let f16 = units == MatrixUnits::Fp16;
+            let caps = GpuCaps {
+                units: count,
+                warp_groups,
+                f16,
+                matrix_units: Some(units),
+                ..base.clone()
+            };
+            for (i, sample) in samples.iter().enumerate() {
+                let how = format!("in {units:?} for {count} units, together {warp_groups}, {lead}");
+                let inputs: Vec<_> =
+                    sample.inputs.iter().map(|(v, c)| (Some(v.clone()), *c)).collect();
+                let case =
+                    Case::new(how, &sample.op, &inputs, &caps, lead).expect("it is supported");
+                cases.push((i, case));
+            }
+        }
+    }
+    let used = |name: &str| {
+        let all = cases.iter().flat_map(|(_, case)| &case.bound);
+        all.filter(|bound| bound.dispatch.source.contains(name)).count()
+    };
+    for name in ["native_multiply_tf32(x", "native_multiply_f16(x", "native_quad_sum(sum0)"] {
+        assert!(used(name) > 10, "{name}");
+    }
+    assert!(used("native_group_multiply_tf32(&") > 2 && used("native_group_multiply_f16(&") > 2);
+    let Some(emulator) = Emulator::build(cases.iter().map(|(_, case)| case)) else {
+        println!("skipped: no C++ compiler");
+        return;
+    };
+    println!("{} cases of {} kernels", cases.len(), emulator.kernels.len());
+    for (sample, case) in &mut cases {
+        case.run(&emulator);
+        let got = &case.results()[0].1;
+        rounded::check(&samples[*sample], got.as_slice().unwrap(), &case.name);
     }
 }

@@ -54,6 +54,14 @@ static vec4<f32> native_exchange(vec4<f32> v) {
     if (lane % 2) return {other.z, other.w, v.z, v.w};
     return {v.x, v.y, other.x, other.y};
 }
+static f32 native_quad_max(f32 v) {
+    const Part* quad = exchange_parts({{}, 0, 0, splat(v), nullptr}) + threadIdx.x % 32 / 4 * 4;
+    return fmaxf(fmaxf(quad[0].v.x, quad[1].v.x), fmaxf(quad[2].v.x, quad[3].v.x));
+}
+static f32 native_quad_sum(f32 v) {
+    const Part* quad = exchange_parts({{}, 0, 0, splat(v), nullptr}) + threadIdx.x % 32 / 4 * 4;
+    return (quad[0].v.x + quad[1].v.x) + (quad[2].v.x + quad[3].v.x);
+}
 static vec4<u32> load_matrices(const vec4<u32>* row) {
     const Part* warp = exchange_parts({{}, 0, 0, {}, row});
     const u32 lane = threadIdx.x % 32;
@@ -61,6 +69,38 @@ static vec4<u32> load_matrices(const vec4<u32>* row) {
     for (u32 i = 0; i < 4; i++) (&r.x)[i] = (&warp[8 * i + lane / 4].row->x)[lane % 4];
     return r;
 }
+
+// Four warps together. A place is a pointer in two words; products are made when they are waited for, so that a missing wait
+// shows.
+static vec4<u32> shared_place(const vec4<u32>* p) { const size_t bits = (size_t)p; return {(u32)bits, (u32)(bits >> 32), 0, 0}; }
+struct Product { vec4<f32>* sums[16]; const vec4<u32> *a, *b; u32 step; bool half; };
+static std::vector<Product> products[1024];
+// Element `k` of a line.
+static f32 line_element(const vec4<u32>* lines, u32 line, u32 step, u32 k, bool half) {
+    const u32 chunk = k / (half ? 8 : 4), word = k % (half ? 8 : 4) / (half ? 2 : 1);
+    const u32 bits = (&lines[line * 4 + ((2 * step + chunk) ^ line / 2 % 4)].x)[word];
+    return half ? of_half(k % 2 ? bits >> 16 : bits) : of_bits(bits);
+}
+static void native_group_start() {}
+static void native_group_end() {}
+static void native_group_publish() {}
+static void native_group_wait() {
+    const u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+    for (const Product& p : products[threadIdx.x])
+        for (u32 j = 0; j < 64; j++) {
+            const u32 own_row = row + j % 4 / 2 * 8, column = j / 4 * 8 + lane % 4 * 2 + j % 2;
+            f32& sum = (&p.sums[j / 4]->x)[j % 4];
+            for (u32 k = 0; k < (p.half ? 16u : 8u); k++)
+                sum += line_element(p.a, own_row, p.step, k, p.half) * line_element(p.b, column, p.step, k, p.half);
+        }
+    products[threadIdx.x].clear();
+}
+template <size_t... I, class T> static void keep_product(std::index_sequence<I...>, T all, bool half) {
+    const auto place = [](vec4<u32> p) { return (const vec4<u32>*)((size_t)p.x | (size_t)p.y << 32); };
+    products[threadIdx.x].push_back({{&std::get<I>(all)...}, place(std::get<16>(all)), place(std::get<17>(all)), std::get<18>(all), half});
+}
+template <class... T> static void native_group_multiply_tf32(T&&... all) { keep_product(std::make_index_sequence<16>(), std::forward_as_tuple(all...), false); }
+template <class... T> static void native_group_multiply_f16(T&&... all) { keep_product(std::make_index_sequence<16>(), std::forward_as_tuple(all...), true); }
 static std::vector<std::pair<vec4<u32>*, const vec4<u32>*>> copies[1024];
 static void copy_async(vec4<u32>* to, const vec4<u32>* from) { copies[threadIdx.x].push_back({to, from}); }
 static void native_wait_copies() {

@@ -6,7 +6,8 @@
 //!
 //! What a warp does together has no words in WGSL: functions called `native_..` are declared there
 //! for their types and are defined in `native.cuh`. The body of `copy_async` is one assignment, that of
-//! `load_matrices` one returned element: their addresses are taken, the access is the hardware's.
+//! `load_matrices` and `shared_place` one returned element: their addresses are taken, the access is
+//! the hardware's.
 
 mod expressions;
 mod statements;
@@ -28,8 +29,13 @@ use types::{layout, type_name};
 pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
 /// What stands behind it where functions called `native_..` are used.
 pub(crate) const NATIVE: &str = include_str!("native.cuh");
-/// How the names of functions begin that are defined in [`NATIVE`].
+/// What stands behind that where functions called `native_group_..` are used.
+pub(crate) const GROUP: &str = include_str!("group.cuh");
+/// How the names of functions begin that are defined in [`NATIVE`], and of those in [`GROUP`].
 const NATIVE_PREFIX: &str = "native_";
+const GROUP_PREFIX: &str = "native_group_";
+/// Vectors of 16 bytes from which on a thread needs more than 128 registers.
+const MANY_VECTORS: usize = 28;
 /// Name of the kernel's function in the translated text.
 pub(crate) const ENTRY: &str = "sparoa_main";
 
@@ -115,6 +121,10 @@ impl Printer<'_> {
         if module.functions.iter().any(|(_, function)| native(function)) {
             self.out.push_str(NATIVE);
         }
+        let names = module.functions.iter().filter_map(|(_, f)| f.name.as_deref());
+        if names.into_iter().any(|name| name.starts_with(GROUP_PREFIX)) {
+            self.out.push_str(GROUP);
+        }
         self.overrides(overrides)?;
         self.structs()?;
         let globals = self.globals()?;
@@ -123,8 +133,14 @@ impl Printer<'_> {
             self.function(handle, function, &globals, threads)?;
         }
         let [x, y, _] = entry.workgroup_size;
-        // Registers for two large blocks at once, of which one works while the other waits.
-        let bounds = if threads == 256 { "256, 2".to_owned() } else { threads.to_string() };
+        // Registers for two large blocks at once, of which one works while the other waits; but
+        // where one has more sums than that leaves room for.
+        let locals = entry.function.local_variables.iter();
+        let vectors = locals
+            .filter(|(_, v)| matches!(module.types[v.ty].inner, TypeInner::Vector { .. }))
+            .count();
+        let two = threads == 256 && vectors < MANY_VECTORS;
+        let bounds = if two { "256, 2".to_owned() } else { threads.to_string() };
         self.line(&format!(
             "extern \"C\" __global__ void __launch_bounds__({bounds}) {ENTRY}({}) {{",
             globals.declared.replace("& params", " params")
@@ -289,7 +305,9 @@ impl Printer<'_> {
         };
         let element = type_name(module, &module.types[base].inner)?;
         let name = global_name(module, handle);
-        self.line(&format!("static __shared__ {element} {name}[{length}];"));
+        // Matrices begin where their pattern of banks does.
+        let align = if element == "vec4<u32>" { "__align__(1024) " } else { "" };
+        self.line(&format!("static __shared__ {align}{element} {name}[{length}];"));
         Ok(())
     }
 

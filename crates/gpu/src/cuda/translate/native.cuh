@@ -31,6 +31,16 @@ FN vec4<f32> native_exchange(vec4<f32> v) {
     return {v.x, v.y, first, second};
 }
 
+// Over the four lanes that hold a row of a sum.
+FN f32 native_quad_max(f32 v) {
+    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
+}
+FN f32 native_quad_sum(f32 v) {
+    v += __shfl_xor_sync(0xffffffffu, v, 1);
+    return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+
 FN u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Four 8 x 8 matrices of 16-bit elements (8 x 4 of 32 bits) in shared memory: lanes 8 i .. point to the rows of the i-th.
 FN vec4<u32> load_matrices(const vec4<u32>* row) {

@@ -39,8 +39,8 @@ enum Memory {
     Plain,
     /// Its assignment is a copy that the hardware makes on the side.
     Copies,
-    /// What it returns is loaded by the whole warp.
-    Matrices,
+    /// What it returns is a place, which the hardware's own function of this name takes.
+    Place(&'static str),
 }
 
 impl<'a> Writer<'a> {
@@ -64,7 +64,8 @@ impl<'a> Writer<'a> {
             next: Vec::new(),
             memory: match function.name.as_deref() {
                 Some("copy_async") => Memory::Copies,
-                Some("load_matrices") => Memory::Matrices,
+                Some("load_matrices") => Memory::Place("load_matrices"),
+                Some("shared_place") => Memory::Place("shared_place"),
                 _ => Memory::Plain,
             },
         }
@@ -138,12 +139,12 @@ impl<'a> Writer<'a> {
                 self.line(&text);
             }
             Statement::Return { value } => {
-                let value = match value {
-                    Some(value) if self.memory == Memory::Matrices => {
-                        format!(" load_matrices(&{})", self.expression(*value)?)
+                let value = match (value, self.memory) {
+                    (Some(value), Memory::Place(name)) => {
+                        format!(" {name}(&{})", self.expression(*value)?)
                     }
-                    Some(value) => format!(" {}", self.expression(*value)?),
-                    None => String::new(),
+                    (Some(value), _) => format!(" {}", self.expression(*value)?),
+                    (None, _) => String::new(),
                 };
                 self.line(&format!("return{value};"));
             }
@@ -161,7 +162,12 @@ impl<'a> Writer<'a> {
                 });
             }
             Statement::Call { function, arguments, result } => {
-                let given: Result<Vec<_>> = arguments.iter().map(|&a| self.expression(a)).collect();
+                // Pointers go to the hardware's functions alone, which take references.
+                let argument = |a: Handle<Expression>| match self.is_pointer(a) {
+                    true => self.pointer(a),
+                    false => self.expression(a),
+                };
+                let given: Result<Vec<_>> = arguments.iter().map(|&a| argument(a)).collect();
                 let given = given?.join(", ");
                 let called = self.module.functions[*function].name.as_deref();
                 let call = match called {
@@ -226,10 +232,14 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    fn is_pointer(&self, handle: Handle<Expression>) -> bool {
+        let inner = self.info[handle].ty.inner_with(&self.module.types);
+        matches!(inner, TypeInner::Pointer { .. } | TypeInner::ValuePointer { .. })
+    }
+
     /// Gives an evaluated expression a name where one is needed.
     fn emit(&mut self, handle: Handle<Expression>) -> Result<()> {
-        let inner = self.info[handle].ty.inner_with(&self.module.types);
-        if matches!(inner, TypeInner::Pointer { .. } | TypeInner::ValuePointer { .. }) {
+        if self.is_pointer(handle) {
             return Ok(());
         }
         let load = matches!(self.function.expressions[handle], Expression::Load { .. });

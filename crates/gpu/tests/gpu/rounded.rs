@@ -1,0 +1,227 @@
+//! Products on matrix units: operators of sizes that no block divides, their results in double
+//! precision, and how far results of rounded operands may be off.
+
+use std::sync::Arc;
+
+use sparoa_core::{
+    ops::{
+        Op,
+        attention::{Attention, HeadLayout},
+        conv::{Conv, Layout, Window},
+        gemm::Linear,
+    },
+    tensor::Tensor,
+};
+
+/// What rounding to 11 significant bits errs by at most, relative to the number.
+const ROUNDING: f64 = 1.0 / 2048.0;
+/// The same absolutely, for f16 below its normal numbers.
+const TINY: f64 = 1.0 / (1u64 << 25) as f64;
+/// What an operation in f32 errs by, with room for the order of sums.
+const SINGLE: f64 = 1.0 / (1u64 << 23) as f64;
+
+/// An operator on values, and what must come out.
+pub struct Sample {
+    pub name: String,
+    pub op: Arc<dyn Op>,
+    /// Values, and whether they are constants.
+    pub inputs: Vec<(Tensor, bool)>,
+    pub expected: Vec<f64>,
+    pub bound: Vec<f64>,
+}
+
+/// A sum of products, and the sum of what its terms may be off: both operands rounded, and the sum
+/// in f32.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    value: f64,
+    bound: f64,
+    count: f64,
+    size: f64,
+}
+
+impl Sum {
+    fn add(&mut self, a: f32, b: f32) {
+        let (a, b) = (f64::from(a), f64::from(b));
+        self.value += a * b;
+        self.size += (a * b).abs();
+        self.bound += (2.0 * ROUNDING + ROUNDING * ROUNDING) * (a * b).abs();
+        self.bound += TINY * (a.abs() + b.abs());
+        self.count += 1.0;
+    }
+
+    fn bound(&self) -> f64 {
+        self.bound + self.count * SINGLE * self.size + f64::from(f32::MIN_POSITIVE)
+    }
+}
+
+fn values(shape: &[usize], seed: u32) -> Tensor {
+    let len: usize = shape.iter().product();
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let data: Vec<f32> = (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_slice(shape.to_vec(), &data)
+}
+
+fn floats(tensor: &Tensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("made of f32")
+}
+
+fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
+    let x = values(&[m, k], 1);
+    let w = values(&if trans_b { [n, k] } else { [k, n] }, 2);
+    let (a, b) = (floats(&x), floats(&w));
+    let sums: Vec<Sum> = (0..m * n)
+        .map(|i| {
+            let mut sum = Sum::default();
+            for j in 0..k {
+                let at = if trans_b { i % n * k + j } else { j * n + i % n };
+                sum.add(a[i / n * k + j], b[at]);
+            }
+            sum
+        })
+        .collect();
+    Sample {
+        name: format!("linear {m}x{k}x{n}"),
+        op: Arc::new(Linear { trans_b, ..Linear::default() }),
+        expected: sums.iter().map(|s| s.value).collect(),
+        bound: sums.iter().map(Sum::bound).collect(),
+        inputs: vec![(x, false), (w, true)],
+    }
+}
+
+/// A convolution 3 x 3 of `groups` parts, NHWC.
+fn conv(size: usize, groups: usize, [ci, co]: [usize; 2], stride: usize) -> Sample {
+    let (c_in, c_out) = (ci * groups, co * groups);
+    let x = values(&[1, size, size, c_in], 3);
+    let w = values(&[c_out, ci, 3, 3], 4);
+    let (a, b) = (floats(&x), floats(&w));
+    let out = (size - 1) / stride + 1;
+    let mut sums = Vec::new();
+    for i in 0..out * out * c_out {
+        let (oh, ow, c) = (i / c_out / out, i / c_out % out, i % c_out);
+        let mut sum = Sum::default();
+        for (kh, kw) in (0..9).map(|tap| (tap / 3, tap % 3)) {
+            let (h, v) = (oh * stride + kh, ow * stride + kw);
+            if (1..=size).contains(&h) && (1..=size).contains(&v) {
+                for j in 0..ci {
+                    let at = ((h - 1) * size + v - 1) * c_in + c / co * ci + j;
+                    sum.add(a[at], b[((c * ci + j) * 3 + kh) * 3 + kw]);
+                }
+            }
+        }
+        sums.push(sum);
+    }
+    let op = Conv {
+        window: Window::new(&[3, 3], &[stride, stride], &[1, 1, 1, 1]),
+        group: groups,
+        layout: Layout::Nhwc,
+        ..Conv::default()
+    };
+    Sample {
+        name: format!("{size} x {size} of {groups} x {ci} to {co}, stride {stride}"),
+        op: Arc::new(op),
+        expected: sums.iter().map(|s| s.value).collect(),
+        bound: sums.iter().map(Sum::bound).collect(),
+        inputs: vec![(x, false), (w, true)],
+    }
+}
+
+/// Attention of two heads. A score that is off by e changes weights by a factor of exp(e), both
+/// its own and, through the sum, all others.
+fn attention(rows: usize, keys: usize, d: usize, vd: usize, causal: bool) -> Sample {
+    let q = values(&[1, 2, rows, d], 5);
+    let k = values(&[1, 2, keys, d], 6);
+    let v = values(&[1, 2, keys, vd], 7);
+    let scale = 0.5f32;
+    let (mut expected, mut bound) = (Vec::new(), Vec::new());
+    for i in 0..2 * rows {
+        let (head, row) = (i / rows, i % rows);
+        let seen = if causal { row + 1 + keys - rows } else { keys };
+        let scores: Vec<Sum> = (0..seen)
+            .map(|key| {
+                let mut sum = Sum::default();
+                for j in 0..d {
+                    sum.add(floats(&q)[i * d + j], floats(&k)[(head * keys + key) * d + j]);
+                }
+                sum
+            })
+            .collect();
+        let off = scores.iter().map(|s| s.bound() * f64::from(scale)).fold(0.0, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s.value * f64::from(scale)).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let share = (2.0 * off).exp() - 1.0 + 2.0 * ROUNDING + 64.0 * SINGLE;
+        for j in 0..vd {
+            let terms = || {
+                weights
+                    .iter()
+                    .enumerate()
+                    .map(|(key, w)| w / total * f64::from(floats(&v)[(head * keys + key) * vd + j]))
+            };
+            expected.push(terms().sum());
+            // Weights below f16's normal numbers lose up to TINY each, relative to the largest, 1.
+            let tiny = TINY * seen as f64 + keys as f64 * SINGLE;
+            bound.push(1.01 * share * terms().map(f64::abs).sum::<f64>() + tiny);
+        }
+    }
+    let layout = HeadLayout::Bhsd;
+    let op = Attention {
+        heads: 2,
+        q_layout: layout,
+        k_layout: layout,
+        v_layout: layout,
+        out_layout: layout,
+        packed: false,
+        scale,
+        causal,
+    };
+    Sample {
+        name: format!("attention {rows} x {keys}, heads of {d} and {vd}, causal {causal}"),
+        op: Arc::new(op),
+        inputs: vec![(q, false), (k, false), (v, false)],
+        expected,
+        bound,
+    }
+}
+
+/// Every block, cut and uncut, whole slices and not, elements one by one and four by four.
+pub fn samples() -> Vec<Sample> {
+    vec![
+        linear(9, 7, 5, false),
+        linear(13, 64, 64, true),
+        linear(33, 129, 66, true),
+        linear(70, 100, 36, false),
+        linear(130, 48, 300, true),
+        linear(258, 96, 257, false),
+        linear(190, 36, 130, true),
+        linear(49, 700, 72, false),
+        conv(7, 1, [3, 20], 2),
+        conv(6, 1, [4, 9], 1),
+        conv(5, 2, [12, 7], 1),
+        conv(9, 1, [24, 130], 1),
+        attention(19, 37, 32, 32, false),
+        attention(70, 70, 64, 64, true),
+        attention(5, 131, 64, 40, false),
+        attention(33, 33, 32, 8, true),
+    ]
+}
+
+/// Panics where a result is off by more than it may.
+pub fn check(sample: &Sample, got: &[f32], how: &str) {
+    assert_eq!(sample.expected.len(), got.len(), "{}", sample.name);
+    for (i, (&got, (expected, bound))) in
+        got.iter().zip(sample.expected.iter().zip(&sample.bound)).enumerate()
+    {
+        let off = (f64::from(got) - expected).abs();
+        assert!(
+            off <= *bound,
+            "{} {how}: element {i} is {got}, {expected} in double precision, off by {off:e}, at most \
+             {bound:e}",
+            sample.name
+        );
+    }
+}
