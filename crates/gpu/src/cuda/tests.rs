@@ -35,13 +35,18 @@ use super::{nvrtc::Nvrtc, translate::translate};
 /// Jetson Xavier, Jetson Orin, Ada, Hopper.
 const ARCHITECTURES: [(i32, i32); 4] = [(7, 2), (8, 7), (8, 9), (9, 0)];
 
-/// What the backend tells operators of a device, and its variations.
+/// What the backend tells operators of a device with so many multiprocessors.
+fn caps(units: u32) -> GpuCaps {
+    GpuCaps { units, workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() }
+}
+
+/// With variations.
 fn all_caps() -> Vec<GpuCaps> {
-    let base = GpuCaps { workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() };
+    let base = caps(0);
     vec![
         base.clone(),
-        GpuCaps { units: 132, ..base.clone() },
-        GpuCaps { units: 16, aligned: false, ..base.clone() },
+        caps(132),
+        GpuCaps { aligned: false, ..caps(16) },
         GpuCaps { f16: true, ..base.clone() },
         GpuCaps { units: 16, matrix_units: Some(MatrixUnits::Tf32), ..base.clone() },
         GpuCaps { f16: true, matrix_units: Some(MatrixUnits::Fp16), ..base.clone() },
@@ -49,15 +54,21 @@ fn all_caps() -> Vec<GpuCaps> {
     ]
 }
 
-/// Distinct kernels by their text.
-#[derive(Default)]
-struct Kernels(BTreeMap<String, Dispatch>);
+/// Distinct kernels by their text, for some devices.
+struct Kernels {
+    caps: Vec<GpuCaps>,
+    all: BTreeMap<String, Dispatch>,
+}
 
 impl Kernels {
+    fn of(caps: &[GpuCaps]) -> Kernels {
+        Kernels { caps: caps.to_vec(), all: BTreeMap::new() }
+    }
+
     fn add(&mut self, op: &dyn Op, operands: &Operands<'_>) {
-        for kernel in all_caps().iter().filter_map(|caps| op.gpu(operands, caps)) {
+        for kernel in self.caps.iter().filter_map(|caps| op.gpu(operands, caps)) {
             for dispatch in kernel.dispatches {
-                self.0.insert(dispatch.source.to_string(), dispatch);
+                self.all.insert(dispatch.source.to_string(), dispatch);
             }
         }
     }
@@ -70,8 +81,8 @@ impl Kernels {
 }
 
 /// Those of the built-in models, as sessions optimise them.
-fn of_models() -> Kernels {
-    let mut kernels = Kernels::default();
+fn of_models(caps: &[GpuCaps]) -> Kernels {
+    let mut kernels = Kernels::of(caps);
     for entry in zoo::list() {
         let model = Arc::new(zoo::build(entry.name).unwrap());
         let graph = passes::optimize(specialize(&model, &Shapes::new()).unwrap().graph);
@@ -83,8 +94,8 @@ fn of_models() -> Kernels {
 }
 
 /// Those of every operator's examples.
-fn of_examples() -> Kernels {
-    let mut kernels = Kernels::default();
+fn of_examples(caps: &[GpuCaps]) -> Kernels {
+    let mut kernels = Kernels::of(caps);
     for spec in ops::specs() {
         for example in (spec.examples)() {
             let Ok(op) = example.op(spec) else { continue };
@@ -118,8 +129,8 @@ fn channels_last(input: Operand) -> Operand {
 }
 
 /// Those of random products and convolutions.
-fn of_samples() -> Kernels {
-    let kernels = std::cell::RefCell::new(Kernels::default());
+fn of_samples(caps: &[GpuCaps]) -> Kernels {
+    let kernels = std::cell::RefCell::new(Kernels::of(caps));
     let zeros = |shape: &[usize]| Tensor::zeros(TensorType::f32(shape.to_vec()));
     let dynamic = |shape: &[usize]| Some(Operand::dynamic(TensorType::f32(shape.to_vec())));
     let constant = |shape: &[usize]| Some(Operand::constant(Arc::new(zeros(shape))));
@@ -160,13 +171,8 @@ fn of_samples() -> Kernels {
     kernels.into_inner()
 }
 
-/// Compiles kernels for some architectures; every refusal.
-fn compile(nvrtc: &Nvrtc, kernels: &Kernels, architectures: &[(i32, i32)]) -> Vec<String> {
-    let work: Vec<_> = kernels
-        .0
-        .values()
-        .flat_map(|dispatch| architectures.iter().map(move |arch| (dispatch, *arch)))
-        .collect();
+/// Compiles kernels for architectures; every refusal.
+fn compile(nvrtc: &Nvrtc, work: &[(Dispatch, (i32, i32))]) -> Vec<String> {
     let next = AtomicUsize::new(0);
     let refused = parking_lot::Mutex::new(Vec::new());
     let cores = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -190,13 +196,13 @@ fn compile(nvrtc: &Nvrtc, kernels: &Kernels, architectures: &[(i32, i32)]) -> Ve
 #[test]
 fn every_kernel_has_a_cuda_form() {
     for (from, kernels, least) in [
-        ("models", of_models(), 20),
-        ("examples", of_examples(), 60),
-        ("samples", of_samples(), 20),
+        ("models", of_models(&all_caps()), 20),
+        ("examples", of_examples(&all_caps()), 60),
+        ("samples", of_samples(&all_caps()), 20),
     ] {
-        println!("{} kernels of {from}", kernels.0.len());
-        assert!(kernels.0.len() >= least, "{from}");
-        for dispatch in kernels.0.values() {
+        println!("{} kernels of {from}", kernels.all.len());
+        assert!(kernels.all.len() >= least, "{from}");
+        for dispatch in kernels.all.values() {
             let kernel = translate(&dispatch.source, &dispatch.overrides)
                 .unwrap_or_else(|e| panic!("{}: {e}\n{}", dispatch.label, dispatch.source));
             assert_eq!(kernel.buffers, dispatch.bindings.len(), "{}", dispatch.label);
@@ -226,10 +232,38 @@ fn kernels_compile_for_every_architecture() {
     for arch in unknown {
         println!("skipped: NVRTC {major}.{minor} has no {arch:?}");
     }
-    let mut refused = compile(&nvrtc, &of_models(), &known);
-    // The rest once, for the board that matters most.
-    let rest = Kernels(of_examples().0.into_iter().chain(of_samples().0).collect());
-    refused.extend(compile(&nvrtc, &rest, &[(8, 7)]));
+    // Each text once for an architecture: what a large GPU of it gets in every precision; and for
+    // the board that matters most all the rest.
+    let mut work = BTreeMap::new();
+    let mut add = |kernels: Kernels, arch| {
+        work.extend(kernels.all.into_iter().map(|(text, dispatch)| ((text, arch), dispatch)));
+    };
+    let tensor = |units, f16, warp_groups| GpuCaps {
+        f16,
+        matrix_units: Some(if f16 { MatrixUnits::Fp16 } else { MatrixUnits::Tf32 }),
+        warp_groups,
+        ..caps(units)
+    };
+    for &arch in &known {
+        add(of_models(&[caps(132)]), arch);
+        // Ada has nothing that Orin does not have: one precision on each.
+        let groups = nvrtc.has_warp_groups(arch);
+        match arch {
+            (8, 7) => add(of_models(&[tensor(16, false, groups)]), arch),
+            (8, 9) => add(of_models(&[tensor(132, true, groups)]), arch),
+            (9, 0) => {
+                add(of_models(&[tensor(132, false, groups), tensor(132, true, groups)]), arch)
+            }
+            _ => {}
+        }
+    }
+    if known.contains(&(8, 7)) {
+        add(of_models(&[GpuCaps { aligned: false, ..caps(16) }]), (8, 7));
+        add(of_examples(&[caps(132), tensor(16, true, false)]), (8, 7));
+        add(of_samples(&[caps(132), tensor(16, false, false)]), (8, 7));
+    }
+    let work: Vec<_> = work.into_iter().map(|((_, arch), dispatch)| (dispatch, arch)).collect();
+    let refused = compile(&nvrtc, &work);
     assert!(refused.is_empty(), "{}", refused.join("\n"));
 }
 

@@ -53,6 +53,9 @@ const BLOCKS: [Block; 12] = [
 ];
 /// Rows and columns that a group of four warps multiplies at once.
 const GROUP: [usize; 2] = [64, 128];
+/// Inner elements from which on groups are worth their few warps: measured on an H200, where Swin-T's
+/// and MobileNetV2's shorter products took longer with them.
+const GROUP_DEPTH: usize = 512;
 /// Bytes of a chunk: what an invocation copies at once, and a row of the matrices that a warp loads.
 pub(super) const CHUNK: usize = 16;
 /// Slices in workgroup memory: one is multiplied while the next arrives.
@@ -157,7 +160,7 @@ pub(super) fn choose(product: &Product, units: MatrixUnits, caps: &GpuCaps) -> O
     for block in BLOCKS {
         if block.workgroup_bytes() > caps.workgroup_bytes as usize
             || block.threads() > caps.workgroup_size as usize
-            || (block.group && !caps.warp_groups)
+            || (block.group && !(caps.warp_groups && k >= GROUP_DEPTH))
         {
             continue;
         }

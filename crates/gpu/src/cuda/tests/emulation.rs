@@ -280,20 +280,14 @@ fn examples_equal_the_cpu() {
 
 #[test]
 fn matrix_units_are_within_their_bounds() {
-    let base = GpuCaps { workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() };
     let (samples, mut cases) = (rounded::samples(), Vec::new());
     for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
         for (count, warp_groups, lead) in
             [(1, false, 0), (16, false, 4), (64, false, 0), (1, true, 0)]
         {
             let f16 = units == MatrixUnits::Fp16;
-            let caps = GpuCaps {
-                units: count,
-                warp_groups,
-                f16,
-                matrix_units: Some(units),
-                ..base.clone()
-            };
+            let caps =
+                GpuCaps { warp_groups, f16, matrix_units: Some(units), ..super::caps(count) };
             for (i, sample) in samples.iter().enumerate() {
                 let how = format!("in {units:?} for {count} units, together {warp_groups}, {lead}");
                 let inputs: Vec<_> =
