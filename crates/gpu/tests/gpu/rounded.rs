@@ -199,6 +199,8 @@ pub fn samples() -> Vec<Sample> {
         linear(258, 96, 257, false),
         linear(190, 36, 130, true),
         linear(49, 700, 72, false),
+        linear(130, 520, 257, true),
+        linear(67, 600, 130, false),
         conv(7, 1, [3, 20], 2),
         conv(6, 1, [4, 9], 1),
         conv(5, 2, [12, 7], 1),

@@ -200,7 +200,7 @@ impl Form {
                 writeln!(t, "let w{group}_{step} = {weights};").ok()?;
             }
             for n in 0..vd / 2 {
-                let (at, turn) = (8 * n * KEY_CHUNKS, 4 * group ^ (2 * n % 8));
+                let (at, turn) = (8 * n * KEY_CHUNKS, (4 * group) ^ (2 * n % 8));
                 writeln!(
                     t,
                     "let v{group}_{n} = tile[lane_v + {at}u + (turn ^ {turn}u)];\n\
