@@ -305,7 +305,7 @@ fn matrix_units_are_within_their_bounds() {
     for name in ["native_multiply_tf32(x", "native_multiply_f16(x", "native_quad_sum(sum0)"] {
         assert!(used(name) > 10, "{name}");
     }
-    assert!(used("native_group_multiply_tf32(&") > 2 && used("native_group_multiply_f16(&") > 2);
+    assert!(used("native_group_multiply_tf32(&") > 0 && used("native_group_multiply_f16(&") > 0);
     let Some(emulator) = Emulator::build(cases.iter().map(|(_, case)| case)) else {
         println!("skipped: no C++ compiler");
         return;
