@@ -106,9 +106,11 @@ impl Context {
         unsafe { result::ctx::set_current(self.raw) }
     }
 
-    /// Waits for everything on the device.
-    pub(crate) fn synchronize(&self) -> Result<()> {
-        result::ctx::synchronize()
+    /// Waits for what was filled so far. Not for all of the context: the driver forbids that while
+    /// another thread captures one of its streams.
+    pub(crate) fn wait_fills(&self) -> Result<()> {
+        // SAFETY: the null stream, on which fills run, always exists.
+        unsafe { result::stream::synchronize(std::ptr::null_mut()) }
     }
 }
 

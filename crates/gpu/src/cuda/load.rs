@@ -89,7 +89,10 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
         });
     }
     // Fills of memory run on a stream of their own.
-    shared.run("loading the program", || shared.context.synchronize())?;
+    shared.run("loading the program", || {
+        shared.context.wait_fills()?;
+        stream.synchronize()
+    })?;
     let bytes = transfers.bytes()
         + temps.iter().map(|t| t.bytes).sum::<usize>()
         + weights.iter().map(|w| w.bytes).sum::<usize>();

@@ -54,7 +54,10 @@ impl Program for CudaProgram {
     }
 
     fn wait_idle(&self) -> Result<(), BackendError> {
-        self.shared.run("waiting", || self.shared.context.synchronize())
+        self.shared.run("waiting", || {
+            self.stream.synchronize()?;
+            self.transfers.synchronize()
+        })
     }
 
     fn time_segment(&self, segment: usize) -> Result<Vec<u64>, BackendError> {

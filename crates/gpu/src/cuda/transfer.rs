@@ -167,6 +167,12 @@ impl Transfers {
         start + view.offset as Address
     }
 
+    /// Waits for every copy.
+    pub(crate) fn synchronize(&self) -> Result<(), DriverError> {
+        self.inward.synchronize()?;
+        self.outward.synchronize()
+    }
+
     /// Makes the launch that follows wait for the uploads so far.
     pub(crate) fn before_launch(&self, stream: &Stream) -> Result<(), DriverError> {
         if self.pending.swap(false, Ordering::AcqRel) {

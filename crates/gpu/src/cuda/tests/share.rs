@@ -44,7 +44,7 @@ fn used(ordinal: usize, wanted: Option<u32>) -> Result<(Option<u32>, [usize; 2])
             params: vec![0; 4],
             buffers: vec![counts.address],
         };
-        context.synchronize()?;
+        context.wait_fills()?;
         // SAFETY: the buffer has room for the counts of every multiprocessor and outlives the
         // launch, which is waited for.
         let queue = || unsafe { stream.launch(&launch) };
