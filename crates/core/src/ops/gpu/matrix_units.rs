@@ -262,11 +262,13 @@ impl Text {
         if block.group {
             t.push_str(TOGETHER);
             let sums = (0..GROUP[1] / 8).map(|j| format!("s{j}: ptr<function, vec4<f32>>, "));
+            let sums = sums.collect::<String>();
             writeln!(
                 t,
-                "fn {}({}a: vec4<u32>, b: vec4<u32>, step: u32) {{}}",
+                "fn {}({sums}a: vec4<u32>, b: vec4<u32>, step: u32) {{}}\n\
+                 fn native_group_hold({}) {{}}",
                 self.group_multiply(),
-                sums.collect::<String>()
+                sums.trim_end_matches(", ")
             )?;
         }
         writeln!(
@@ -368,7 +370,9 @@ impl Text {
             // The next slice is laid out meanwhile.
             t.push_str("if (more) {\n");
             keep(&mut t, "half")?;
-            t.push_str("}\nnative_group_wait();\nif (!more) { break; }\n");
+            t.push_str("}\nnative_group_wait();\n");
+            self.hold(&mut t)?;
+            t.push_str("if (!more) { break; }\n");
         } else {
             self.multiply(&mut t)?;
             t.push_str("if (!more) { break; }\n");
@@ -441,17 +445,29 @@ impl Text {
             let at = (rows + j * group_columns) * line;
             writeln!(t, "let at_b{j} = shared_place(now + {at}u);")?;
         }
+        self.hold(t)?;
         t.push_str("native_group_start();\n");
         for s in 0..line / 2 {
             for j in 0..columns / group_columns {
-                let sums = (0..group_columns / 8)
-                    .map(|i| format!("&s0_{}, ", j * group_columns / 8 + i))
-                    .collect::<String>();
-                writeln!(t, "{}({sums}at_a, at_b{j}, {s}u);", self.group_multiply())?;
+                let sums = Text::sums(j);
+                writeln!(t, "{}({sums}, at_a, at_b{j}, {s}u);", self.group_multiply())?;
             }
         }
         t.push_str("native_group_end();\n");
         Ok(())
+    }
+
+    /// Keeps the compiler from moving accesses of the sums to where products are under way.
+    fn hold(&self, t: &mut String) -> std::fmt::Result {
+        (0..self.choice.block.columns / GROUP[1])
+            .try_for_each(|j| writeln!(t, "native_group_hold({});", Text::sums(j)))
+    }
+
+    /// The sums of the `j`-th product of four warps, as arguments.
+    fn sums(j: usize) -> String {
+        let sums: Vec<_> =
+            (0..GROUP[1] / 8).map(|i| format!("&s0_{}", j * GROUP[1] / 8 + i)).collect();
+        sums.join(", ")
     }
 
     /// Positions in its window that an invocation keeps: of a chunk, of its vec4s, or of its

@@ -84,6 +84,7 @@ static f32 line_element(const vec4<u32>* lines, u32 line, u32 step, u32 k, bool 
 static void native_group_start() {}
 static void native_group_end() {}
 static void native_group_publish() {}
+template <class... T> static void native_group_hold(T&&...) {}
 static void native_group_wait() {
     const u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
     for (const Product& p : products[threadIdx.x])

@@ -13,6 +13,18 @@ FN void native_group_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::
 // What this thread wrote to shared memory is seen by the products after the next barrier.
 FN void native_group_publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+#define SUMS(s) "+f"(s.x), "+f"(s.y), "+f"(s.z), "+f"(s.w)
+#define ALL_SUMS \
+    SUMS(s0), SUMS(s1), SUMS(s2), SUMS(s3), SUMS(s4), SUMS(s5), SUMS(s6), SUMS(s7), SUMS(s8), SUMS(s9), SUMS(s10), SUMS(s11), \
+    SUMS(s12), SUMS(s13), SUMS(s14), SUMS(s15)
+
+// Nothing, but the sums are what they are before and after it: the compiler knows nothing of products that are under way.
+FN void native_group_hold(vec4<f32>& s0, vec4<f32>& s1, vec4<f32>& s2, vec4<f32>& s3, vec4<f32>& s4, vec4<f32>& s5, vec4<f32>& s6,
+                          vec4<f32>& s7, vec4<f32>& s8, vec4<f32>& s9, vec4<f32>& s10, vec4<f32>& s11, vec4<f32>& s12,
+                          vec4<f32>& s13, vec4<f32>& s14, vec4<f32>& s15) {
+    asm volatile("" : ALL_SUMS : : "memory");
+}
+
 // s + a * b for 64 x 128 sums, each warp 16 rows of them, each of s 8 columns, among the lanes as in native_multiply.
 #define GROUP_MULTIPLY(name, form, order) \
     FN void name(vec4<f32>& s0, vec4<f32>& s1, vec4<f32>& s2, vec4<f32>& s3, vec4<f32>& s4, vec4<f32>& s5, vec4<f32>& s6, \
@@ -23,10 +35,8 @@ FN void native_group_publish() { asm volatile("fence.proxy.async.shared::cta;" :
             "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, " \
             "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
             "%64, %65, p, 1, 1" order ";}" \
-            : SUMS(s0), SUMS(s1), SUMS(s2), SUMS(s3), SUMS(s4), SUMS(s5), SUMS(s6), SUMS(s7), SUMS(s8), SUMS(s9), SUMS(s10), \
-              SUMS(s11), SUMS(s12), SUMS(s13), SUMS(s14), SUMS(s15) \
+            : ALL_SUMS \
             : "l"(descriptor(a, step)), "l"(descriptor(b, step)) : "memory"); \
     }
-#define SUMS(s) "+f"(s.x), "+f"(s.y), "+f"(s.z), "+f"(s.w)
 GROUP_MULTIPLY(native_group_multiply_tf32, "m64n128k8.f32.tf32.tf32", "")
 GROUP_MULTIPLY(native_group_multiply_f16, "m64n128k16.f32.f16.f16", ", 0, 0")
