@@ -282,8 +282,9 @@ fn examples_equal_the_cpu() {
 fn matrix_units_are_within_their_bounds() {
     let (samples, mut cases) = (rounded::samples(), Vec::new());
     for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
+        let mut together = 0;
         for (count, warp_groups, lead) in
-            [(1, false, 0), (16, false, 4), (64, false, 0), (1, true, 0)]
+            [(1, false, 0), (16, false, 4), (64, false, 0), (1, true, 0), (16, true, 4)]
         {
             let f16 = units == MatrixUnits::Fp16;
             let caps =
@@ -294,9 +295,16 @@ fn matrix_units_are_within_their_bounds() {
                     sample.inputs.iter().map(|(v, c)| (Some(v.clone()), *c)).collect();
                 let case =
                     Case::new(how, &sample.op, &inputs, &caps, lead).expect("it is supported");
+                let texts = case.bound.iter().map(|bound| &bound.dispatch.source);
+                let count = texts.filter(|text| text.contains("native_group_multiply")).count();
+                assert!(warp_groups || count == 0, "{}: no such device", case.name);
+                together += count;
                 cases.push((i, case));
             }
         }
+        // Only deep products, and of those only what the estimates give them.
+        println!("{together} products of four warps in {units:?}");
+        assert!(together >= 2, "{together} products of four warps in {units:?}");
     }
     let used = |name: &str| {
         let all = cases.iter().flat_map(|(_, case)| &case.bound);
@@ -305,7 +313,6 @@ fn matrix_units_are_within_their_bounds() {
     for name in ["native_multiply_tf32(x", "native_multiply_f16(x", "native_quad_sum(sum0)"] {
         assert!(used(name) > 10, "{name}");
     }
-    assert!(used("native_group_multiply_tf32(&") > 0 && used("native_group_multiply_f16(&") > 0);
     let Some(emulator) = Emulator::build(cases.iter().map(|(_, case)| case)) else {
         println!("skipped: no C++ compiler");
         return;
