@@ -86,7 +86,8 @@ pub struct DeviceArgs {
     pub allow_fallback: bool,
     /// tf32, fp16: products with constants on the tensor cores of an NVIDIA GPU (compute capability
     /// 8.0 or newer, `--gpu cuda`), operands rounded to 11 significant bits or to f16, sums in f32;
-    /// the CPU computes fp32 with either, other GPUs have neither. bf16: products of bf16 operands
+    /// the CPU computes fp32 with either. Other GPUs refuse tf32; with fp16 they
+    /// store weights so, where they can, and compute fp32. bf16: products of bf16 operands
     /// with sums in f32 on CPUs that have AMX or AVX-512 BF16. bf16x2: operands as sums of two bf16, 17
     /// significant bits, on CPUs that have AMX. The GPU computes fp32 with either. fp32 on CPUs that
     /// have AMX: where it is faster, operands as sums of three bf16, all of their bits.

@@ -18,7 +18,8 @@ pub struct GpuOptions {
     pub name: Option<String>,
     /// Accept a software rasteriser that was not asked for by name.
     pub allow_software: bool,
-    /// How products with constants are computed; but in fp32 on CUDA alone.
+    /// How products with constants are computed: on tensor cores on CUDA alone. Elsewhere fp16 stores
+    /// their weights so, where the device can read them, and computes fp32.
     pub precision: GpuPrecision,
     /// Folder for compiled kernels; `None` keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
@@ -55,13 +56,13 @@ pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendErr
             Ok(Arc::new(CudaBackend::new(&options)?))
         }
         None => {
-            let f16 = false;
+            let f16 = precision == GpuPrecision::Fp16;
             let options =
                 WgpuOptions { adapter: name, allow_software, f16, cache_dir, transfer, units };
             let backend = WgpuBackend::new(&options)?;
             match precision {
-                GpuPrecision::Fp32 => Ok(Arc::new(backend)),
-                _ => Err(BackendError::Precision {
+                GpuPrecision::Fp32 | GpuPrecision::Fp16 => Ok(Arc::new(backend)),
+                GpuPrecision::Tf32 => Err(BackendError::Precision {
                     precision: precision.name(),
                     device: backend.info().name.clone(),
                     reason: format!(

@@ -134,6 +134,9 @@ impl Host {
             .map(|input| {
                 input.as_ref().map(|input| match input {
                     TaskInput::Constant(tensor) => tensor.view(),
+                    TaskInput::Held(ty) => {
+                        TensorRef { dtype: ty.dtype, shape: &ty.shape, bytes: &[] }
+                    }
                     TaskInput::Region(r) => {
                         TensorRef { dtype: r.ty.dtype, shape: &r.ty.shape, bytes: read(r) }
                     }

@@ -87,9 +87,9 @@ impl KernelCache {
             unreachable!("called on constants only")
         };
         let whole = graph.value(*value).constant.as_ref();
-        let whole = whole.expect("the compiler took the argument from a constant");
+        let whole = whole.expect("the compiler took the argument from a constant").reader();
         if slice.is_none() && whole.ty() == ty {
-            return whole.clone();
+            return whole;
         }
         let key = (*value, slice.clone(), ty.clone());
         if let Some(tensor) = lock(&self.constants).get(&key) {
@@ -97,8 +97,8 @@ impl KernelCache {
         }
         let tensor = match slice {
             // A view of a constant: the same bytes under another shape.
-            None => Tensor::clone(whole),
-            Some((axis, range)) => slice_tensor(whole, *axis, range.clone()),
+            None => Tensor::clone(&whole),
+            Some((axis, range)) => slice_tensor(&whole, *axis, range.clone()),
         };
         let tensor = tensor.reshaped(ty.shape.clone()).expect("a view keeps the length");
         let tensor = Arc::new(tensor);

@@ -24,6 +24,8 @@ pub(super) struct CpuTask {
 
 pub(super) enum TaskInput {
     Constant(Arc<Tensor>),
+    /// A constant that the kernel holds.
+    Held(TensorType),
     Region(Region),
 }
 
@@ -42,15 +44,23 @@ pub(super) fn cpu_tasks(
         .iter()
         .zip(prepared)
         .map(|(task, kernel)| {
-            let input = |arg: &Arg| match arg {
-                Arg::Constant { .. } => TaskInput::Constant(kernels.constant(graph, arg)),
-                Arg::Region(region) => TaskInput::Region(region.clone()),
+            let kernel = kernel.into_inner().expect("the pool ran every task")?;
+            let input = |(i, arg): (usize, &Option<Arg>)| {
+                Some(match arg.as_ref()? {
+                    Arg::Constant { ty, value, .. } if kernel.holds(i) => {
+                        // Reading its neighbours in the file may have brought it back.
+                        graph.value(*value).constant.iter().for_each(|c| c.release());
+                        TaskInput::Held(ty.clone())
+                    }
+                    arg @ Arg::Constant { .. } => TaskInput::Constant(kernels.constant(graph, arg)),
+                    Arg::Region(region) => TaskInput::Region(region.clone()),
+                })
             };
             Ok(CpuTask {
                 name: task.name.clone(),
                 op_type: task.op.op_type(),
-                kernel: kernel.into_inner().expect("the pool ran every task")?,
-                inputs: task.inputs.iter().map(|arg| arg.as_ref().map(input)).collect(),
+                inputs: task.inputs.iter().enumerate().map(input).collect(),
+                kernel,
                 outputs: task.outputs.clone(),
             })
         })

@@ -1,6 +1,9 @@
 //! Every placement gives the reference's bits; failures end a run, never hang it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg32;
@@ -9,9 +12,10 @@ use sparoa_kernels::pool::Pool;
 use super::{Engine, EngineError, KernelCache};
 use crate::{
     backend::{Accelerator, NullAccelerator, NullOptions},
-    ir::Graph,
+    ir::{Graph, Node, Value},
+    ops::gemm::Linear,
     plan::{Lane, Place, Placement, Support, compile},
-    tensor::Tensor,
+    tensor::{Tensor, TensorType},
     toy::{self, Toy, ToyGraph},
 };
 
@@ -194,4 +198,39 @@ fn a_trace_has_every_working_step() {
     assert_eq!(Lane::ALL.map(lanes), [3, 1, 1, 1]);
     assert!(trace.events.iter().all(|e| e.start_ns <= e.end_ns && e.end_ns <= trace.makespan_ns));
     assert_eq!(trace.events[3].name, "a .. b");
+}
+
+#[test]
+fn weights_live_while_they_are_packed() {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let mut graph = Graph { name: "product".to_owned(), ..Graph::default() };
+    let mut value = |name: &str, shape: [usize; 2], constant: Option<Tensor>| {
+        let constant = constant.map(Arc::new);
+        graph.add_value(Value { name: name.to_owned(), ty: TensorType::f32(shape), constant })
+    };
+    let weights = Tensor::from_slice([3, 2], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let doubled = weights.made(TensorType::f32([3, 2]), |mut w| {
+        MADE.fetch_add(1, Ordering::Relaxed);
+        w.as_slice_mut::<f32>().unwrap().iter_mut().for_each(|w| *w *= 2.0);
+        w
+    });
+    let [x, w, y] = [("x", [1, 3], None), ("w", [3, 2], Some(doubled)), ("y", [1, 2], None)]
+        .map(|(name, shape, constant)| value(name, shape, constant));
+    graph.nodes.push(Node {
+        name: "product".to_owned(),
+        op: Arc::new(Linear::default()),
+        inputs: vec![Some(x), Some(w)],
+        outputs: vec![Some(y)],
+        origin: Vec::new(),
+    });
+    (graph.inputs, graph.outputs) = (vec![x], vec![y]);
+    let graph = Arc::new(graph);
+    let null = NullAccelerator::new(NullOptions::default());
+    let mut engine = engine(&graph, &[Place::Cpu], &null).unwrap();
+    let x = Tensor::from_slice([1, 3], &[1f32, 10.0, 100.0]);
+    assert_eq!(outputs(&mut engine, &[x]).unwrap()[0].as_slice(), Some(&[1062f32, 1284.0][..]));
+    let made = MADE.load(Ordering::Relaxed);
+    // Nobody has them any more: they are made anew.
+    assert_eq!(graph.value(w).constant.as_ref().unwrap().as_slice::<f32>().unwrap()[5], 12.0);
+    assert_eq!(MADE.load(Ordering::Relaxed), made + 1);
 }

@@ -117,7 +117,8 @@ impl Graph {
             .map(|id| {
                 id.map(|id| {
                     let v = self.value(id);
-                    Operand { ty: v.ty.clone(), constant: v.constant.clone() }
+                    let constant = v.constant.as_ref().map(Tensor::reader);
+                    Operand { ty: v.ty.clone(), constant }
                 })
             })
             .collect()

@@ -189,6 +189,10 @@ pub(super) fn check_size(
     }
 }
 
+/// Smaller tensors are copied. Biases and the like are read in every run, and a page of a mapped
+/// file may come with two megabytes of its neighbours.
+const COPIED_BELOW: usize = 1 << 14;
+
 /// The tensor whose bytes are `raw`, part of `file`.
 fn from_raw(ty: TensorType, raw: Bytes, file: &Contents) -> Result<Tensor, String> {
     let needed = ty.bytes();
@@ -198,6 +202,9 @@ fn from_raw(ty: TensorType, raw: Bytes, file: &Contents) -> Result<Tensor, Strin
     if ty.dtype == DType::Bool && raw.iter().any(|b| *b > 1) {
         let bytes: Vec<u8> = raw.iter().map(|b| u8::from(*b != 0)).collect();
         return Ok(Tensor::new(ty, Storage::copy_from(&bytes)).expect("same length"));
+    }
+    if needed < COPIED_BELOW {
+        return Ok(Tensor::new(ty, Storage::copy_from(&raw)).expect("length was checked"));
     }
     let align = ty.dtype.size();
     let (source, range) = file.locate(&raw).unwrap_or_else(|| (Arc::new(Read(raw)), 0..needed));

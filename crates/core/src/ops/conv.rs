@@ -419,6 +419,10 @@ impl CpuKernel for ConvKernel {
         self.packed.as_ref().map_or(0, |p| p.bytes())
     }
 
+    fn holds(&self, input: usize) -> bool {
+        input == 1 && self.packed.is_some()
+    }
+
     fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
         let made;
         let conv = match &self.packed {

@@ -22,6 +22,13 @@ pub trait CpuKernel: Send + Sync {
         0
     }
 
+    /// Whether the kernel holds a constant input itself, packed: [`CpuKernel::run`] looks at its
+    /// type at most, and its bytes may be missing.
+    fn holds(&self, input: usize) -> bool {
+        let _ = input;
+        false
+    }
+
     /// The name of the method that was chosen, where there are several; else empty.
     fn method(&self) -> &'static str {
         ""
@@ -37,7 +44,7 @@ pub trait CpuKernel: Send + Sync {
 
 /// Tensors of one kernel run.
 pub struct KernelIo<'a, 'b> {
-    /// Inputs in order; constants too (the prepared kernel may ignore those it packed).
+    /// Inputs in order; constants too, without bytes where [`CpuKernel::holds`] says so.
     pub inputs: &'b [Option<TensorRef<'a>>],
     /// Outputs in order. Contents are arbitrary before the run.
     pub outputs: &'b mut [TensorMut<'a>],
@@ -128,19 +135,24 @@ where
     Box::new(Prepared { weight_bytes, scratch_bytes, run })
 }
 
-/// A kernel whose method has a name.
-struct Named {
+/// A kernel that has packed some of its inputs, by a method that has a name.
+struct Packed {
     method: &'static str,
+    held: Vec<usize>,
     kernel: Box<dyn CpuKernel>,
 }
 
-impl CpuKernel for Named {
+impl CpuKernel for Packed {
     fn scratch_bytes(&self, threads: usize) -> usize {
         self.kernel.scratch_bytes(threads)
     }
 
     fn weight_bytes(&self) -> usize {
         self.kernel.weight_bytes()
+    }
+
+    fn holds(&self, input: usize) -> bool {
+        self.held.contains(&input)
     }
 
     fn method(&self) -> &'static str {
@@ -152,9 +164,13 @@ impl CpuKernel for Named {
     }
 }
 
-/// The kernel with a name for its method.
-pub fn with_method(method: &'static str, kernel: Box<dyn CpuKernel>) -> Box<dyn CpuKernel> {
-    Box::new(Named { method, kernel })
+/// The kernel, which holds the inputs `held` ([`CpuKernel::holds`]), with a name for its method.
+pub fn packed_kernel(
+    method: &'static str,
+    held: impl Into<Vec<usize>>,
+    kernel: Box<dyn CpuKernel>,
+) -> Box<dyn CpuKernel> {
+    Box::new(Packed { method, held: held.into(), kernel })
 }
 
 /// More bytes than a tensor can have: sizes may come from a hostile file.

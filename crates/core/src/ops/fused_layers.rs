@@ -12,7 +12,7 @@ use sparoa_kernels::Arithmetic;
 
 use super::{
     AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, KernelClass, Op, OpError,
-    OpSpec, Operand, Operands, Part, PartInput, Variant, floats, gpu, with_method,
+    OpSpec, Operand, Operands, Part, PartInput, Variant, floats, gpu, packed_kernel,
 };
 use crate::tensor::TensorType;
 use links::{Feed, Link};
@@ -141,7 +141,8 @@ impl Op for FusedLayers {
         let links = self.links(x.inputs)?;
         let kernel = kernel::Slices::new(&links, kernel::SLICE_BYTES)?;
         let method = if kernel.count() > 1 { "slices" } else { "layer by layer" };
-        Ok(with_method(method, Box::new(kernel)))
+        let held: Vec<usize> = (0..x.inputs.len()).filter(|i| kernel.holds(*i)).collect();
+        Ok(packed_kernel(method, held, Box::new(kernel)))
     }
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {

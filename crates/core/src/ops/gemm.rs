@@ -14,7 +14,7 @@ use super::{
     conv::{ResidualKind, check_bias, check_residual, same_dtype, swap},
     epilogue, floats, gpu, kernel_with,
     packed::PackedMatrix,
-    with_method,
+    packed_kernel,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -184,7 +184,9 @@ impl Op for Gemm {
             Scratch::bytes::<f32>(at_len) + Scratch::bytes::<f32>(c_len) + own
         };
         let weight_bytes = packed.as_ref().map_or(0, |p| p.bytes());
-        Ok(kernel_with(weight_bytes, scratch_bytes, move |io, pool| {
+        let method = packed.as_ref().map_or("", |p| p.method());
+        let held: &[usize] = if packed.is_some() { &[1] } else { &[] };
+        let kernel = kernel_with(weight_bytes, scratch_bytes, move |io, pool| {
             let mut a = io.input(0).slice::<f32>();
             let (b, c) = (io.input(1), io.get(2));
             let mut scratch = Scratch::new(io.scratch);
@@ -216,7 +218,8 @@ impl Op for Gemm {
                 }
             }
             Ok(())
-        }))
+        });
+        Ok(packed_kernel(method, held, kernel))
     }
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
@@ -381,7 +384,7 @@ impl Op for Linear {
                     Ok(())
                 },
             );
-            return Ok(with_method(method, kernel));
+            return Ok(packed_kernel(method, [1], kernel));
         }
         let batched = BatchedGemm {
             batch: [1, 1],

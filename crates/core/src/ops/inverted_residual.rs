@@ -15,10 +15,9 @@ use super::{
     AttributeValue, Attributes, CpuKernel, Example, GpuCaps, GpuKernel, InputsExt, KernelClass, Op,
     OpError, OpSpec, Operand, Operands, Part, PartInput, Scratch,
     conv::{Conv, Layout, ResidualKind},
-    epilogue, floats, gpu, kernel_with,
+    epilogue, floats, gpu, kernel_with, packed_kernel,
     variant::{self, SPARSE, Variant},
     window::Window,
-    with_method,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -207,7 +206,8 @@ impl Op for InvertedResidual {
             kernel.run(images, x, &epilogue, io.outputs[0].slice_mut(), scratch, pool);
             Ok(())
         });
-        Ok(with_method(method, run))
+        let held: Vec<usize> = (1..index).collect();
+        Ok(packed_kernel(method, held, run))
     }
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {

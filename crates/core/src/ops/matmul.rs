@@ -12,7 +12,7 @@ use super::{
     floats, gpu, kernel, kernel_with,
     number::{Number, for_dtype},
     packed::PackedMatrix,
-    sample, with_method,
+    packed_kernel, sample,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -157,22 +157,22 @@ impl MatMul {
             let rows = axes::product(&s.batch)? * m;
             let sizes = [rows, k, n];
             let how = (self.arithmetic, self.variant);
-            let packed = PackedMatrix::new(how, sizes, b, transposed, self.alpha)?;
-            let packed = Arc::new(packed);
-            let of_product = packed.clone();
-            let method = packed.method();
+            let b = PackedMatrix::new(how, sizes, b, transposed, self.alpha)?;
+            let b = Arc::new(b);
+            let of_product = b.clone();
+            let method = b.method();
             let kernel = kernel_with(
-                packed.bytes(),
+                b.bytes(),
                 move |threads| of_product.scratch_bytes(rows, threads),
                 move |io, pool| {
                     let a = io.input(0).slice();
                     let mut scratch = Scratch::new(io.scratch);
                     let y = io.outputs[0].slice_mut();
-                    packed.run([rows, k], a, None, &Epilogue::NONE, y, &mut scratch, pool);
+                    b.run([rows, k], a, None, &Epilogue::NONE, y, &mut scratch, pool);
                     Ok(())
                 },
             );
-            return Ok(with_method(method, kernel));
+            return Ok(packed_kernel(method, [1], kernel));
         }
         let trans_a = self.trans_a && x.input(0).shape().len() > 1;
         let trans_b = self.trans_b && x.input(1).shape().len() > 1;

@@ -58,7 +58,7 @@ use sparoa_kernels::Arithmetic;
 use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
-pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with, with_method};
+pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with, packed_kernel};
 pub use gpu::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, MatrixUnits};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};

@@ -143,7 +143,8 @@ impl CostCache {
 
 /// Of a constant matrix, by a glance at its first elements.
 fn sparsity(value: &Value) -> Option<usize> {
-    let weights = value.constant.as_ref().filter(|t| t.ty().rank() > 1)?.as_slice::<f32>()?;
+    let weights = value.constant.as_ref().filter(|t| t.ty().rank() > 1)?.reader();
+    let weights = weights.as_slice::<f32>()?;
     variant::sparsity(&weights[..weights.len().min(4096)])
 }
 

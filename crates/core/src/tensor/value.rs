@@ -1,6 +1,6 @@
 //! Tensors: a type and its bytes, row-major.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,13 +81,31 @@ pub struct Tensor {
 impl Tensor {
     /// A tensor from its type and exactly `ty.bytes()` bytes; `None` when the lengths differ.
     pub fn new(ty: TensorType, storage: Storage) -> Option<Tensor> {
-        (ty.checked_bytes() == Some(storage.bytes().len())).then_some(Tensor { ty, storage })
+        (ty.checked_bytes() == Some(storage.len())).then_some(Tensor { ty, storage })
     }
 
     /// All zeros.
     pub fn zeros(ty: TensorType) -> Tensor {
         let storage = Storage::zeroed(ty.bytes());
         Tensor { ty, storage }
+    }
+
+    /// A tensor that `make` makes of this one whenever it is read and no [`Tensor::reader`] that
+    /// was read lives.
+    pub fn made(
+        self,
+        ty: TensorType,
+        make: impl Fn(Tensor) -> Tensor + Send + Sync + 'static,
+    ) -> Tensor {
+        let (bytes, base) = (ty.bytes(), self.ty);
+        let make = move |storage| make(Tensor { ty: base.clone(), storage }).storage;
+        Tensor { ty, storage: self.storage.made(bytes, make) }
+    }
+
+    /// The same tensor for somebody to read: where it is made when it is read, the memory goes
+    /// with its readers.
+    pub fn reader(self: &Arc<Tensor>) -> Arc<Tensor> {
+        if self.storage.is_made() { Arc::new(Tensor::clone(self)) } else { self.clone() }
     }
 
     /// A tensor holding a copy of `data`.

@@ -16,6 +16,9 @@ use crate::sparse::slab::Slab;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
 
+/// So few threads each make a slab for themselves sooner than they fetch it from one another.
+const FEW_THREADS: usize = 4;
+
 /// Weights per output channel that take longer than fetching the output does.
 const FAR_WEIGHTS: usize = 32;
 
@@ -36,9 +39,9 @@ pub struct SparseConv2d {
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     strips: Strips,
-    /// Whether the strips cannot occupy the threads evenly: then all slabs are made first.
+    /// Whether all slabs are made first, by all threads.
     shared: bool,
-    /// Parts of the output channels; 1 unless shared.
+    /// Parts of the output channels: more than one where strips alone cannot occupy the threads.
     parts: usize,
     /// Slabs that exist at once.
     slabs: usize,
@@ -161,13 +164,18 @@ impl SparseConv2d {
         let mut strips = self.grid.strips(images);
         // Strips keep what they read with one processor; but each should have as much to do.
         let even = bands.div_ceil(threads) * threads * 4 <= bands * 5;
-        let shared = match groups {
+        let uneven = match groups {
             1 => wanted > 1 && !even,
             _ => strips * groups < wanted.min(2 * threads),
         };
+        let shared = uneven && threads > FEW_THREADS;
         let mut parts = 1;
-        if shared {
-            parts = wanted.div_ceil(tiles.max(1) * groups).min(co.div_ceil(GROUP)).max(1);
+        if uneven {
+            let tasks = if shared { tiles * groups } else { strips * groups };
+            parts = wanted.div_ceil(tasks.max(1)).min(co.div_ceil(GROUP)).max(1);
+            if !shared {
+                parts = parts.min(threads);
+            }
         } else if wanted > 1 && groups == 1 {
             strips = strips.next_multiple_of(threads).min(bands.max(1));
         }
@@ -232,10 +240,12 @@ impl SparseConv2d {
         let count = self.groups.len();
         let channels = self.params.c_in / self.params.groups;
         if !cut.shared {
-            pool.run_with_worker(cut.strips.count * count, &|task, worker| {
+            pool.run_with_worker(cut.strips.count * count * cut.parts, &|task, worker| {
+                let (task, part) = (task / cut.parts, task % cut.parts);
                 // SAFETY: each worker has its own part, and runs one task at a time.
                 let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
-                run.strip(task / count, task % count, slabs.at(worker * cut.slab_len), sums);
+                let slab = slabs.at(worker * cut.slab_len);
+                run.strip(task / count, task % count, part, slab, sums);
             });
             return;
         }
@@ -278,7 +288,7 @@ impl SparseConv2d {
         let y = SharedMut::new(y);
         let run = Run { conv: self, cut, images, x, stride, bias, epi, y, far };
         for task in 0..cut.strips.count * self.groups.len() {
-            run.strip(task / self.groups.len(), task % self.groups.len(), slab, sums);
+            run.strip(task / self.groups.len(), task % self.groups.len(), 0, slab, sums);
         }
     }
 }
@@ -297,13 +307,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All of a strip for one group.
-    fn strip(&self, strip: usize, group: usize, slab: SharedMut, sums: &mut [f32]) {
+    /// All of a strip for some of a group's output channels.
+    fn strip(&self, strip: usize, group: usize, part: usize, slab: SharedMut, sums: &mut [f32]) {
         let channels = self.conv.params.c_in / self.conv.params.groups;
         self.fill(strip, group, 0..channels, slab);
         let (bands, tiles) = (self.cut.strips.bands_of(strip), self.conv.grid.tiles);
         for tile in bands.start * tiles..bands.end * tiles {
-            self.tile(strip, group, tile, 0, slab, sums);
+            self.tile(strip, group, tile, part, slab, sums);
         }
     }
 

@@ -8,7 +8,9 @@
 //! input. With larger steps there is a plane for each remainder of the input's rows and columns
 //! that taps use.
 //!
-//! A *band* is one row of tiles of one rectangle; strips are cut between bands.
+//! A *band* is one row of tiles of one rectangle; strips are cut between bands. Where the lanes share
+//! out one image, all of them may finish its upper half before they begin the lower one: a thread
+//! that has one half then reads what it wrote itself in the operator before.
 
 use std::ops::Range;
 
@@ -30,6 +32,9 @@ const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
 pub(crate) const OFFSETS: usize = 1 << 16;
 /// Of 16 weights, those that a layout is chosen for.
 pub(crate) const LIKELY_NONZERO: usize = 2;
+/// Of the cost of a grid, the part that whole images cost more where halves would keep two threads
+/// apart.
+const WHOLE_COST: usize = 24;
 /// What transposing a vector costs in units of loading one.
 pub(crate) const TRANSPOSE_COST: usize = 16;
 
@@ -58,6 +63,8 @@ pub(crate) struct Grid {
     pub(crate) lanes: usize,
     /// How many lanes share out the images, the rows and the columns.
     across: [usize; 3],
+    /// Into how many parts of its height an image is cut, as a power of two.
+    cuts: u32,
     /// Output rows and columns of a lane's rectangle.
     rectangle: [usize; 2],
     /// Where the lanes' first rectangles begin: image, output row and column.
@@ -98,7 +105,8 @@ impl Grid {
         if params.taps() == 1 && [h, w, oh, ow] == [1; 4] && params.pads == [0; 4] {
             let vectors = n.div_ceil(lanes).max(1);
             let width = vectors.div_ceil(vectors.div_ceil(TILE_VECTORS));
-            return Grid::cut(geometry, lanes, [lanes, 1, 1], [1, width], n, load.channels, true);
+            let across = [lanes, 1, 1];
+            return Grid::cut(geometry, lanes, across, 0, [1, width], n, load.channels, true);
         }
         let powers = || (0..=lanes.ilog2()).map(|p| 1usize << p);
         let mut best: Option<(usize, Grid)> = None;
@@ -107,16 +115,21 @@ impl Grid {
                 let across = [images, lanes / images / columns, columns];
                 let wide = ow.div_ceil(columns).max(1);
                 let width = wide.div_ceil(wide.div_ceil(TILE_VECTORS));
-                for tile in [[1, width], [2, width]] {
+                for (cuts, tile) in [0, 1].into_iter().flat_map(|c| [1, 2].map(|t| (c, [t, width])))
+                {
                     if tile[0] * tile[1] > TILE_VECTORS {
                         continue;
                     }
+                    let channels = load.channels;
                     let Some(grid) =
-                        Grid::cut(geometry, lanes, across, tile, n, load.channels, false)
+                        Grid::cut(geometry, lanes, across, cuts, tile, n, channels, false)
                     else {
                         continue;
                     };
-                    let cost = grid.cost(n, load);
+                    let mut cost = grid.cost(n, load);
+                    if n <= across[0] && cuts == 0 {
+                        cost += cost / WHOLE_COST;
+                    }
                     if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                         best = Some((cost, grid));
                     }
@@ -131,6 +144,7 @@ impl Grid {
         geometry: Geometry,
         lanes: usize,
         across: [usize; 3],
+        cuts: u32,
         tile: [usize; 2],
         n: usize,
         channels: usize,
@@ -139,7 +153,7 @@ impl Grid {
         let Geometry { params, oh, ow, .. } = geometry;
         let [sy, sx] = params.stride;
         let reach = [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i]);
-        let rectangle = [oh.div_ceil(across[1]), ow.div_ceil(across[2])];
+        let rectangle = [oh.div_ceil(1 << cuts).div_ceil(across[1]), ow.div_ceil(across[2])];
         let [_, down, right] = across;
         let corner = |lane: usize| Place {
             image: lane / (down * right),
@@ -168,6 +182,7 @@ impl Grid {
             geometry,
             lanes,
             across,
+            cuts,
             rectangle,
             corners,
             tile,
@@ -218,7 +233,7 @@ impl Grid {
         match g.oh * g.ow {
             0 => 0,
             _ if self.flat => each.div_ceil(self.tile[1]),
-            _ => each * self.bands,
+            _ => (each * self.bands) << self.cuts,
         }
     }
 
@@ -288,6 +303,19 @@ impl Grid {
         }
     }
 
+    /// Output rows of a part of an image.
+    #[inline(always)]
+    fn part_rows(&self) -> usize {
+        self.geometry.oh.div_ceil(1 << self.cuts)
+    }
+
+    /// The image at a place of a lane's rectangles, and the first output row of its part.
+    #[inline(always)]
+    fn part(&self, place: &Place, corner: &Place) -> (usize, usize) {
+        let image = (place.image >> self.cuts) * self.across[0] + corner.image;
+        (image, (place.image & ((1 << self.cuts) - 1)) * self.part_rows())
+    }
+
     /// The input pixel at a place of a lane's rectangle on a plane, unless it is padding.
     #[inline(always)]
     pub(crate) fn input(
@@ -299,8 +327,8 @@ impl Grid {
     ) -> Option<usize> {
         let (g, [ry, rx]) = (&self.geometry, self.planes[plane]);
         let [sy, sx] = g.params.stride;
-        let image = place.image * self.across[0] + corner.image;
-        let y = ((corner.row + place.row) * sy + ry).wrapping_sub(g.params.pads[0]);
+        let (image, first) = self.part(place, corner);
+        let y = ((first + corner.row + place.row) * sy + ry).wrapping_sub(g.params.pads[0]);
         let x = ((corner.column + place.column) * sx + rx).wrapping_sub(g.params.pads[1]);
         let there = image < n && y < g.h && x < g.w;
         there.then(|| (image * g.h + y) * g.w + x)
@@ -310,9 +338,12 @@ impl Grid {
     #[inline(always)]
     pub(crate) fn output(&self, n: usize, place: &Place, corner: &Place) -> Option<usize> {
         let g = &self.geometry;
-        let image = place.image * self.across[0] + corner.image;
-        let (y, x) = (corner.row + place.row, corner.column + place.column);
-        let inside = place.row < self.rectangle[0] && place.column < self.rectangle[1];
+        let (image, first) = self.part(place, corner);
+        let (row, x) = (corner.row + place.row, corner.column + place.column);
+        let y = first + row;
+        let inside = place.row < self.rectangle[0]
+            && place.column < self.rectangle[1]
+            && row < self.part_rows();
         let there = inside && image < n && y < g.oh && x < g.ow;
         there.then(|| (image * g.oh + y) * g.ow + x)
     }
@@ -342,7 +373,7 @@ impl Strips {
     }
 }
 
-/// An image, a row and a column.
+/// An image (of a lane's rectangles, a part of one), a row and a column.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) image: usize,

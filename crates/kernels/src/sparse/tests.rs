@@ -111,7 +111,7 @@ proptest! {
         pattern in pattern(),
         bias in any::<bool>(),
         kind in 0u8..9,
-        threads in 1usize..4,
+        threads in 1usize..7,
     ) {
         check_conv(p, size, pattern, bias, kind, threads)?;
     }
@@ -181,7 +181,7 @@ fn blocks_of_channels_and_several_strips() {
         (square([90, 33], 1, 2), [1, 16, 16]),
         (square([3, 16], 7, 2), [1, 60, 64]),
     ] {
-        for threads in 1..4 {
+        for threads in 1..7 {
             check_conv(p, images, Pattern::Random(2), true, 5, threads).unwrap();
         }
     }

@@ -8,7 +8,7 @@ use crate::{
         conv::{Conv, Layout, ResidualKind},
         gemm::Linear,
     },
-    tensor::Tensor,
+    tensor::{DType, Tensor},
 };
 use sparoa_kernels::Activation;
 
@@ -49,7 +49,7 @@ fn fold(e: &mut Editor, id: NodeId) -> Option<()> {
     let name = e.node(id).name.clone();
     let mut bias = bias.unwrap_or_else(|| vec![0.0; channels]);
     if let Some(scale) = &affine.scale {
-        let scaled = scale_weights(&weight, weights.axis, scale)?;
+        let scaled = scale_weights(&weight, weights.axis, scale.clone())?;
         inputs[1] = Some(e.add_constant(format!("{name}/weight"), scaled));
         bias.iter_mut().zip(scale).for_each(|(b, s)| *b *= s);
     }
@@ -111,15 +111,20 @@ fn per_channel(tensor: &Tensor, rank: usize, axis: usize, channels: usize) -> Op
     (fits && values.len() == channels).then(|| values.to_vec())
 }
 
-fn scale_weights(weight: &Tensor, axis: usize, scale: &[f32]) -> Option<Tensor> {
-    let mut scaled = weight.clone();
+/// The weights times a factor per output channel, computed when they are read: packing needs them
+/// for a moment only.
+fn scale_weights(weight: &Tensor, axis: usize, scale: Vec<f32>) -> Option<Tensor> {
     let inner: usize = weight.ty().shape[axis + 1..].iter().product();
-    let data = scaled.as_slice_mut::<f32>()?;
-    for (i, row) in data.chunks_exact_mut(inner.max(1)).enumerate() {
-        let s = scale[i % scale.len()];
-        row.iter_mut().for_each(|w| *w *= s);
-    }
-    Some(scaled)
+    let weight = (weight.dtype() == DType::F32).then(|| weight.clone())?;
+    let ty = weight.ty().clone();
+    Some(weight.made(ty, move |mut scaled| {
+        let data = scaled.as_slice_mut::<f32>().expect("f32, as was checked");
+        for (i, row) in data.chunks_exact_mut(inner.max(1)).enumerate() {
+            let s = scale[i % scale.len()];
+            row.iter_mut().for_each(|w| *w *= s);
+        }
+        scaled
+    }))
 }
 
 #[cfg(test)]

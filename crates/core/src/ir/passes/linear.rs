@@ -72,8 +72,13 @@ fn from_gemm(e: &mut Editor, id: NodeId) -> Option<()> {
     let name = e.node(id).name.clone();
     let mut inputs = vec![Some(x), Some(w)];
     if alpha != 1.0 {
-        let mut scaled = (*matrix).clone();
-        scaled.as_slice_mut::<f32>()?.iter_mut().for_each(|v| *v *= alpha);
+        let matrix = (matrix.dtype() == DType::F32).then(|| Tensor::clone(&matrix))?;
+        let ty = matrix.ty().clone();
+        let scaled = matrix.made(ty, move |mut scaled| {
+            let data = scaled.as_slice_mut::<f32>().expect("f32, as was checked");
+            data.iter_mut().for_each(|v| *v *= alpha);
+            scaled
+        });
         inputs[1] = Some(e.add_constant(format!("{name}/weight"), scaled));
     }
     if let Some(bias) = bias {

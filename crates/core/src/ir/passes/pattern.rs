@@ -134,10 +134,8 @@ pub(super) fn ints(op: &dyn Op, name: &str) -> Option<Vec<i64>> {
 
 /// The number in a one-element f32 constant.
 pub(super) fn scalar(e: &Editor, value: ValueId) -> Option<f32> {
-    match e.constant(value)?.as_slice::<f32>()? {
-        [v] => Some(*v),
-        _ => None,
-    }
+    let constant = e.constant(value)?;
+    (constant.ty().len() == 1).then(|| constant.as_slice::<f32>()?.first().copied())?
 }
 
 /// Whether two numbers are the same up to the rounding of an exporter.

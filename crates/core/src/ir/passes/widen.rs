@@ -23,9 +23,8 @@ pub(super) fn run(e: &mut Editor) {
             continue;
         }
         if let Some(tensor) = e.constant(value) {
-            let Some(halves) = tensor.as_slice::<half::f16>() else { continue };
-            let floats: Vec<f32> = halves.iter().map(|h| h.to_f32()).collect();
-            let tensor = Tensor::from_slice(tensor.ty().shape.clone(), &floats);
+            let (halves, ty) = (Tensor::clone(tensor), TensorType::f32(e.shape(value)));
+            let tensor = halves.made(ty, |halves| widened(&halves));
             let name = format!("{}/f32", e.value(value).name);
             wide[value.index()] = Some(e.add_constant(name, tensor));
         } else if e.producer(value).is_none() {
@@ -44,6 +43,14 @@ pub(super) fn run(e: &mut Editor) {
             widen_node(e, id, &mut wide);
         }
     }
+}
+
+/// The same values in f32.
+fn widened(halves: &Tensor) -> Tensor {
+    let values = halves.as_slice::<half::f16>().expect("the pass asks for f16 constants only");
+    let floats: Vec<f32> = values.iter().map(|h| h.to_f32()).collect();
+    halves.release();
+    Tensor::from_slice(halves.shape(), &floats)
 }
 
 fn cast_op(to: i64) -> std::sync::Arc<dyn crate::ops::Op> {

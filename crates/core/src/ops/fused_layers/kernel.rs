@@ -138,7 +138,8 @@ impl Slices {
                     Place::Outer(index, range, ty) => inputs[*index].map(|input| TensorRef {
                         dtype: ty.dtype,
                         shape: &ty.shape,
-                        bytes: &input.bytes[range.clone()],
+                        // Of what the kernels hold there may be no bytes.
+                        bytes: input.bytes.get(range.clone()).unwrap_or_default(),
                     }),
                     Place::Previous(range, ty) => Some(TensorRef {
                         dtype: ty.dtype,
@@ -176,6 +177,14 @@ impl CpuKernel for Slices {
 
     fn weight_bytes(&self) -> usize {
         self.kernels.iter().map(|kernel| kernel.weight_bytes()).sum()
+    }
+
+    fn holds(&self, input: usize) -> bool {
+        self.slices.iter().flatten().all(|step| {
+            let kernel = &self.kernels[step.kernel];
+            let outer = |place: &Place| matches!(place, Place::Outer(i, ..) if *i == input);
+            step.inputs.iter().enumerate().all(|(i, place)| !outer(place) || kernel.holds(i))
+        })
     }
 
     fn run(&self, io: &mut KernelIo<'_, '_>, pool: &Pool) -> Result<(), OpError> {
