@@ -222,13 +222,7 @@ fn evaluate_wide(
     types: &[TensorType],
     pool: &Pool,
 ) -> Result<Vec<Tensor>, OpError> {
-    let widen = |t: &Tensor| match t.as_slice::<f16>() {
-        None => t.clone(),
-        Some(halves) => {
-            let floats: Vec<f32> = halves.iter().map(|h| h.to_f32()).collect();
-            Tensor::from_slice(t.shape(), &floats)
-        }
-    };
+    let widen = |t: &Tensor| t.widened().unwrap_or_else(|| t.clone());
     let narrow = |(t, ty): (Tensor, &TensorType)| match t.as_slice::<f32>() {
         Some(floats) if ty.dtype == DType::F16 => {
             let halves: Vec<f16> = floats.iter().map(|v| f16::from_f32(*v)).collect();

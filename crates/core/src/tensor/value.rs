@@ -177,6 +177,12 @@ impl Tensor {
             .then(|| Tensor { ty, storage: self.storage.clone() })
     }
 
+    /// f16 elements widened to f32; `None` for other types.
+    pub fn widened(&self) -> Option<Tensor> {
+        let floats: Vec<f32> = self.as_slice::<half::f16>()?.iter().map(|h| h.to_f32()).collect();
+        Some(Tensor::from_slice(self.shape(), &floats))
+    }
+
     /// Integer elements widened to i64 (booleans as 0 and 1); `None` for floats and for u64
     /// values over `i64::MAX`.
     pub fn to_i64s(&self) -> Option<Vec<i64>> {

@@ -13,6 +13,8 @@ use sparoa_core::{
 use sparoa_gpu::{GpuOptions, open_gpu};
 use sparoa_kernels::Pool;
 
+pub use crate::rounded::values;
+
 /// The options of the tests: any adapter will do. `SPAROA_GPU=cuda` runs them on CUDA.
 pub fn options() -> GpuOptions {
     GpuOptions { allow_software: true, ..GpuOptions::from_env() }
@@ -36,19 +38,6 @@ pub fn gpus() -> Vec<Arc<dyn Accelerator>> {
 /// A pool of one thread.
 pub fn pool() -> Pool {
     Pool::new(1)
-}
-
-/// Deterministic values in -1..1, different for each seed.
-pub fn values(shape: &[usize], seed: u32) -> Tensor {
-    let len: usize = shape.iter().product();
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
-    let data: Vec<f32> = (0..len)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect();
-    Tensor::from_slice(shape.to_vec(), &data)
 }
 
 /// A node: an operator, its inputs, and which of them are constants.

@@ -55,7 +55,8 @@ impl Sum {
     }
 }
 
-fn values(shape: &[usize], seed: u32) -> Tensor {
+/// Deterministic values in -1..1, different for each seed.
+pub fn values(shape: &[usize], seed: u32) -> Tensor {
     let len: usize = shape.iter().product();
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let data: Vec<f32> = (0..len)

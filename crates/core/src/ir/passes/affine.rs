@@ -111,9 +111,9 @@ fn per_channel(tensor: &Tensor, rank: usize, axis: usize, channels: usize) -> Op
     (fits && values.len() == channels).then(|| values.to_vec())
 }
 
-/// The weights times a factor per output channel, computed when they are read: packing needs them
+/// The weights times a factor per channel of `axis`, or one for all, computed when they are read: packing needs them
 /// for a moment only.
-fn scale_weights(weight: &Tensor, axis: usize, scale: Vec<f32>) -> Option<Tensor> {
+pub(super) fn scale_weights(weight: &Tensor, axis: usize, scale: Vec<f32>) -> Option<Tensor> {
     let inner: usize = weight.ty().shape[axis + 1..].iter().product();
     let weight = (weight.dtype() == DType::F32).then(|| weight.clone())?;
     let ty = weight.ty().clone();

@@ -1,6 +1,6 @@
 //! MatMul and Gemm with a constant matrix become Linear.
 
-use super::{editor::Editor, pattern};
+use super::{affine::scale_weights, editor::Editor, pattern};
 use crate::{
     ir::NodeId,
     ops::gemm::Linear,
@@ -72,13 +72,7 @@ fn from_gemm(e: &mut Editor, id: NodeId) -> Option<()> {
     let name = e.node(id).name.clone();
     let mut inputs = vec![Some(x), Some(w)];
     if alpha != 1.0 {
-        let matrix = (matrix.dtype() == DType::F32).then(|| Tensor::clone(&matrix))?;
-        let ty = matrix.ty().clone();
-        let scaled = matrix.made(ty, move |mut scaled| {
-            let data = scaled.as_slice_mut::<f32>().expect("f32, as was checked");
-            data.iter_mut().for_each(|v| *v *= alpha);
-            scaled
-        });
+        let scaled = scale_weights(&matrix, 0, vec![alpha])?;
         inputs[1] = Some(e.add_constant(format!("{name}/weight"), scaled));
     }
     if let Some(bias) = bias {

@@ -24,7 +24,11 @@ pub(super) fn run(e: &mut Editor) {
         }
         if let Some(tensor) = e.constant(value) {
             let (halves, ty) = (Tensor::clone(tensor), TensorType::f32(e.shape(value)));
-            let tensor = halves.made(ty, |halves| widened(&halves));
+            let tensor = halves.made(ty, |halves| {
+                let wide = halves.widened().expect("the value is f16");
+                halves.release();
+                wide
+            });
             let name = format!("{}/f32", e.value(value).name);
             wide[value.index()] = Some(e.add_constant(name, tensor));
         } else if e.producer(value).is_none() {
@@ -43,14 +47,6 @@ pub(super) fn run(e: &mut Editor) {
             widen_node(e, id, &mut wide);
         }
     }
-}
-
-/// The same values in f32.
-fn widened(halves: &Tensor) -> Tensor {
-    let values = halves.as_slice::<half::f16>().expect("the pass asks for f16 constants only");
-    let floats: Vec<f32> = values.iter().map(|h| h.to_f32()).collect();
-    halves.release();
-    Tensor::from_slice(halves.shape(), &floats)
 }
 
 fn cast_op(to: i64) -> std::sync::Arc<dyn crate::ops::Op> {

@@ -8,16 +8,11 @@
 
 use std::fmt::Write;
 
-use super::{GpuCaps, shader::fold};
-
-/// A product as the choice of a block sees it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Product {
-    /// Rows, inner elements, columns of one.
-    pub(super) sizes: [usize; 3],
-    /// How many.
-    pub(super) batch: usize,
-}
+use super::{
+    GpuCaps,
+    product::{Access, LATENCY, Product, RESIDENT, multiprocessors, own_part},
+    shader::fold,
+};
 
 /// How a product is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,16 +51,8 @@ const BLOCKS: [Block; 6] = [
 ];
 /// vec4s behind each row of the left slice: rows begin in different banks.
 const PAD: usize = 1;
-/// Multiprocessors where the device does not tell. Then nothing is cut into parts.
-pub(super) const USUAL_UNITS: usize = 16;
-/// What a second dispatch costs, in cycles: its start and its latencies.
-const DISPATCH: f64 = 4500.0;
-/// Cycles until a workgroup's first slice is there, and after its last.
-const LATENCY: f64 = 1800.0;
 /// Cycles from a slice's loads until it is in workgroup memory: no slice takes less.
 const LAG: f64 = 1100.0;
-/// Warps that have room on a multiprocessor at once.
-const RESIDENT: usize = 16;
 /// Bytes that a multiprocessor gets from the cache per cycle.
 const BYTES: f64 = 24.0;
 
@@ -82,8 +69,7 @@ impl Block {
     /// multiprocessors, each with four schedulers that issue an instruction for 32 invocations per
     /// cycle. The figures are those of NVIDIA's GPUs; others are near enough for the order.
     fn cycles(&self, product: &Product, span: usize, parts: usize, units: usize) -> f64 {
-        let [m, _, n] = product.sizes;
-        let tiles = m.div_ceil(self.rows) * n.div_ceil(self.columns) * product.batch;
+        let tiles = product.blocks([self.rows, self.columns]);
         let per_unit = (tiles * parts).div_ceil(units);
         let warps = per_unit * self.threads().div_ceil(32);
         let multiplies = self.own_rows * self.own_vectors * 4;
@@ -101,90 +87,32 @@ impl Block {
         let issue = slices * slice.max(LAG * warps.div_ceil(RESIDENT) as f64);
         let fetched = per_unit * (self.rows + self.columns) * self.step * 4;
         let fetch = fetched as f64 * slices / BYTES;
-        let sums = if parts == 1 {
-            0.0
-        } else {
-            let bytes = 8 * m * n * product.batch * parts;
-            DISPATCH + bytes as f64 / (units as f64 * BYTES / 2.0) + 40.0 * parts as f64
-        };
-        issue + 0.5 * fetch + LATENCY + sums
+        issue + 0.5 * fetch + LATENCY + product.sum_cycles(parts, units, BYTES)
     }
 }
 
 /// The block and parts with the shortest estimate. Partial sums may take `max_bytes`.
 pub(super) fn choose(product: &Product, caps: &GpuCaps) -> Choice {
-    let [m, k, n] = product.sizes;
-    let units = if caps.units == 0 { USUAL_UNITS } else { caps.units as usize };
-    let mut best: Option<(f64, Choice)> = None;
-    for block in BLOCKS {
-        if block.workgroup_bytes() > caps.workgroup_bytes as usize
-            || block.threads() > caps.workgroup_size as usize
-        {
-            continue;
-        }
-        let slices = k.div_ceil(block.step);
-        let most = if caps.units == 0 { 1 } else { slices.min(64) };
-        for parts in 1..=most {
-            let span = slices.div_ceil(parts);
-            if slices.div_ceil(span) != parts {
-                // Fewer parts of the same span do.
-                continue;
-            }
-            let bytes = (parts * m * product.batch * n.next_multiple_of(4) * 4) as u64;
-            if parts > 1 && (bytes > caps.max_binding_bytes || bytes > MAX_SUMS) {
-                break;
-            }
-            let span = span * block.step;
-            let cycles = block.cycles(product, span, parts, units);
-            if best.is_none_or(|(least, _)| cycles < least) {
-                best = Some((cycles, Choice { block, parts, span }));
-            }
-        }
-    }
+    let multiprocessors = multiprocessors(caps);
+    let room = |block: &&Block| {
+        block.workgroup_bytes() <= caps.workgroup_bytes as usize
+            && block.threads() <= caps.workgroup_size as usize
+    };
+    let choices = BLOCKS.iter().filter(room).flat_map(|&block| {
+        product.cuts(block.step, caps).map(move |[span, parts]| {
+            (block.cycles(product, span, parts, multiprocessors), Choice { block, parts, span })
+        })
+    });
+    let best = choices.min_by(|(a, _), (b, _)| a.total_cmp(b));
     let smallest = BLOCKS[BLOCKS.len() - 1];
-    let whole = k.next_multiple_of(smallest.step);
+    let whole = product.sizes[1].next_multiple_of(smallest.step);
     best.map_or(Choice { block: smallest, parts: 1, span: whole }, |(_, choice)| choice)
-}
-
-/// Bytes of partial sums at most: beyond, memory would cost more than idle multiprocessors.
-pub(super) const MAX_SUMS: u64 = 64 << 20;
-
-/// How left-hand elements are found; see [`super::tile::Rows`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Access {
-    /// Elements come as vec4s.
-    pub(super) vector: bool,
-    /// Window positions down and across.
-    pub(super) taps: [usize; 2],
-    /// No element lies in a padding.
-    pub(super) sure: bool,
-}
-
-impl Access {
-    /// Moves position `j` of a window by `step` elements or vec4s.
-    pub(super) fn advance(&self, t: &mut String, j: usize, step: usize) -> std::fmt::Result {
-        let [down, across] = self.taps;
-        writeln!(t, "c{j} += {step}u;")?;
-        if across > 1 {
-            writeln!(
-                t,
-                "while (c{j} >= p.inner) {{\nc{j} -= p.inner;\nkw{j}++;\n\
-                 if (kw{j} == {across}u) {{ kw{j} = 0u; kh{j}++; }}\n}}"
-            )
-        } else if down > 1 {
-            writeln!(t, "while (c{j} >= p.inner) {{ c{j} -= p.inner; kh{j}++; }}")
-        } else {
-            Ok(())
-        }
-    }
 }
 
 impl Choice {
     /// Workgroups.
     pub(super) fn grid(&self, product: &Product) -> [usize; 3] {
-        let [m, _, n] = product.sizes;
-        let Block { rows, columns, .. } = self.block;
-        [n.div_ceil(columns), m.div_ceil(rows), product.batch * self.parts]
+        product.grid([self.block.rows, self.block.columns], self.parts)
     }
 
     /// `main`, over `place`, `left_at`, `load_b` and `store`.
@@ -224,13 +152,7 @@ impl Text {
             2 * step * a_line,
             2 * step * b_line
         )?;
-        t.push_str(match self.choice.parts {
-            1 => "let z = group.z;\nlet part = 0u;\nlet first = 0u;\nlet end = p.rows_b;\n",
-            _ => {
-                "let z = group.z / p.parts;\nlet part = group.z - z * p.parts;\n\
-                 let first = part * p.span;\nlet end = min(first + p.span, p.rows_b);\n"
-            }
-        });
+        t.push_str(own_part(self.choice.parts));
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {b_line}u;\n\
@@ -347,18 +269,12 @@ impl Text {
 
     /// Where in its window each position begins.
     fn start(&self, t: &mut String) -> std::fmt::Result {
-        let [down, across] = self.access.taps;
         for j in 0..self.positions() {
-            match self.access.vector {
-                true => writeln!(t, "var c{j} = first / 4u + a_quad;")?,
-                false => writeln!(t, "var c{j} = first + a_quad * 4u + {j}u;")?,
-            }
-            if down * across > 1 {
-                writeln!(t, "var kh{j} = c{j} / p.inner;\nc{j} -= kh{j} * p.inner;")?;
-            }
-            if across > 1 {
-                writeln!(t, "var kw{j} = kh{j} % {across}u;\nkh{j} /= {across}u;")?;
-            }
+            let first = match self.access.vector {
+                true => "first / 4u + a_quad".to_owned(),
+                false => format!("first + a_quad * 4u + {j}u"),
+            };
+            self.access.start(t, j, &first)?;
         }
         Ok(())
     }
@@ -371,13 +287,10 @@ impl Text {
 
     /// Loads the slice at `k` into `va0..` and `vb0..`.
     fn load(&self, t: &mut String, a_loads: usize, b_loads: usize) -> std::fmt::Result {
-        let [down, across] = self.access.taps;
         let threads = self.choice.block.threads();
         let b_rows = threads / (self.choice.block.columns / 4);
         for i in 0..a_loads {
             for j in 0..self.positions() {
-                let kh = if down * across > 1 { format!("kh{j}") } else { "0u".to_owned() };
-                let kw = if across > 1 { format!("kw{j}") } else { "0u".to_owned() };
                 let (target, zero) = match self.access.vector {
                     true => (format!("va{i}"), "vec4<f32>()"),
                     false => (format!("va{i}.{}", ["x", "y", "z", "w"][j]), "0.0"),
@@ -386,7 +299,7 @@ impl Text {
                     true => "true".to_owned(),
                     false => format!("k + a_quad * 4u + {j}u < p.rows_b"),
                 };
-                writeln!(t, "{{ let at = left_at(place{i}, {kh}, {kw}, c{j});")?;
+                self.access.locate(t, i, j)?;
                 if self.exact && self.access.sure {
                     writeln!(t, "{target} = a[at_a() + u32(at)]; }}")?;
                 } else {

@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use super::{
     GpuCaps, MatrixUnits,
-    blocks::{Access, MAX_SUMS, Product, USUAL_UNITS},
+    product::{Access, LATENCY, Product, RESIDENT, multiprocessors, own_part},
 };
 
 /// How a product is shared out.
@@ -67,13 +67,6 @@ const RATE: f64 = 512.0;
 const BYTES: f64 = 40.0;
 /// Cycles from a slice's loads until it is in workgroup memory.
 const LAG: f64 = 900.0;
-/// Cycles until a workgroup's first slice is there, and after its last.
-const LATENCY: f64 = 1800.0;
-/// What a second dispatch costs, in cycles: its start and its latencies.
-const DISPATCH: f64 = 4500.0;
-/// Warps that have room on a multiprocessor at once.
-const RESIDENT: usize = 16;
-
 impl Block {
     fn threads(&self) -> usize {
         32 * self.warps[0] * self.warps[1]
@@ -106,8 +99,7 @@ impl Block {
         [span, parts]: [usize; 2],
         multiprocessors: usize,
     ) -> f64 {
-        let [m, _, n] = product.sizes;
-        let tiles = m.div_ceil(self.rows) * n.div_ceil(self.columns) * product.batch;
+        let tiles = product.blocks([self.rows, self.columns]);
         let per_unit = (tiles * parts).div_ceil(multiprocessors);
         let (step, warps) = (self.step(units), self.threads() / 32);
         let [rows, columns] = self.tile();
@@ -129,15 +121,11 @@ impl Block {
             .max(all * issued as f64 / 4.0)
             .max(all * fetched as f64 / BYTES)
             .max(LAG * turns);
-        let sums = if parts == 1 {
-            0.0
-        } else {
-            let bytes = 8 * m * n * product.batch * parts;
-            DISPATCH + bytes as f64 / (multiprocessors as f64 * BYTES / 2.0) + 40.0 * parts as f64
-        };
         let slices = span.div_ceil(step) as f64;
         // A multiprocessor's last blocks end one after the other, alone.
-        slices * slice + LATENCY * turns.min(2.0) + sums
+        slices * slice
+            + LATENCY * turns.min(2.0)
+            + product.sum_cycles(parts, multiprocessors, BYTES)
     }
 }
 
@@ -154,45 +142,26 @@ pub(super) struct Choice {
 
 /// The block and parts with the shortest estimate; `None` where the device has no room for any.
 pub(super) fn choose(product: &Product, units: MatrixUnits, caps: &GpuCaps) -> Option<Choice> {
-    let [m, k, n] = product.sizes;
-    let multiprocessors = if caps.units == 0 { USUAL_UNITS } else { caps.units as usize };
-    let mut best: Option<(f64, Choice)> = None;
-    for block in BLOCKS {
-        if block.workgroup_bytes() > caps.workgroup_bytes as usize
-            || block.threads() > caps.workgroup_size as usize
-            || (block.group && !(caps.warp_groups && k >= GROUP_DEPTH))
-        {
-            continue;
-        }
-        let step = block.step(units);
-        let slices = k.div_ceil(step);
-        let most = if caps.units == 0 { 1 } else { slices.min(64) };
-        for parts in 1..=most {
-            let span = slices.div_ceil(parts);
-            if slices.div_ceil(span) != parts {
-                // Fewer parts of the same span do.
-                continue;
-            }
-            let bytes = (parts * m * product.batch * n.next_multiple_of(4) * 4) as u64;
-            if parts > 1 && (bytes > caps.max_binding_bytes || bytes > MAX_SUMS) {
-                break;
-            }
-            let span = span * step;
+    let multiprocessors = multiprocessors(caps);
+    let room = |block: &&Block| {
+        block.workgroup_bytes() <= caps.workgroup_bytes as usize
+            && block.threads() <= caps.workgroup_size as usize
+            && (!block.group || (caps.warp_groups && product.sizes[1] >= GROUP_DEPTH))
+    };
+    let choices = BLOCKS.iter().filter(room).flat_map(|&block| {
+        product.cuts(block.step(units), caps).map(move |[span, parts]| {
             let cycles = block.cycles(product, units, [span, parts], multiprocessors);
-            if best.is_none_or(|(least, _)| cycles < least) {
-                best = Some((cycles, Choice { block, units, parts, span }));
-            }
-        }
-    }
+            (cycles, Choice { block, units, parts, span })
+        })
+    });
+    let best = choices.min_by(|(a, _), (b, _)| a.total_cmp(b));
     best.map(|(_, choice)| choice)
 }
 
 impl Choice {
     /// Workgroups.
     pub(super) fn grid(&self, product: &Product) -> [usize; 3] {
-        let [m, _, n] = product.sizes;
-        let Block { rows, columns, .. } = self.block;
-        [n.div_ceil(columns), m.div_ceil(rows), product.batch * self.parts]
+        product.grid([self.block.rows, self.block.columns], self.parts)
     }
 
     /// `main`, over `place`, `left_at`, `store` and the constant `b` of chunks. `run`: contiguous
@@ -277,13 +246,7 @@ impl Text {
              fn main(@builtin(workgroup_id) group: vec3<u32>, \
              @builtin(local_invocation_index) thread: u32) {{"
         )?;
-        t.push_str(match parts {
-            1 => "let z = group.z;\nlet part = 0u;\nlet first = 0u;\nlet end = p.rows_b;\n",
-            _ => {
-                "let z = group.z / p.parts;\nlet part = group.z - z * p.parts;\n\
-                 let first = part * p.span;\nlet end = min(first + p.span, p.rows_b);\n"
-            }
-        });
+        t.push_str(own_part(parts));
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {columns}u;\n\
@@ -482,17 +445,11 @@ impl Text {
 
     /// Where in its window each position begins.
     fn start(&self, t: &mut String) -> std::fmt::Result {
-        let [down, across] = self.access.taps;
         let chunk = self.choice.units.chunk();
         let unit = if self.access.vector { 4 } else { 1 };
         for j in 0..self.positions() {
-            writeln!(t, "var c{j} = first / {unit}u + chunk * {}u + {j}u;", chunk / unit)?;
-            if down * across > 1 {
-                writeln!(t, "var kh{j} = c{j} / p.inner;\nc{j} -= kh{j} * p.inner;")?;
-            }
-            if across > 1 {
-                writeln!(t, "var kw{j} = kh{j} % {across}u;\nkh{j} /= {across}u;")?;
-            }
+            let first = format!("first / {unit}u + chunk * {}u + {j}u", chunk / unit);
+            self.access.start(t, j, &first)?;
         }
         Ok(())
     }
@@ -506,12 +463,9 @@ impl Text {
 
     /// Loads the slice at `k` into `va0_0..`.
     fn load(&self, t: &mut String, a_loads: usize) -> std::fmt::Result {
-        let [down, across] = self.access.taps;
         let chunk = self.choice.units.chunk();
         for i in 0..a_loads {
             for j in 0..self.positions() {
-                let kh = if down * across > 1 { format!("kh{j}") } else { "0u".to_owned() };
-                let kw = if across > 1 { format!("kw{j}") } else { "0u".to_owned() };
                 // What is loaded from here on: a target, its zero, its place behind `at`, and its
                 // first inner element within the chunk.
                 let targets: Vec<(String, &str, usize, usize)> = match self.access.vector {
@@ -524,7 +478,7 @@ impl Text {
                         vec![(format!("va{i}_{}.{part}", j / 4), "0.0", 0, j)]
                     }
                 };
-                writeln!(t, "{{ let at = left_at(place{i}, {kh}, {kw}, c{j});")?;
+                self.access.locate(t, i, j)?;
                 for (target, zero, behind, element) in targets {
                     let value = format!("a[at_a() + u32(at) + {behind}u]");
                     if self.exact && self.access.sure {

@@ -12,6 +12,7 @@ mod matrix_attention;
 mod matrix_units;
 mod packing;
 mod pooling;
+mod product;
 mod rows;
 mod sequence;
 mod shader;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::{GpuConstant, MatrixUnits, blocks::Product};
+use super::{GpuConstant, MatrixUnits, product::Product};
 use crate::tensor::{Storage, Tensor, TensorType};
 
 /// `size` rounded up to whole vec4s.

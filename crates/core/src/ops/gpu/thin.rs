@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::{GpuCaps, blocks::Product};
+use super::{GpuCaps, product::Product};
 
 /// Most rows of a product in this form.
 pub(super) const MAX_ROWS: usize = 8;

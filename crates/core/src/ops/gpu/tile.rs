@@ -11,9 +11,9 @@
 use super::{
     Binding, GpuCaps, GpuConstant, GpuKernel,
     activation::Epilogue,
-    blocks::{self, Access, Product},
-    matrix_units,
+    blocks, matrix_units,
     packing::{Weight, padded},
+    product::{Access, Product},
     shader::Shader,
     thin,
 };
