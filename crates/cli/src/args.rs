@@ -222,6 +222,13 @@ pub struct PlanArgs {
         "threads", "cpus", "gpu", "device", "allow_fallback", "exact", "fresh", "memory_limit",
     ])]
     pub target: Option<String>,
+    /// Count the zeros that operators find in every .jpg, .png, .npy and .npz file in this folder (of
+    /// a model with one input): kernels that skip them are then simulated as that much faster.
+    #[arg(long, value_name = "FOLDER", requires = "target")]
+    pub calibrate: Option<PathBuf>,
+    /// How a picture's pixels become numbers.
+    #[arg(long, value_enum, default_value_t)]
+    pub normalize: Normalize,
     /// Write the plan: edit it, then pass it to `run --plan`.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,

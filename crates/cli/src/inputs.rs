@@ -72,6 +72,25 @@ pub fn from_file(path: &Path, info: &ValueInfo, normalize: Normalize) -> CliResu
     Ok(tensor)
 }
 
+/// `--calibrate`: the one input's values, each from a file of the folder.
+///
+/// # Errors
+/// A model with other than one input, a folder without such files, files that do not fit.
+pub fn calibration(
+    folder: &Path,
+    inputs: &[ValueInfo],
+    normalize: Normalize,
+) -> CliResult<Vec<Vec<Tensor>>> {
+    let [input] = inputs else {
+        let count = inputs.len();
+        return Err(CliError::usage(format!("--calibrate: the model has {count} inputs, not 1")));
+    };
+    images::in_folder(folder, is_known, KNOWN)?
+        .iter()
+        .map(|path| Ok(vec![from_file(path, input, normalize)?]))
+        .collect()
+}
+
 fn ty(info: &ValueInfo) -> CliResult<&TensorType> {
     let unknown = || CliError::input(format!("input '{}' has no known type", info.name));
     info.ty.as_ref().ok_or_else(unknown)

@@ -66,6 +66,7 @@ pub fn ablations() -> Vec<Ablation> {
         ("no intensity axis", Blinders { intensity: true, ..all }),
         ("no hardware state", Blinders { hardware: true, ..all }),
         ("no split", Blinders { split: true, ..all }),
+        ("no second look", Blinders { second_look: true, ..all }),
     ];
     parts
         .into_iter()

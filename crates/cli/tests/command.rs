@@ -131,6 +131,35 @@ fn pruned_models_are_planned_with_their_zeros() {
     assert!(pruned["makespan_ms"].as_f64() < dense["makespan_ms"].as_f64());
 }
 
+#[test]
+fn zeros_of_activations_make_simulated_kernels_faster() {
+    let folder = tempfile::tempdir().unwrap();
+    let header = format!(
+        "{:<117}\n",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 224, 224), }"
+    );
+    let mut file = [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..]].concat();
+    file.extend(header.as_bytes());
+    let value = |i: u32| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 65536.0 - 0.5;
+    file.extend((0..3 * 224 * 224).flat_map(|i| value(i).to_le_bytes()));
+    std::fs::write(folder.path().join("noise.npy"), file).unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let target = ["plan", MODEL, "--target", "raspberry-pi-5", "--policy", "cpu"];
+    let (plain, counted) = (json(&target), json(&[&target[..], &["--calibrate", folder]].concat()));
+    let (plain, predicted) = (&plain["predicted"], &counted["predicted"]);
+    assert!(predicted["makespan_ms"].as_f64() < plain["makespan_ms"].as_f64(), "{predicted}");
+    assert_eq!(predicted["dense_makespan_ms"], plain["makespan_ms"]);
+    let nodes = counted["nodes"].as_array().unwrap();
+    assert!(nodes.iter().any(|n| n["kernel"] == "skipping"), "{nodes:?}");
+
+    let (code, error) = failure(&["plan", MODEL, "--calibrate", folder]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("--target"), "{error}");
+    let (code, error) = failure(&[&target[..], &["--calibrate", "nowhere"]].concat());
+    assert_ne!(code, Some(0));
+    assert!(error.contains("nowhere"), "{error}");
+}
+
 const REDUCED: [&str; 5] = ["reproduce", "--model", "mobilenet_v3_small,resnet18", "--states", "3"];
 
 #[test]

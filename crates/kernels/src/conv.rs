@@ -255,7 +255,11 @@ impl Conv2d {
     /// The name of the method chosen for this shape.
     pub fn algorithm(&self) -> &'static str {
         match &self.algorithm {
+            Algorithm::Pointwise(b) if b.skips_zeros() => "skipping pointwise",
             Algorithm::Pointwise(_) => "pointwise",
+            Algorithm::Indirect { groups, .. } if groups.iter().any(PackedB::skips_zeros) => {
+                "skipping indirect"
+            }
             Algorithm::Indirect { .. } => "indirect",
             Algorithm::Lines(_) => "lines",
             Algorithm::KernelRows { .. } => "kernel rows",

@@ -113,6 +113,11 @@ impl PackedB {
         PackedB { skips, ..self }
     }
 
+    /// Whether products look for zeros of the left-hand matrix.
+    pub fn skips_zeros(&self) -> bool {
+        self.skips
+    }
+
     /// Rows.
     pub fn k(&self) -> usize {
         self.k

@@ -1,5 +1,7 @@
 //! The learned parts as the core asks for them: a threshold model and a scheduler.
 
+mod second_look;
+
 use std::sync::{Mutex, PoisonError};
 
 use sparoa_core::{
@@ -15,13 +17,14 @@ use crate::{
     actor::Actor,
     features::{FEATURES, features, thresholds},
     predictor::Predictor,
-    rollout::{Blinders, OBSERVATION, Rollout},
+    rollout::{Blinders, OBSERVATION, Rollout, SNAP},
     weights::WeightsError,
 };
 
 /// The policy that soft actor-critic has learned: one pass over the graph, each operator placed
-/// after one look. The better processor alone is kept in hand: where the policy's placement would
-/// end later, that is what is returned.
+/// after one look, and a [second look](second_look) at those it was least sure of. The better
+/// processor alone is kept in hand: where the policy's placement would end later, that is what is
+/// looked at again.
 pub struct SacPolicy {
     actor: Mutex<Actor>,
     blinders: Blinders,
@@ -44,12 +47,14 @@ impl SacPolicy {
         self
     }
 
-    /// The actor's own placement, or `None` when it answers anything but numbers.
-    fn rollout(&self, problem: &Problem<'_>) -> Option<Rollout> {
+    /// The actor's own placement with how sure it was of every operator, in order; `None` when it
+    /// answers anything but numbers.
+    fn rollout(&self, problem: &Problem<'_>) -> Option<(Placement, Vec<f32>)> {
         let on = problem.ground();
         let mut rollout = Rollout::new(problem, self.blinders);
         let mut actor = self.actor.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = [0.0; OBSERVATION];
+        let mut sure = Vec::new();
         while !rollout.done() {
             rollout.observe(on, &mut seen);
             let action = actor.act(&seen)[0];
@@ -57,9 +62,10 @@ impl SacPolicy {
                 return None;
             }
             let place = rollout.place_of(on, action);
+            sure.push((action - SNAP).abs().min((action - 1.0 + SNAP).abs()));
             rollout.step(on, place);
         }
-        Some(rollout)
+        Some((rollout.placement(), sure))
     }
 }
 
@@ -73,8 +79,9 @@ impl Scheduler for SacPolicy {
     }
 
     fn place(&self, problem: &Problem<'_>) -> Result<Placement, ScheduleError> {
-        let Some(learned) = self.rollout(problem) else { return Heft.place(problem) };
-        let mut placement = learned.placement();
+        let Some((mut placement, sure)) = self.rollout(problem) else {
+            return Heft.place(problem);
+        };
         let mut score = problem.estimate(&placement)?;
         let alone: [&dyn Scheduler; 2] = [&GpuOnly, &CpuOnly];
         for policy in alone {
@@ -83,6 +90,9 @@ impl Scheduler for SacPolicy {
             if own < score {
                 (score, placement) = (own, other);
             }
+        }
+        if !self.blinders.second_look {
+            second_look::improve(problem, &mut placement, &sure, !self.blinders.split)?;
         }
         problem.legalize(&mut placement);
         Ok(placement)

@@ -40,6 +40,8 @@ pub struct Blinders {
     pub hardware: bool,
     /// No operator is split.
     pub split: bool,
+    /// The placement is the actor's alone: nothing is looked at again.
+    pub second_look: bool,
 }
 
 /// See the module.

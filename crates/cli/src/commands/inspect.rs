@@ -13,7 +13,6 @@ use sparoa::{
 use crate::{
     args::InspectArgs,
     error::{CliError, CliResult, Kind},
-    images,
     inputs::{self, Source},
     output::{Output, write_file},
     progress::Bars,
@@ -107,14 +106,7 @@ fn samples(session: &Session, args: &InspectArgs) -> CliResult<(Vec<Vec<Tensor>>
         let first = values.into_iter().map(|(_, t)| t).collect();
         return Ok((vec![first], source));
     };
-    let [input] = session.inputs() else {
-        let count = session.inputs().len();
-        return Err(CliError::usage(format!("--calibrate: the model has {count} inputs, not 1")));
-    };
-    let samples = images::in_folder(folder, inputs::is_known, inputs::KNOWN)?
-        .iter()
-        .map(|path| Ok(vec![inputs::from_file(path, input, args.inputs.normalize)?]))
-        .collect::<CliResult<Vec<_>>>()?;
+    let samples = inputs::calibration(folder, session.inputs(), args.inputs.normalize)?;
     Ok((samples, Source::Files))
 }
 

@@ -264,6 +264,12 @@ impl Op for Conv {
             .map_or(KernelClass::Convolution, |s| KernelClass::of_conv(s.groups, s.c_in))
     }
 
+    fn skips_zeros(&self, x: &Operands<'_>) -> bool {
+        self.shape(x.inputs).is_ok_and(|s| s.groups == 1)
+            && x.constant(1).is_some()
+            && x.input(1).shape()[2..].iter().all(|taps| *taps == 1)
+    }
+
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
         let dtype = x.output(0).dtype;
         if dtype != DType::F32 {

@@ -146,6 +146,10 @@ impl Op for Gemm {
         KernelClass::Matmul
     }
 
+    fn skips_zeros(&self, x: &Operands<'_>) -> bool {
+        x.constant(1).is_some()
+    }
+
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
         let [m, k, n] = self.sizes(x.inputs)?;
         match x.output(0).dtype {
@@ -357,6 +361,10 @@ impl Op for Linear {
 
     fn class(&self, _: &Operands<'_>) -> KernelClass {
         KernelClass::Matmul
+    }
+
+    fn skips_zeros(&self, x: &Operands<'_>) -> bool {
+        x.constant(1).is_some()
     }
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {

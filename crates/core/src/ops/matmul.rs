@@ -308,6 +308,10 @@ impl Op for MatMul {
         KernelClass::Matmul
     }
 
+    fn skips_zeros(&self, x: &Operands<'_>) -> bool {
+        x.constant(1).is_some()
+    }
+
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
         let shape = self.shape_of(x.inputs)?;
         if x.output(0).dtype == DType::F32 {

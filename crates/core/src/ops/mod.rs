@@ -103,6 +103,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         }
     }
 
+    /// Whether its dense CPU kernel skips zeros of input 0 where there are many, which it sees by
+    /// itself while it runs.
+    fn skips_zeros(&self, x: &Operands<'_>) -> bool {
+        let _ = x;
+        false
+    }
+
     /// Prepares the CPU kernel: packs constant weights, picks the algorithm.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use sparoa_kernels::{
 
 use super::{
     OpError, Scratch,
-    variant::{self, SPARSE, Variant},
+    variant::{self, SKIPPING, SPARSE, Variant},
 };
 
 /// A convolution with its weights packed.
@@ -168,6 +168,7 @@ impl PackedMatrix {
     /// The name of the method.
     pub(super) fn method(&self) -> &'static str {
         match self {
+            PackedMatrix::F32(b) if b.skips_zeros() => SKIPPING,
             PackedMatrix::F32(_) => "dense",
             PackedMatrix::Sparse(_) => SPARSE,
             PackedMatrix::Bf16(_) => "bf16",
@@ -372,7 +373,9 @@ mod tests {
         choose("matrix 61x83x47", 1);
         let (sparse, reference) = (pack(Arithmetic::Fast), pack(Arithmetic::Reference));
         assert!(matches!(sparse, PackedMatrix::Sparse(_)));
-        assert!(matches!(reference, PackedMatrix::F32(_)));
+        assert_eq!(reference.method(), "dense");
+        let row = PackedMatrix::new((Arithmetic::Fast, Variant::Dense), [1, k, n], &b, true, 0.5);
+        assert_eq!(row.unwrap().method(), SKIPPING);
         let a = variant::inputs(m * k);
         let pool = Pool::new(2);
         let outputs = |b: &PackedMatrix| {

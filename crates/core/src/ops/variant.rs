@@ -17,6 +17,9 @@ use crate::tensor::count_zeros;
 
 /// The name of the sparse kernels' method.
 pub const SPARSE: &str = "sparse";
+
+/// The name of the dense method that skips zeros of its input where it finds many.
+pub const SKIPPING: &str = "skipping";
 /// Share of zeros from which a sparse kernel may win; below it nothing is measured.
 pub const FLOOR: f64 = 0.5;
 /// Sparsities that differ by less than 1 / this share a measurement.

@@ -24,6 +24,9 @@ pub struct Workload {
     pub between_bytes: f64,
     /// Zeros among the weights, as a share.
     pub sparsity: f64,
+    /// Zeros in the input, as a share, where the CPU's kernel skips them; 0 where it does not, or
+    /// where nobody has looked.
+    pub skipped: f64,
     /// Kernels that the GPU launches for it; 0 where it has none.
     pub kernels: u32,
     /// Only renames its input.
@@ -55,6 +58,10 @@ pub fn workloads(graph: &Graph, analysis: &Analysis) -> Vec<Workload> {
                 weight_bytes: a.weight_bytes as f64,
                 between_bytes: kernel.as_ref().map_or(0, |k| k.temps.iter().sum()) as f64,
                 sparsity: a.weight_sparsity.unwrap_or(0.0),
+                skipped: match graph.with_operands(node, |x| node.op.skips_zeros(x)) {
+                    true => a.activation_sparsity.unwrap_or(0.0),
+                    false => 0.0,
+                },
                 kernels: kernel
                     .map_or(0, |k| u32::try_from(k.dispatches.len()).unwrap_or(u32::MAX)),
                 view: node.op.is_view(),

@@ -35,7 +35,7 @@ impl Scheduler for CoDl {
                 for place in places(problem, chain) {
                     let mark = walk.mark();
                     for &id in chain {
-                        walk.step(problem.ground(), id, settled(problem, id, place));
+                        walk.step(problem.ground(), id, problem.settled(id, place));
                     }
                     let took = walk.makespan() - start;
                     walk.rewind(mark);
@@ -48,7 +48,7 @@ impl Scheduler for CoDl {
             }
             let (_, length, place) = best.expect("a chain of one operator on the CPU is tried");
             for &id in &order[at..at + length] {
-                let place = settled(problem, id, place);
+                let place = problem.settled(id, place);
                 walk.step(problem.ground(), id, place);
                 placement.places[id.index()] = place;
             }
@@ -68,8 +68,9 @@ fn work(problem: &Problem<'_>, chain: &[NodeId]) -> f64 {
     chain.iter().map(least).sum()
 }
 
-/// One processor, the other, or the share at which both take equally long for the chain.
-pub(super) fn places(problem: &Problem<'_>, chain: &[NodeId]) -> Vec<Place> {
+/// What operators in a row can have in common: one processor, the other, or the share at which both
+/// take equally long for all of them.
+pub fn places(problem: &Problem<'_>, chain: &[NodeId]) -> Vec<Place> {
     let mut places = vec![Place::Cpu];
     if chain.iter().any(|id| problem.gpu_runs(*id)) {
         places.push(Place::Gpu);
@@ -91,18 +92,4 @@ pub(super) fn places(problem: &Problem<'_>, chain: &[NodeId]) -> Vec<Place> {
         }
     }
     places
-}
-
-/// The place as far as the operator can take it.
-fn settled(problem: &Problem<'_>, id: NodeId, place: Place) -> Place {
-    let operator = &problem.topology.nodes[id.index()];
-    match (problem.pin(id), place) {
-        (Some(pin), _) => pin,
-        (None, Place::Split(share)) if operator.split.is_none() => match operator.gpu {
-            true if share >= 0.5 => Place::Gpu,
-            _ => Place::Cpu,
-        },
-        (None, Place::Gpu) if !operator.gpu => Place::Cpu,
-        (None, place) => place,
-    }
 }

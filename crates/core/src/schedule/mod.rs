@@ -33,7 +33,7 @@ use crate::{
 };
 
 pub use auto::{Candidate, candidates, finalists};
-pub use codl::CoDl;
+pub use codl::{CoDl, places};
 pub use contest::{Contest, Decides, Outcome};
 pub use dp::Dp;
 pub use eft::{Greedy, Heft, upward_ranks};
@@ -123,8 +123,31 @@ impl<'a> Problem<'a> {
         for id in self.topology.running() {
             walk.step(on, id, placement.places[id.index()]);
         }
+        self.estimate_of(&walk)
+    }
+
+    /// [`Problem::estimate`] of a walk that has come to its end.
+    ///
+    /// # Errors
+    /// When the objective needs figures that the profile lacks.
+    pub fn estimate_of(&self, walk: &Walk) -> Result<f64, ScheduleError> {
         let busy = walk.busy().map(|ns| ns as u64);
-        self.objective.score_of(walk.finish(on) as u64, busy, self.profile)
+        self.objective.score_of(walk.finish(self.ground()) as u64, busy, self.profile)
+    }
+
+    /// A place as far as a node can take it: its pin, and the processor with the larger share where
+    /// it cannot be split.
+    pub fn settled(&self, node: NodeId, place: Place) -> Place {
+        let operator = &self.topology.nodes[node.index()];
+        match (self.pin(node), place) {
+            (Some(pin), _) => pin,
+            (None, Place::Split(share)) if operator.split.is_none() => match operator.gpu {
+                true if share >= 0.5 => Place::Gpu,
+                _ => Place::Cpu,
+            },
+            (None, Place::Gpu) if !operator.gpu => Place::Cpu,
+            (None, place) => place,
+        }
     }
 
     /// Overwrites a placement with the pins, and moves what the GPU cannot run to the CPU.

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use sparoa_kernels::Pool;
+
 use super::{Objective, Problem, Topology};
 use crate::{
-    analyze::{Analysis, analyze},
+    analyze::{Analysis, WalkError, analyze, record_activation_sparsity},
     backend::{Accelerator, SimulatedGpu},
     ir::Graph,
     plan::Support,
     profile::{HardwareState, MachineModel, Profile, Workload, workloads},
+    tensor::Tensor,
 };
 
 /// What every simulated plan of a graph rests on.
@@ -43,6 +46,17 @@ impl Subject {
         let workloads = workloads(&graph, &analysis);
         let gpu_runs = support.gpu_runs();
         Subject { graph, analysis, support, topology, workloads, gpu_runs }
+    }
+
+    /// Runs samples (inputs in the graph's order) on this machine's CPU and notes the zeros that
+    /// operators read: those that skip them cost less from then on.
+    ///
+    /// # Errors
+    /// When an operator refuses its inputs.
+    pub fn calibrate(&mut self, samples: &[Vec<Tensor>], pool: &Pool) -> Result<(), WalkError> {
+        record_activation_sparsity(&mut self.analysis, &self.graph, samples, true, pool)?;
+        self.workloads = workloads(&self.graph, &self.analysis);
+        Ok(())
     }
 
     /// Its costs on a machine.

@@ -2,8 +2,8 @@
 //! engine is made.
 
 use sparoa::{
-    Hardware, NodeId, Pin, PinTo, PlanFile, Policy, Subject, TraceSource, Workload, chrome_trace,
-    dot, resolve_pins, simulate,
+    Hardware, NodeId, Pin, PinTo, PlanFile, Policy, Pool, Subject, TraceSource, ValueInfo,
+    Workload, available_threads, chrome_trace, dot, resolve_pins, simulate,
 };
 
 use super::{
@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     args::PlanArgs,
-    error::{CliError, CliResult},
+    error::{CliError, CliResult, Kind},
+    inputs,
     output::{Output, write_file},
     progress::Bars,
     sessions::{BuildRequest, Counts},
@@ -32,7 +33,18 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
     refuse_kernels(&request.pins)?;
     let bars = Bars::new(out);
     let spinner = bars.spinner(&args.model.model);
-    let (subject, data_dependent) = subject(&request)?;
+    let (mut subject, data_dependent) = subject(&request)?;
+    if let Some(folder) = &args.calibrate {
+        let graph = &subject.graph;
+        let inputs: Vec<ValueInfo> = (graph.inputs.iter())
+            .map(|id| graph.value(*id))
+            .map(|value| ValueInfo { name: value.name.clone(), ty: Some(value.ty.clone()) })
+            .collect();
+        let samples = inputs::calibration(folder, &inputs, args.normalize)?;
+        subject
+            .calibrate(&samples, &Pool::new(available_threads()))
+            .map_err(|e| CliError::new(Kind::Input, e))?;
+    }
     let profile = subject.profile(&target.machine);
     let pins =
         resolve_pins(&subject.graph, &subject.support, &request.pins).map_err(CliError::usage)?;
@@ -58,7 +70,6 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
     let files = write(args, &request, &subject, &chosen, &profile, &plan)?;
     let ms = |s: &Simulated| Some(s.timeline.makespan_ns as f64 / 1e6);
     let (to_gpu, to_cpu) = chosen.plan.copied_bytes();
-    let sparse = |id: NodeId| skips_zeros(&target, &subject.workloads[id.index()]);
     let document = Document {
         simulated: true,
         target: Some(target.board.name.clone()),
@@ -86,7 +97,7 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
             &chosen.placement,
             Some(&profile),
             &thresholds,
-            |id| sparse(id).then_some("sparse"),
+            |id: NodeId| skipping(&target, &subject.workloads[id.index()]),
         ),
         source: chosen.source,
         note: args.output.as_ref().map(|_| {
@@ -122,19 +133,28 @@ fn hardware(target: &Target) -> Hardware {
     }
 }
 
-/// Whether the cost model takes a kernel that skips zeros.
-fn skips_zeros(target: &Target, work: &Workload) -> bool {
+/// The kernel that the cost model takes where it skips zeros: of the weights, or of the input.
+fn skipping(target: &Target, work: &Workload) -> Option<&'static str> {
     let machine = &target.machine;
-    !work.view && machine.cpu_cost(work, work.sparsity) != machine.cpu_cost(work, 0.0)
+    let cost =
+        |sparsity, skipped| machine.cpu_cost(&Workload { skipped, ..work.clone() }, sparsity);
+    match work.view {
+        true => None,
+        false if cost(work.sparsity, work.skipped) != cost(0.0, work.skipped) => Some("sparse"),
+        false => (cost(0.0, work.skipped) != cost(0.0, 0.0)).then_some("skipping"),
+    }
 }
 
 /// What the plan would take with dense kernels only, where it has sparse ones.
 fn dense_makespan_ms(target: &Target, subject: &Subject, chosen: &Simulated) -> Option<f64> {
-    if !subject.workloads.iter().any(|w| skips_zeros(target, w)) {
+    if !subject.workloads.iter().any(|w| skipping(target, w).is_some()) {
         return None;
     }
-    let dense: Vec<Workload> =
-        subject.workloads.iter().map(|w| Workload { sparsity: 0.0, ..w.clone() }).collect();
+    let dense: Vec<Workload> = subject
+        .workloads
+        .iter()
+        .map(|w| Workload { sparsity: 0.0, skipped: 0.0, ..w.clone() })
+        .collect();
     let profile = target.machine.profile(&dense, &subject.gpu_runs);
     Some(simulate(&chosen.plan, &profile).makespan_ns as f64 / 1e6)
 }
