@@ -1,7 +1,9 @@
 //! Supervised training of the threshold predictor, in any of its architectures.
 //!
 //! AdamW with a linear warm-up and a cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983)
-//! over minibatches of padded sequences; the weights of the best validation epoch are kept.
+//! over minibatches of padded sequences. What is validated and kept is a running average of the
+//! weights (Polyak and Juditsky 1992), of the epoch where it is best: single weights differ by more
+//! between trainings than they should.
 //! Validation runs the run-time net itself.
 
 mod batch;
@@ -73,6 +75,8 @@ pub struct PredictorConfig {
     pub weight_decay: f32,
     /// What is minimised.
     pub loss: Loss,
+    /// Updates that the average of the weights looks back on; 1: none.
+    pub average: f32,
     /// Limit of the gradient's norm.
     pub clip: f32,
     /// Epochs without a better validation loss until the training stops; 0: never.
@@ -96,6 +100,7 @@ impl Default for PredictorConfig {
             learning_rate: 1e-3,
             weight_decay: 0.01,
             loss: Loss::Huber { delta: 0.1 },
+            average: 500.0,
             clip: 1.0,
             patience: 15,
             seed: 0,
@@ -114,7 +119,7 @@ impl PredictorConfig {
             Loss::L1 => 1.0,
             Loss::Huber { delta } => delta,
         };
-        let settings: [(&'static str, bool, String, &'static str); 8] = [
+        let settings: [(&'static str, bool, String, &'static str); 9] = [
             ("width", self.width > 0, self.width.to_string(), "at least 1"),
             ("heads", heads && self.heads <= 64, self.heads.to_string(), "a divisor of the width"),
             ("layers", (1..=16).contains(&self.layers), self.layers.to_string(), "1 to 16"),
@@ -131,6 +136,12 @@ impl PredictorConfig {
                 rates,
                 format!("{}, {}, {}", self.learning_rate, self.weight_decay, self.clip),
                 "above 0, at least 0, above 0",
+            ),
+            (
+                "average",
+                self.average >= 1.0 && self.average.is_finite(),
+                self.average.to_string(),
+                "at least 1",
             ),
             ("loss", delta > 0.0 && delta.is_finite(), format!("{:?}", self.loss), "delta above 0"),
         ];
@@ -192,6 +203,7 @@ pub fn train_predictor(
     let mut rng = Pcg64::seed_from_u64(config.seed);
     let statistics = Statistics::of(train);
     let mut parameters = net::parameters(config, train.features, &mut rng);
+    let mut average = parameters.clone();
     let mut adam = Adam::new(&parameters);
     let per_epoch = train.sequences.iter().filter(|s| !s.is_empty()).count().div_ceil(config.batch);
     let total = (per_epoch * config.epochs) as f32;
@@ -210,13 +222,15 @@ pub fn train_predictor(
             clip(&mut gradients, config.clip);
             let rate = config.learning_rate * schedule(update as f32 / total);
             adam.step(&mut parameters, &gradients, rate, config.weight_decay);
+            // The first weights are random: the average does not begin with them.
+            average.follow(&parameters, 1.0 / config.average.min(update as f32));
             loss_sum += f64::from(loss) * f64::from(batch.weight);
             weight_sum += f64::from(batch.weight);
         }
         if !parameters.is_finite() {
             return Err(TrainError::Diverged { update });
         }
-        let weights = export(config, &statistics, &parameters);
+        let weights = export(config, &statistics, &average);
         let (validation_loss, validation_error) = validate(config.loss, &weights, validation)?;
         let entry =
             Epoch { epoch, train_loss: loss_sum / weight_sum, validation_loss, validation_error };

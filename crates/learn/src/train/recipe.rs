@@ -67,7 +67,7 @@ impl Default for Recipe {
             seed: 1,
             networks: 240,
             machines: 8,
-            epochs: 40,
+            epochs: 25,
             shown: 2_000,
             clone_steps: 25_000,
             updates: 20_000,
