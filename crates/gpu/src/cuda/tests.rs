@@ -37,7 +37,8 @@ const ARCHITECTURES: [(i32, i32); 4] = [(7, 2), (8, 7), (8, 9), (9, 0)];
 
 /// What the backend tells operators of a device with so many multiprocessors.
 fn caps(units: u32) -> GpuCaps {
-    GpuCaps { units, workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() }
+    let (workgroup_bytes, matrix_bytes) = (48 << 10, 227 << 10);
+    GpuCaps { units, workgroup_bytes, matrix_bytes, workgroup_size: 1024, ..GpuCaps::ordinary() }
 }
 
 /// With variations.
