@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod emulation;
 #[cfg(target_os = "linux")]
+mod faults;
+#[cfg(target_os = "linux")]
 #[path = "../../tests/gpu/rounded.rs"]
 mod rounded;
 mod share;
