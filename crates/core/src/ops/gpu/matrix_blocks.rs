@@ -54,6 +54,7 @@ const BLOCKS: [Block; 19] = [
     block(32, 32, [2, 2], 8),
     block(16, 64, [1, 4], 8),
 ];
+
 /// Slices in workgroup memory where warps multiply on their own: one is multiplied while the next
 /// arrives. More, on an H200 with left-hand elements waiting in workgroup memory as well, made no
 /// product faster and large blocks slower.

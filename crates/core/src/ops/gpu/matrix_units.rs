@@ -5,8 +5,8 @@
 //! WGSL has no words for what a warp does together. The text calls functions `native_..`, which only
 //! the CUDA backend knows: it has their instructions, and takes `copy_async` and `load_matrices` for
 //! what their names say. The bodies given here stand for their types. Other backends never ask for
-//! this form: their [`super::GpuCaps::matrix_units`] is `None`. Where four warps can multiply together, most
-//! products have the form of [`super::warp_groups`].
+//! this form: their [`super::GpuCaps::matrix_units`] is `None`. Where four warps can multiply
+//! together, most products have the form of [`super::warp_groups`].
 
 use std::fmt::Write;
 

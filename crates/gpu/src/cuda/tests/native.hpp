@@ -139,8 +139,6 @@ static void finish_copies(size_t but) {
         for (auto& copy : queue.front()) copy();
 }
 static void native_wait_copies() { native_end_copies(); finish_copies(0); }
-static void native_wait_copies_but_0() { finish_copies(0); }
 static void native_wait_copies_but_1() { finish_copies(1); }
 static void native_wait_copies_but_2() { finish_copies(2); }
 static void native_wait_copies_but_3() { finish_copies(3); }
-static void native_wait_copies_but_4() { finish_copies(4); }
