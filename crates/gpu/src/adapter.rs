@@ -131,6 +131,7 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
         aligned: true,
         // WGSL has no words for them.
         matrix_units: None,
+        matrix_bytes: 0,
         warp_groups: false,
     };
     let key = format!("{:?}-{:x}-{:x}-{}", raw.backend, raw.vendor, raw.device, info.driver);

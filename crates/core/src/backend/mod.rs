@@ -196,7 +196,8 @@ pub enum BackendError {
         /// What was being allocated.
         detail: String,
     },
-    /// The device vanished (driver reset, unplugged).
+    /// The device vanished (driver reset, unplugged), or an error left it unusable for this process:
+    /// everything asked of it later answers the same.
     #[error("{device} was lost: {detail}")]
     Lost {
         /// Device name.

@@ -21,7 +21,7 @@ use crate::{GpuPrecision, Transfer, bind, fault::Fault, residency::Residency};
 /// A GPU opened through CUDA. Cheap to clone; clones share the context, kernels and weights.
 #[derive(Clone)]
 pub struct CudaBackend {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What programs keep of their backend.
@@ -225,6 +225,7 @@ fn caps(
         // Products of few rows are bound by what they read of their weights.
         f16: options.precision == GpuPrecision::Fp16,
         workgroup_bytes: facts.shared_bytes,
+        matrix_bytes: facts.most_shared_bytes,
         workgroup_size: 1024,
         // Of y and z; x could be longer.
         max_grid: 65_535,
@@ -268,6 +269,7 @@ mod tests {
             memory_bytes: 8 << 30,
             integrated: true,
             shared_bytes: 48 << 10,
+            most_shared_bytes: 163 << 10,
             multiprocessors: 16,
             driver: (12, 6),
         }

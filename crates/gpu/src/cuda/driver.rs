@@ -25,6 +25,8 @@ pub(crate) struct DeviceFacts {
     pub(crate) memory_bytes: usize,
     pub(crate) integrated: bool,
     pub(crate) shared_bytes: u32,
+    /// Shared memory of a block whose kernel asks for more than every kernel gets.
+    pub(crate) most_shared_bytes: u32,
     pub(crate) multiprocessors: u32,
     /// The driver's CUDA version.
     pub(crate) driver: (i32, i32),
@@ -59,6 +61,10 @@ pub(crate) fn devices() -> Result<Vec<DeviceFacts>> {
                 integrated: attribute(A::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
                 shared_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?
                     .cast_unsigned(),
+                most_shared_bytes: attribute(
+                    A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+                )?
+                .cast_unsigned(),
                 multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                     .cast_unsigned(),
                 driver: (version / 1000, version % 1000 / 10),
@@ -216,6 +222,8 @@ pub(crate) struct Function {
     context: Arc<Context>,
     module: sys::CUmodule,
     raw: sys::CUfunction,
+    /// Bytes of shared memory that each launch asks for.
+    shared_bytes: u32,
 }
 
 // SAFETY: handles of a context, usable from every thread.
@@ -224,19 +232,39 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Loads a compiled module and its function `entry`.
-    pub(crate) fn load(context: &Arc<Context>, cubin: &[u8], entry: &str) -> Result<Function> {
+    /// Loads a compiled module and its function `entry`, whose blocks take `shared_bytes` of shared
+    /// memory besides what the module declares.
+    pub(crate) fn load(
+        context: &Arc<Context>,
+        cubin: &[u8],
+        entry: &str,
+        shared_bytes: u32,
+    ) -> Result<Function> {
         let name = CString::new(entry).expect("names of kernels have no zero byte");
         // SAFETY: `cubin` is a whole image, made by NVRTC; the driver copies what it needs.
         let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }?;
         // SAFETY: the module is loaded; should the name be missing, dropping it unloads.
-        let mut function = Function { context: context.clone(), module, raw: std::ptr::null_mut() };
+        let raw = std::ptr::null_mut();
+        let mut function = Function { context: context.clone(), module, raw, shared_bytes };
         // SAFETY: as above.
         function.raw = unsafe { result::module::get_function(module, name) }?;
-        let registers = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        use sys::CUfunction_attribute_enum as A;
         // Makes a lazy driver load it now: not while a stream is captured.
         // SAFETY: the function exists.
-        unsafe { result::function::get_function_attribute(function.raw, registers) }?;
+        unsafe {
+            result::function::get_function_attribute(function.raw, A::CU_FUNC_ATTRIBUTE_NUM_REGS)
+        }?;
+        if shared_bytes > 0 {
+            // Of what cache and shared memory have together, as much as blocks find use for.
+            let share = A::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            let bytes = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            for (attribute, value) in [(bytes, shared_bytes.cast_signed()), (share, 100)] {
+                // SAFETY: the function exists.
+                unsafe {
+                    result::function::set_function_attribute(function.raw, attribute, value)
+                }?;
+            }
+        }
         Ok(function)
     }
 }
@@ -292,10 +320,11 @@ impl Stream {
         let [tx, ty, tz] = launch.threads;
         let mut arguments: Vec<*mut c_void> = vec![launch.params.as_ptr().cast_mut().cast()];
         arguments.extend(launch.buffers.iter().map(|b| std::ptr::from_ref(b).cast_mut().cast()));
-        let function = launch.function.raw;
+        let Function { raw: function, shared_bytes, .. } = *launch.function;
+        let (grid, block) = ((x, y, z), (tx, ty, tz));
         // SAFETY: the driver copies the arguments during the call; the rest is the caller's word.
         unsafe {
-            result::launch_kernel(function, (x, y, z), (tx, ty, tz), 0, self.raw, &mut arguments)
+            result::launch_kernel(function, grid, block, shared_bytes, self.raw, &mut arguments)
         }
     }
 

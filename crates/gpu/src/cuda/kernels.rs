@@ -93,7 +93,8 @@ impl Kernels {
             let refuse = |detail: String| BackendError::Kernel { task: label.to_owned(), detail };
             let (kernel, cubin) = built.map_err(refuse)?;
             let load = |e: DriverError| refuse(format!("{:?} for a compiled kernel", e.0));
-            let function = Function::load(context, &cubin, ENTRY).map_err(load)?;
+            let function =
+                Function::load(context, &cubin, ENTRY, kernel.shared_bytes).map_err(load)?;
             let loaded = Arc::new(Loaded { function: Arc::new(function), kernel });
             self.loaded.lock().insert(key, loaded);
         }

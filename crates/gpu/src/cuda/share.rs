@@ -154,6 +154,7 @@ mod tests {
             memory_bytes: 8 << 30,
             integrated: true,
             shared_bytes: 48 << 10,
+            most_shared_bytes: 163 << 10,
             multiprocessors: 16,
             driver: (12, 2),
         };

@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod emulation;
 #[cfg(target_os = "linux")]
+mod faults;
+#[cfg(target_os = "linux")]
 #[path = "../../tests/gpu/rounded.rs"]
 mod rounded;
 mod share;
@@ -37,7 +39,8 @@ const ARCHITECTURES: [(i32, i32); 4] = [(7, 2), (8, 7), (8, 9), (9, 0)];
 
 /// What the backend tells operators of a device with so many multiprocessors.
 fn caps(units: u32) -> GpuCaps {
-    GpuCaps { units, workgroup_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() }
+    let (workgroup_bytes, matrix_bytes) = (48 << 10, 227 << 10);
+    GpuCaps { units, workgroup_bytes, matrix_bytes, workgroup_size: 1024, ..GpuCaps::ordinary() }
 }
 
 /// With variations.

@@ -22,8 +22,11 @@ use crate::{
     residency::padded,
 };
 
-/// Bytes that an upload advances by.
-const PIECE: usize = 512 << 10;
+/// Bytes that an upload advances by: few enough that copies begin early, and where there are many
+/// bytes so many that the copies' own latencies do not count.
+const PIECES: [usize; 2] = [512 << 10, 2 << 20];
+/// Pieces that a long upload is cut into at least.
+const MANY: usize = 16;
 /// Pieces from which on several threads fill the staging memory: to wake them takes as long as
 /// one piece.
 const ENOUGH: usize = 3;
@@ -211,9 +214,11 @@ impl Transfers {
         pool: &Pool,
     ) -> Result<(), DriverError> {
         let failure = OnceLock::new();
+        let [least, most] = PIECES;
+        let size = (bytes.len() / MANY).clamp(least, most);
         let advance = |index: usize| {
-            let start = index * PIECE;
-            let piece = &bytes[start..bytes.len().min(start + PIECE)];
+            let start = index * size;
+            let piece = &bytes[start..bytes.len().min(start + size)];
             staging.write(start, piece);
             let queued = shared.context.bind().and_then(|()| {
                 self.inward.copy_in(to + start as Address, staging, start, piece.len())
@@ -222,7 +227,7 @@ impl Transfers {
                 failure.get_or_init(|| error);
             }
         };
-        match bytes.len().div_ceil(PIECE) {
+        match bytes.len().div_ceil(size) {
             pieces if pieces >= ENOUGH => pool.run(pieces, &advance),
             pieces => (0..pieces).for_each(advance),
         }

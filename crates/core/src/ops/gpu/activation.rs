@@ -43,6 +43,20 @@ fn expression(activation: Activation) -> &'static str {
     }
 }
 
+/// GELU for kernels whose operands are rounded anyway: v * (1 - erfc(v / sqrt(2)) / 2), with
+/// erfc(c / sqrt(2)) = exp2(c * polynomial) for c in 0..8, beyond which it is no longer seen. Off by
+/// 3e-7 at most for |v| < 8, as [`expression`]'s is, for a third of the time.
+const SHORT_GELU: &str = "\
+fn activate$N(v: $T) -> $T {
+    let a = abs(v);
+    let c = min(a, $T(8.0));
+    let e = exp2(c * (-1.15112185 + c * (-0.459085315 + c * (-0.0528236069 + c * (0.0074851769
+        + c * (-0.000425460399 + c * (-0.000080893049 + c * (0.0000208907204
+        + c * (-0.00000189921514 + c * 0.0000000645461853)))))))));
+    return 0.5 * (v + a - c * e);
+}
+";
+
 /// Whether [`expression`] uses functions of [`MATH`].
 fn needs_math(activation: Activation) -> bool {
     use Activation::{Gelu, Mish, Softplus, Tanh};
@@ -78,8 +92,13 @@ impl Epilogue {
 
     /// Adds to `shader` the parameters, the residual's buffer `residual` (elements as the
     /// output's) and the functions `finish1(sum, at)` and `finish4(sum, at)`, where `at` is the
-    /// output element's (or vector's) index.
-    pub(in crate::ops) fn add(&self, shader: Shader, element: &'static str) -> Shader {
+    /// output element's (or vector's) index. `rounded`: the sums are of rounded operands.
+    pub(in crate::ops) fn add(
+        &self,
+        shader: Shader,
+        element: &'static str,
+        rounded: bool,
+    ) -> Shader {
         let [a, b] = params(self.activation);
         let mut shader = shader.float("act_a", a).float("act_b", b);
         if self.residual != ResidualKind::None {
@@ -95,10 +114,15 @@ impl Epilogue {
                 format!("activate{suffix}(v) + residual[at_residual() + at]")
             }
         };
+        let activate = match self.activation {
+            Activation::Gelu if rounded => SHORT_GELU.replace("$T", ty).replace("$N", suffix),
+            activation => {
+                let math = if needs_math(activation) { MATH } else { "" };
+                format!("{math}{}", function(activation, "activate", ["p.act_a", "p.act_b"]))
+            }
+        };
         let finish = format!(
-            "{}{}fn finish{suffix}(v: {ty}, at: u32) -> {ty} {{ return {result}; }}\n",
-            if needs_math(self.activation) { MATH } else { "" },
-            function(self.activation, "activate", ["p.act_a", "p.act_b"]),
+            "{activate}fn finish{suffix}(v: {ty}, at: u32) -> {ty} {{ return {result}; }}\n"
         );
         shader.define("epilogue", finish)
     }

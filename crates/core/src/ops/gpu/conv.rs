@@ -140,7 +140,7 @@ fn depthwise_dispatch(
     if bias {
         shader = shader.buffer("bias", Binding::Constant(1), element);
     }
-    shader = epilogue.add(shader, element);
+    shader = epilogue.add(shader, element, false);
     let (mut body, mut stores) = (String::new(), String::new());
     let start = if bias { "bias[c]".to_owned() } else { format!("{element}()") };
     for i in 0..DEPTHWISE_WIDTH {

@@ -110,7 +110,7 @@ impl View {
         let element = if vectors.is_some() { "vec4<u32>" } else { "u32" };
         let view = vectors.unwrap_or(view);
         let count: usize = view.dims.iter().product();
-        let threads = 64;
+        let threads = caps.threads(count);
         let (grid, groups_x) = fold(count.div_ceil(threads), caps.max_grid);
         let mut shader = Shader::new(label)
             .buffer("x", Binding::Input(input), element)
@@ -131,7 +131,10 @@ impl View {
             );
             write!(body, "{}", line.replace('$', &i.to_string())).ok()?;
         }
-        shader.define("BODY", body).build(include_str!("copy.wgsl"), grid)
+        shader
+            .define("BODY", body)
+            .define("THREADS", threads.to_string())
+            .build(include_str!("copy.wgsl"), grid)
     }
 }
 

@@ -1,10 +1,10 @@
 // Copies elements between two strided views.
-@compute @workgroup_size(64)
+@compute @workgroup_size($THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = (group.x + group.y * p.groups_x) * 64u + thread;
+    let index = (group.x + group.y * p.groups_x) * $THREADSu + thread;
     if (index >= p.count) {
         return;
     }

@@ -56,7 +56,7 @@ pub(in crate::ops) fn elementwise(
         }
     }
     let count: usize = dims.iter().product();
-    let threads = if caps.software { 32 } else { 64 };
+    let threads = if caps.software { 32 } else { caps.threads(count) };
     let (grid, groups_x) = fold(count.div_ceil(threads), caps.max_grid);
     let mut shader = Shader::new("elementwise")
         .buffer("y", Binding::Output(0), element)

@@ -9,6 +9,7 @@ mod elementwise;
 mod gather;
 mod linear;
 mod matrix_attention;
+mod matrix_blocks;
 mod matrix_units;
 mod packing;
 mod pooling;
@@ -18,6 +19,7 @@ mod sequence;
 mod shader;
 mod thin;
 mod tile;
+mod warp_groups;
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -87,11 +89,21 @@ pub struct GpuCaps {
     /// Matrix units that are there, and wanted by the user, for products with constants. Their
     /// kernels are understood by the CUDA backend alone.
     pub matrix_units: Option<MatrixUnits>,
+    /// Bytes of workgroup memory of kernels for matrix units.
+    pub matrix_bytes: u32,
     /// Matrix units work for four warps at once, and read workgroup memory themselves.
     pub warp_groups: bool,
 }
 
 impl GpuCaps {
+    /// Invocations per workgroup where each has one of `count` elements: many where even so every
+    /// multiprocessor has several workgroups, since to begin one takes as long as a few elements.
+    fn threads(&self, count: usize) -> usize {
+        let many = 256;
+        let enough = self.units > 0 && count >= 8 * many * self.units as usize;
+        if enough && self.workgroup_size as usize >= many { many } else { 64 }
+    }
+
     /// What nearly every GPU of an edge machine can do.
     pub const fn ordinary() -> GpuCaps {
         GpuCaps {
@@ -105,6 +117,7 @@ impl GpuCaps {
             units: 0,
             aligned: true,
             matrix_units: None,
+            matrix_bytes: 0,
             warp_groups: false,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::{GpuConstant, MatrixUnits, product::Product};
+use super::{GpuConstant, MatrixUnits, product::Product, warp_groups};
 use crate::tensor::{Storage, Tensor, TensorType};
 
 /// `size` rounded up to whole vec4s.
@@ -48,7 +48,13 @@ impl Weight {
     }
 
     /// Column after column, as matrix units take them: rounded, k padded with zeros to whole slices.
-    pub(super) fn columns(&self, product: &Product, units: MatrixUnits) -> GpuConstant {
+    /// `turned`: inner elements in the order of [`warp_groups`].
+    pub(super) fn columns(
+        &self,
+        product: &Product,
+        units: MatrixUnits,
+        turned: bool,
+    ) -> GpuConstant {
         let [_, k, n] = product.sizes;
         let half = usize::from(units == MatrixUnits::Fp16);
         // A transposed matrix is a convolution's weight of one tap.
@@ -57,9 +63,12 @@ impl Weight {
             WeightOf::Matrix { transposed: false } => 0,
             WeightOf::Conv { .. } => self.source.shape()[1],
         };
-        let args = vec![k, n * product.batch, units.padded(k), half, channels];
+        let args = vec![k, n * product.batch, units.padded(k), half, channels, usize::from(turned)];
         GpuConstant::packed(self.source.clone(), "columns", args, |source, args| {
-            let &[k, columns, line, half, channels] = args else { unreachable!("made above") };
+            let &[k, columns, line, half, channels, turned] = args else {
+                unreachable!("made above")
+            };
+            let units = if half == 1 { MatrixUnits::Fp16 } else { MatrixUnits::Tf32 };
             let from = |column: usize, i: usize| match channels {
                 0 => i * columns + column,
                 _ => {
@@ -68,6 +77,7 @@ impl Weight {
                 }
             };
             let mut packed = fill(source, columns, line, half == 1, |column, i| {
+                let i = if turned == 1 { warp_groups::inner(i, units) } else { i };
                 (i < k).then(|| from(column, i))
             });
             for value in packed.as_slice_mut::<f32>().into_iter().flatten() {
@@ -213,14 +223,14 @@ mod tests {
     fn matrix_units_get_columns_of_whole_slices() {
         let product = Product { sizes: [9, 4, 1], batch: 2 };
         let weight = Weight::conv(&counting(&[2, 2, 1, 2]), 2);
-        let packed = weight.columns(&product, MatrixUnits::Tf32).tensor();
+        let packed = weight.columns(&product, MatrixUnits::Tf32, false).tensor();
         assert_eq!(packed.shape(), [2, 32]);
         let values = packed.as_slice::<f32>().unwrap();
         assert_eq!((&values[..5], values[32]), (&[1.0, 3.0, 2.0, 4.0, 0.0][..], 5.0));
         let product = Product { sizes: [9, 3, 2], batch: 1 };
         for (transposed, expected) in [(true, [1.0, 2.0, 3.0]), (false, [1.0, 3.0, 5.0])] {
             let weight = Weight::matrix(&counting(&[6]), transposed);
-            let packed = weight.columns(&product, MatrixUnits::Fp16).tensor();
+            let packed = weight.columns(&product, MatrixUnits::Fp16, false).tensor();
             assert_eq!(packed.shape(), [2, 64]);
             assert_eq!(packed.as_slice::<f16>().unwrap()[..3], expected.map(f16::from_f32));
         }

@@ -33,6 +33,15 @@ impl Team {
         }
     }
 
+    /// For normalisations of rows of `units` elements or vec4s, which several short ones share.
+    /// What a row's sums are is the same as with more invocations, of which some have nothing.
+    fn normalising(units: usize, caps: &GpuCaps) -> Team {
+        match caps.software || units > 32 {
+            true => Team::new(true, caps),
+            false => Team { size: 32, rows: 4 },
+        }
+    }
+
     /// Defines `row`, `lane` and `TEAM`, and the reductions `team_sum` and `team_max`.
     fn dispatch(
         &self,
@@ -43,11 +52,17 @@ impl Team {
     ) -> Option<Dispatch> {
         let (grid, groups_x) = fold(rows.div_ceil(self.rows), caps.max_grid);
         let helpers = if self.size == 1 { ALONE } else { include_str!("team.wgsl") };
-        let row = if self.rows == 1 { "group_index" } else { "group_index * ROWS + thread" };
-        let lane = if self.size == 1 { "0u" } else { "thread" };
+        let row = match (self.rows, self.size) {
+            (1, _) => "group_index",
+            (_, 1) => "group_index * ROWS + thread",
+            _ => "group_index * ROWS + thread / TEAM",
+        };
+        let lane = if self.size == 1 { "0u" } else { "thread % TEAM" };
         let head = format!(
-            "const TEAM: u32 = {}u;\nconst ROWS: u32 = {}u;\n{helpers}",
-            self.size, self.rows
+            "const TEAM: u32 = {}u;\nconst ROWS: u32 = {}u;\nconst MEMBERS: u32 = {}u;\n{helpers}",
+            self.size,
+            self.rows,
+            self.size * self.rows
         );
         shader
             .sizes([("rows", rows), ("groups_x", groups_x)])
@@ -121,7 +136,7 @@ pub(in crate::ops) fn layer_norm(
         .define("T", element)
         .define("MEAN", mean)
         .define("SHIFT", shift);
-    let team = Team::new(true, caps);
+    let team = Team::normalising(len / size, caps);
     Some(one(team.dispatch(shader, include_str!("layer_norm.wgsl"), rows, caps)?))
 }
 

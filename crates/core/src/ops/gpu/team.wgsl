@@ -1,16 +1,16 @@
-// Reductions over the invocations of a workgroup; every invocation gets the result.
-var<workgroup> shared_values: array<f32, TEAM>;
+// Reductions over the invocations of a row; every invocation gets the result.
+var<workgroup> shared_values: array<f32, MEMBERS>;
 
 fn team_sum(v: f32, thread: u32) -> f32 {
     shared_values[thread] = v;
     workgroupBarrier();
     for (var half = TEAM / 2u; half > 0u; half /= 2u) {
-        if (thread < half) {
+        if (thread % TEAM < half) {
             shared_values[thread] += shared_values[thread + half];
         }
         workgroupBarrier();
     }
-    let result = shared_values[0];
+    let result = shared_values[thread / TEAM * TEAM];
     workgroupBarrier();
     return result;
 }
@@ -19,12 +19,12 @@ fn team_max(v: f32, thread: u32) -> f32 {
     shared_values[thread] = v;
     workgroupBarrier();
     for (var half = TEAM / 2u; half > 0u; half /= 2u) {
-        if (thread < half) {
+        if (thread % TEAM < half) {
             shared_values[thread] = max(shared_values[thread], shared_values[thread + half]);
         }
         workgroupBarrier();
     }
-    let result = shared_values[0];
+    let result = shared_values[thread / TEAM * TEAM];
     workgroupBarrier();
     return result;
 }

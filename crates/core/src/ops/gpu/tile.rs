@@ -11,7 +11,7 @@
 use super::{
     Binding, GpuCaps, GpuConstant, GpuKernel,
     activation::Epilogue,
-    blocks, matrix_units,
+    blocks, matrix_blocks,
     packing::{Weight, padded},
     product::{Access, Product},
     shader::Shader,
@@ -130,7 +130,8 @@ impl Tile {
         let thin = rows.sure && thin::fits(self.m, caps);
         let units = match (&self.right, caps.matrix_units) {
             (Right::Constant(weight), Some(units)) if !software && !thin => {
-                matrix_units::choose(&product, units, caps).map(|choice| (weight, units, choice))
+                matrix_blocks::choose(&product, units, access, caps)
+                    .map(|choice| (weight, units, choice))
             }
             _ => None,
         };
@@ -147,7 +148,7 @@ impl Tile {
                     parts: choice.parts,
                     span: choice.span,
                 };
-                (shader, Some(weight.columns(&product, units)), main)
+                (shader, Some(weight.columns(&product, units, choice.together())), main)
             }
             None => {
                 let (shader, constant) = self.right_side(shader, &mut text, &product, caps);
@@ -260,7 +261,7 @@ impl Tile {
              for (var i = 0u; i < min(4u, p.n - col * 4u); i++) {\n        \
              y[at_y() + at + i] = finish1(v[i], at + i);\n    }\n}\n"
         });
-        self.epilogue.add(shader, element)
+        self.epilogue.add(shader, element, caps.matrix_units.is_some())
     }
 
     /// One subgroup per workgroup: lanes lie along columns, each lane a vec4 of them.

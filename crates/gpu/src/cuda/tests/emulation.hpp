@@ -2,6 +2,7 @@
 // where the next one takes its turn.
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <tuple>

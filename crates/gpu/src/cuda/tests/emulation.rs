@@ -178,7 +178,14 @@ impl Emulator {
             let body = kernel.source.strip_prefix(translate::PRELUDE).unwrap();
             let body = body.strip_prefix(translate::NATIVE).unwrap_or(body);
             let body = body.strip_prefix(translate::GROUP).unwrap_or(body);
-            let body = body.replace("extern \"C\" ", "static ");
+            let memory = format!("static unsigned char shared_memory[{}];", kernel.shared_bytes);
+            let body = body.replace(translate::AT_LAUNCH, &format!("alignas(1024) {memory}"));
+            let mut body = body.replace("extern \"C\" ", "static ");
+            // Names of memory are this kernel's alone.
+            let names = kernel.source.lines().filter_map(|line| line.strip_prefix("#define g"));
+            for name in names.filter_map(|line| line.split(' ').next()) {
+                writeln!(body, "#undef g{name}").unwrap();
+            }
             write!(
                 text,
                 "namespace k{number} {{\n{body}\nextern \"C\" void run_{number}(const unsigned* \

@@ -73,8 +73,9 @@ static vec4<u32> load_matrices(const vec4<u32>* row) {
 // Four warps together. A place is a pointer in two words; products are made when they are waited for, so that a missing wait
 // shows.
 static vec4<u32> shared_place(const vec4<u32>* p) { const size_t bits = (size_t)p; return {(u32)bits, (u32)(bits >> 32), 0, 0}; }
-struct Product { vec4<f32>* sums[16]; const vec4<u32> *a, *b; u32 step; bool half; };
-static std::vector<Product> products[1024];
+struct Product { std::vector<vec4<f32>*> sums; vec4<u32> a[4]; const vec4<u32>* b; u32 step; bool half; };
+static std::deque<std::vector<Product>> products[1024];
+static std::vector<Product> begun[1024];
 // Element `k` of a line.
 static f32 line_element(const vec4<u32>* lines, u32 line, u32 step, u32 k, bool half) {
     const u32 chunk = k / (half ? 8 : 4), word = k % (half ? 8 : 4) / (half ? 2 : 1);
@@ -82,29 +83,62 @@ static f32 line_element(const vec4<u32>* lines, u32 line, u32 step, u32 k, bool 
     return half ? of_half(k % 2 ? bits >> 16 : bits) : of_bits(bits);
 }
 static void native_group_start() {}
-static void native_group_end() {}
 static void native_group_publish() {}
-template <class... T> static void native_group_hold(T&&...) {}
-static void native_group_wait() {
-    const u32 lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    for (const Product& p : products[threadIdx.x])
-        for (u32 j = 0; j < 64; j++) {
-            const u32 own_row = row + j % 4 / 2 * 8, column = j / 4 * 8 + lane % 4 * 2 + j % 2;
-            f32& sum = (&p.sums[j / 4]->x)[j % 4];
-            for (u32 k = 0; k < (p.half ? 16u : 8u); k++)
-                sum += line_element(p.a, own_row, p.step, k, p.half) * line_element(p.b, column, p.step, k, p.half);
-        }
-    products[threadIdx.x].clear();
+static void native_group_take(vec4<u32>&, vec4<u32>&) {}
+static void native_group_end() {
+    products[threadIdx.x].push_back(std::move(begun[threadIdx.x]));
+    begun[threadIdx.x].clear();
 }
+static void finish_products(size_t but) {
+    const u32 lane = threadIdx.x % 32;
+    for (auto& queue = products[threadIdx.x]; queue.size() > but; queue.pop_front())
+        for (const Product& p : queue.front())
+            for (u32 j = 0; j < 4 * p.sums.size(); j++) {
+                const u32 column = j / 4 * 8 + lane % 4 * 2 + j % 2, words = p.half ? 2 : 1;
+                f32& sum = (&p.sums[j / 4]->x)[j % 4];
+                for (u32 k = 0; k < 8 * words; k++) {
+                    const vec4<u32>& a = p.a[k / words % 4];
+                    const f32 x = j % 4 < 2 ? (p.half ? element<true>(a.x, a.z, k) : element<false>(a.x, a.z, k))
+                                            : (p.half ? element<true>(a.y, a.w, k) : element<false>(a.y, a.w, k));
+                    sum += x * line_element(p.b, column, p.step, k, p.half);
+                }
+            }
+}
+static void native_group_wait() { finish_products(0); }
+static void native_group_wait_but_one() { finish_products(1); }
 template <size_t... I, class T> static void keep_product(std::index_sequence<I...>, T all, bool half) {
-    const auto place = [](vec4<u32> p) { return (const vec4<u32>*)((size_t)p.x | (size_t)p.y << 32); };
-    products[threadIdx.x].push_back({{&std::get<I>(all)...}, place(std::get<16>(all)), place(std::get<17>(all)), std::get<18>(all), half});
+    const size_t count = sizeof...(I);
+    const vec4<u32> place = std::get<count + 1>(all);
+    Product p = {{&std::get<I>(all)...}, {}, (const vec4<u32>*)((size_t)place.x | (size_t)place.y << 32), std::get<count + 2>(all), half};
+    // The parts of the same rows.
+    const Part* quad = exchange_parts({std::get<count>(all), 0, 0, {}, nullptr}) + threadIdx.x % 32 / 4 * 4;
+    for (u32 i = 0; i < 4; i++) p.a[i] = quad[i].a;
+    begun[threadIdx.x].push_back(std::move(p));
 }
-template <class... T> static void native_group_multiply_tf32(T&&... all) { keep_product(std::make_index_sequence<16>(), std::forward_as_tuple(all...), false); }
-template <class... T> static void native_group_multiply_f16(T&&... all) { keep_product(std::make_index_sequence<16>(), std::forward_as_tuple(all...), true); }
-static std::vector<std::pair<vec4<u32>*, const vec4<u32>*>> copies[1024];
-static void copy_async(vec4<u32>* to, const vec4<u32>* from) { copies[threadIdx.x].push_back({to, from}); }
-static void native_wait_copies() {
-    for (auto& copy : copies[threadIdx.x]) *copy.first = *copy.second;
-    copies[threadIdx.x].clear();
+#define GROUP(n) \
+    template <class... T> static void native_group_hold_##n(T&&...) {} \
+    template <class... T> static void native_group_multiply_tf32_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), false); } \
+    template <class... T> static void native_group_multiply_f16_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), true); }
+GROUP(32)
+GROUP(64)
+GROUP(96)
+GROUP(128)
+
+// Copies on the side, together those up to native_end_copies.
+static std::deque<std::vector<std::function<void()>>> copies[1024];
+static std::vector<std::function<void()>> begun_copies[1024];
+template <class T> static void copy_async(vec4<T>* to, const vec4<T>* from) {
+    begun_copies[threadIdx.x].push_back([=] { *to = *from; });
 }
+static void native_end_copies() {
+    copies[threadIdx.x].push_back(std::move(begun_copies[threadIdx.x]));
+    begun_copies[threadIdx.x].clear();
+}
+static void finish_copies(size_t but) {
+    for (auto& queue = copies[threadIdx.x]; queue.size() > but; queue.pop_front())
+        for (auto& copy : queue.front()) copy();
+}
+static void native_wait_copies() { native_end_copies(); finish_copies(0); }
+static void native_wait_copies_but_1() { finish_copies(1); }
+static void native_wait_copies_but_2() { finish_copies(2); }
+static void native_wait_copies_but_3() { finish_copies(3); }

@@ -33,7 +33,7 @@ fn used(ordinal: usize, wanted: Option<u32>) -> Result<(Option<u32>, [usize; 2])
     let context = Context::open(ordinal, wanted).map_err(|e| format!("{e:?}"))?;
     let count = |graph: bool| -> Result<usize, cudarc::driver::DriverError> {
         context.bind()?;
-        let function = Arc::new(Function::load(&context, &cubin, "count")?);
+        let function = Arc::new(Function::load(&context, &cubin, "count", 0)?);
         let counts = DeviceMemory::new(&context, 4 * MOST)?;
         let back = HostMemory::new(&context, 4 * MOST)?;
         let stream = Stream::new(&context)?;

@@ -5,9 +5,9 @@
 //! in the order of their bindings. Helper functions get all of them and are inlined.
 //!
 //! What a warp does together has no words in WGSL: functions called `native_..` are declared there
-//! for their types and are defined in `native.cuh`. The body of `copy_async` is one assignment, that of
-//! `load_matrices` and `shared_place` one returned element: their addresses are taken, the access is
-//! the hardware's.
+//! for their types and are defined in `native.cuh`. What functions called `copy_..` load and assign is
+//! copied by the hardware on the side; of the element that `load_matrices` and `shared_place` return
+//! the address is taken, the access is the hardware's.
 
 mod expressions;
 mod statements;
@@ -36,6 +36,13 @@ const NATIVE_PREFIX: &str = "native_";
 const GROUP_PREFIX: &str = "native_group_";
 /// Vectors of 16 bytes from which on a thread needs more than 128 registers.
 const MANY_VECTORS: usize = 28;
+/// Matrices begin where their pattern of banks does.
+const MATRIX_ALIGN: &str = "__align__(1024) ";
+/// Shared memory that a module may declare; what takes more gets all of its memory at launch.
+const DECLARED_BYTES: usize = 48 << 10;
+/// The declaration of memory that comes at launch.
+pub(crate) const AT_LAUNCH: &str =
+    "extern __shared__ __align__(1024) unsigned char shared_memory[];";
 /// Name of the kernel's function in the translated text.
 pub(crate) const ENTRY: &str = "sparoa_main";
 
@@ -50,6 +57,8 @@ pub(crate) struct Kernel {
     pub(crate) buffers: usize,
     /// Bytes of the parameter block.
     pub(crate) params_bytes: usize,
+    /// Bytes of shared memory that a launch must ask for.
+    pub(crate) shared_bytes: u32,
 }
 
 /// Why a kernel has no CUDA form.
@@ -98,6 +107,15 @@ struct Printer<'a> {
     out: String,
 }
 
+/// Workgroup memory.
+struct Shared {
+    name: String,
+    element: String,
+    length: String,
+    /// `None` where the length is an override.
+    bytes: Option<u32>,
+}
+
 /// Names the parameters that every function gets.
 struct Globals {
     /// `const Params& p, f32* x`.
@@ -106,6 +124,7 @@ struct Globals {
     passed: String,
     buffers: usize,
     params_bytes: usize,
+    shared_bytes: u32,
 }
 
 impl Printer<'_> {
@@ -171,6 +190,7 @@ impl Printer<'_> {
             threads: entry.workgroup_size,
             buffers: globals.buffers,
             params_bytes: globals.params_bytes,
+            shared_bytes: globals.shared_bytes,
         })
     }
 
@@ -238,6 +258,7 @@ impl Printer<'_> {
         let module = self.module;
         let mut params = None;
         let mut buffers = Vec::new();
+        let mut shared = Vec::new();
         for (handle, global) in module.global_variables.iter() {
             match global.space {
                 AddressSpace::Uniform => {
@@ -251,7 +272,7 @@ impl Printer<'_> {
                     })?;
                     buffers.push((binding.binding, handle, self.pointer(global, access)?));
                 }
-                AddressSpace::WorkGroup => self.shared(handle, global)?,
+                AddressSpace::WorkGroup => shared.push(self.shared(handle, global)?),
                 other => return unsupported(format!("address space {other:?}")),
             }
         }
@@ -270,6 +291,7 @@ impl Printer<'_> {
             passed: "params".to_owned(),
             buffers: buffers.len(),
             params_bytes: *span as usize,
+            shared_bytes: self.declare(&shared),
         };
         for (_, handle, pointer) in buffers {
             let name = global_name(module, handle);
@@ -293,22 +315,38 @@ impl Printer<'_> {
         })
     }
 
-    fn shared(&mut self, handle: Handle<GlobalVariable>, global: &GlobalVariable) -> Result<()> {
+    fn shared(&self, handle: Handle<GlobalVariable>, global: &GlobalVariable) -> Result<Shared> {
         let module = self.module;
-        let TypeInner::Array { base, size, .. } = module.types[global.ty].inner else {
+        let TypeInner::Array { base, size, stride } = module.types[global.ty].inner else {
             return unsupported("workgroup memory that is no array");
         };
-        let length = match size {
-            ArraySize::Constant(length) => length.to_string(),
-            ArraySize::Pending(handle) => format!("o{}", handle.index()),
+        let (length, bytes) = match size {
+            ArraySize::Constant(length) => (length.to_string(), Some(length.get() * stride)),
+            ArraySize::Pending(handle) => (format!("o{}", handle.index()), None),
             ArraySize::Dynamic => return unsupported("workgroup memory of dynamic size"),
         };
         let element = type_name(module, &module.types[base].inner)?;
-        let name = global_name(module, handle);
-        // Matrices begin where their pattern of banks does.
-        let align = if element == "vec4<u32>" { "__align__(1024) " } else { "" };
-        self.line(&format!("static __shared__ {align}{element} {name}[{length}];"));
-        Ok(())
+        Ok(Shared { name: global_name(module, handle), element, length, bytes })
+    }
+
+    /// Declares workgroup memory; how many bytes of it come at launch.
+    fn declare(&mut self, shared: &[Shared]) -> u32 {
+        let sizes: Option<Vec<u32>> = shared.iter().map(|s| s.bytes).collect();
+        let sizes = sizes.filter(|sizes| sizes.iter().sum::<u32>() as usize > DECLARED_BYTES);
+        let Some(sizes) = sizes else {
+            for Shared { name, element, length, .. } in shared {
+                let align = if element == "vec4<u32>" { MATRIX_ALIGN } else { "" };
+                self.line(&format!("static __shared__ {align}{element} {name}[{length}];"));
+            }
+            return 0;
+        };
+        self.line(AT_LAUNCH);
+        let mut at = 0u32;
+        for (Shared { name, element, .. }, bytes) in shared.iter().zip(sizes) {
+            self.line(&format!("#define {name} (({element}*)(shared_memory + {at}u))"));
+            at = (at + bytes).next_multiple_of(1024);
+        }
+        at
     }
 
     fn function(

@@ -49,8 +49,15 @@ FN vec4<u32> load_matrices(const vec4<u32>* row) {
         : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
     return r;
 }
-// 16 bytes from device memory to shared memory, there after native_wait_copies and a barrier.
-FN void copy_async(vec4<u32>* to, const vec4<u32>* from) {
+// 16 bytes from device memory to shared memory, there after one of the waits and a barrier.
+template <class T> FN void copy_async(vec4<T>* to, const vec4<T>* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address(to)), "l"(from) : "memory");
 }
 FN void native_wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Copies since the last time belong together: all of them are waited for but the last so many.
+FN void native_end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// As many as rings of four to six slices need.
+#define WAIT_COPIES(n) FN void native_wait_copies_but_##n() { asm volatile("cp.async.wait_group " #n ";" ::: "memory"); }
+WAIT_COPIES(1)
+WAIT_COPIES(2)
+WAIT_COPIES(3)

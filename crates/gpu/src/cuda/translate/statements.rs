@@ -37,7 +37,7 @@ pub(super) struct Writer<'a> {
 enum Memory {
     /// As written.
     Plain,
-    /// Its assignment is a copy that the hardware makes on the side.
+    /// What it loads and assigns the hardware copies on the side.
     Copies,
     /// What it returns is a place, which the hardware's own function of this name takes.
     Place(&'static str),
@@ -63,7 +63,7 @@ impl<'a> Writer<'a> {
             labels: 0,
             next: Vec::new(),
             memory: match function.name.as_deref() {
-                Some("copy_async") => Memory::Copies,
+                Some(name) if name.starts_with("copy_") => Memory::Copies,
                 Some("load_matrices") => Memory::Place("load_matrices"),
                 Some("shared_place") => Memory::Place("shared_place"),
                 _ => Memory::Plain,
@@ -155,9 +155,10 @@ impl<'a> Writer<'a> {
                 self.line("__syncthreads();");
             }
             Statement::Store { pointer, value } => {
+                let loaded = self.is_load(*value);
                 let (pointer, value) = (self.pointer(*pointer)?, self.expression(*value)?);
                 self.line(&match self.memory {
-                    Memory::Copies => format!("copy_async(&{pointer}, &{value});"),
+                    Memory::Copies if loaded => format!("copy_async(&{pointer}, &{value});"),
                     _ => format!("{pointer} = {value};"),
                 });
             }
@@ -232,6 +233,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    fn is_load(&self, handle: Handle<Expression>) -> bool {
+        matches!(self.function.expressions[handle], Expression::Load { .. })
+    }
+
     fn is_pointer(&self, handle: Handle<Expression>) -> bool {
         let inner = self.info[handle].ty.inner_with(&self.module.types);
         matches!(inner, TypeInner::Pointer { .. } | TypeInner::ValuePointer { .. })
@@ -242,7 +247,7 @@ impl<'a> Writer<'a> {
         if self.is_pointer(handle) {
             return Ok(());
         }
-        let load = matches!(self.function.expressions[handle], Expression::Load { .. });
+        let load = self.is_load(handle);
         if load && self.memory != Memory::Plain {
             // Its address is what is wanted.
             return Ok(());

@@ -66,6 +66,34 @@ fn workgroups_share_memory_and_meet_at_barriers() {
 }
 
 #[test]
+fn much_memory_comes_at_launch() {
+    let before = "var<workgroup> few: array<f32, 3>; var<workgroup> many: array<vec4<u32>, 4096>;";
+    let body = "few[0] = 1.0; many[thread] = vec4<u32>(); y[thread] = few[0];";
+    let kernel = translated(before, body);
+    // Each array begins where patterns of banks do.
+    assert_eq!(kernel.shared_bytes, 1024 + (64 << 10));
+    for part in [
+        AT_LAUNCH,
+        "#define g3few ((f32*)(shared_memory + 0u))",
+        "#define g4many ((vec4<u32>*)(shared_memory + 1024u))",
+    ] {
+        assert!(kernel.source.contains(part), "{part} in {}", kernel.source);
+    }
+    let little = translated("var<workgroup> few: array<f32, 3>;", "few[0] = 1.0; y[0] = few[0];");
+    assert!(little.shared_bytes == 0 && !little.source.contains(AT_LAUNCH));
+}
+
+#[test]
+fn what_copies_load_the_hardware_moves() {
+    let before = "var<workgroup> tile: array<vec4<f32>, 64>;\n\
+                  fn copy_there(to: u32, from_at: u32, there: bool) {\n\
+                  if (there) { tile[to] = x[from_at]; } else { tile[to] = vec4<f32>(); } }";
+    let source = translated(before, "copy_there(thread, 7u, p.count > 3u);").source;
+    assert!(source.contains("copy_async(&g3tile[a0], &g2x[a1]);"), "{source}");
+    assert!(source.contains("g3tile[a0] = vec4<f32>{};"), "{source}");
+}
+
+#[test]
 fn signed_arithmetic_wraps_and_literals_keep_their_bits() {
     let kernel = translated("", "y[0] = f32(i32(thread) * 3 - 1) * 0.1;");
     assert!(kernel.source.contains("wrapping_sub(wrapping_mul("), "{}", kernel.source);

@@ -1,0 +1,238 @@
+//! How products on matrix units are shared out among workgroups: the blocks that there are, and the
+//! choice among them by estimated cycles.
+
+use super::{
+    GpuCaps, MatrixUnits,
+    matrix_units::CHUNK,
+    product::{Access, Product, RESIDENT, multiprocessors},
+    warp_groups,
+};
+
+/// How a product is shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// Rows and columns of a workgroup.
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Warps down and across.
+    pub(super) warps: [usize; 2],
+    /// Chunks of 16 bytes of a row's slice in workgroup memory.
+    pub(super) line: usize,
+    /// Slices in workgroup memory.
+    pub(super) slices: usize,
+    /// Columns that four warps multiply at once; 0: each warp multiplies on its own.
+    pub(super) group: usize,
+}
+
+const fn block(rows: usize, columns: usize, warps: [usize; 2], line: usize) -> Block {
+    Block { rows, columns, warps, line, slices: SLICES, group: 0 }
+}
+
+const fn group(rows: usize, columns: usize, group: usize, slices: usize) -> Block {
+    Block { rows, columns, warps: [rows / 16, 1], line: 4, slices, group }
+}
+
+/// Blocks to choose from.
+const BLOCKS: [Block; 19] = [
+    group(128, 256, 128, 6),
+    group(128, 192, 96, 6),
+    group(128, 128, 128, 4),
+    group(128, 96, 96, 4),
+    group(128, 64, 64, 4),
+    group(128, 32, 32, 4),
+    group(64, 256, 128, 4),
+    group(64, 128, 128, 4),
+    group(64, 96, 96, 4),
+    group(64, 64, 64, 4),
+    block(128, 256, [4, 4], 4),
+    block(128, 128, [2, 4], 4),
+    block(128, 64, [2, 2], 4),
+    block(64, 64, [2, 2], 8),
+    block(128, 32, [4, 1], 4),
+    block(64, 32, [2, 2], 8),
+    block(32, 64, [2, 2], 8),
+    block(32, 32, [2, 2], 8),
+    block(16, 64, [1, 4], 8),
+];
+
+/// Slices in workgroup memory where warps multiply on their own: one is multiplied while the next
+/// arrives. More, on an H200 with left-hand elements waiting in workgroup memory as well, made no
+/// product faster and large blocks slower.
+pub(super) const SLICES: usize = 2;
+
+// What estimates count with, fitted to 3000 measured times of the built-in models' products at
+// batches of 1 to 64, each in every block, on an H200.
+/// Multiply-adds of a multiprocessor per cycle where each warp multiplies on its own, in tf32; twice
+/// as many in fp16.
+const RATE: f64 = 325.0;
+/// Bytes that it gets from the cache per cycle, then and where four warps multiply together.
+const BYTES: [f64; 2] = [27.7, 60.0];
+/// Bytes per cycle that four warps together read and write of workgroup memory.
+const SHARED: f64 = 67.0;
+/// Cycles from a slice to the next of the same block, and of a block's beginning and end.
+const LAG: [f64; 2] = [920.0, 617.0];
+const ENDS: [f64; 2] = [7640.0, 6630.0];
+/// What is seen of them while other blocks work.
+const SEEN: f64 = 0.1;
+/// Bytes of results that a multiprocessor writes per cycle.
+const WRITTEN: f64 = 24.0;
+/// Bytes per cycle that are its share of device memory's, and of the cache's while sums are added.
+const MEMORY: f64 = 13.0;
+const SUM_BYTES: f64 = 40.0;
+/// Bytes of workgroup memory of a multiprocessor where four warps can multiply together.
+const GROUP_SHARED: usize = 227 << 10;
+
+impl Block {
+    pub(super) fn threads(&self) -> usize {
+        32 * self.warps[0] * self.warps[1]
+    }
+
+    fn workgroup_bytes(&self, units: MatrixUnits) -> usize {
+        match self.group {
+            0 => self.slices * (self.rows + self.columns) * self.line * CHUNK,
+            _ => warp_groups::ring_bytes(self, units),
+        }
+    }
+
+    /// Rows and columns of a warp.
+    pub(super) fn tile(&self) -> [usize; 2] {
+        [self.rows / self.warps[0], self.columns / self.warps[1]]
+    }
+
+    /// Inner elements of a slice.
+    pub(super) fn step(&self, units: MatrixUnits) -> usize {
+        self.line * units.chunk()
+    }
+
+    /// Estimated cycles of a product in `parts` parts of `span` inner elements on `multiprocessors`.
+    fn cycles(
+        &self,
+        product: &Product,
+        units: MatrixUnits,
+        [span, parts]: [usize; 2],
+        multiprocessors: usize,
+    ) -> f64 {
+        let together = usize::from(self.group > 0);
+        let tiles = product.blocks([self.rows, self.columns]);
+        let per_unit = (tiles * parts).div_ceil(multiprocessors);
+        let (step, warps) = (self.step(units), self.threads() / 32);
+        let (left, right) = (4 * step * self.rows, CHUNK * self.line * self.columns);
+        let (work, resident) = match self.group {
+            0 => {
+                let [rows, columns] = self.tile();
+                let rate = if units == MatrixUnits::Fp16 { 2.0 * RATE } else { RATE };
+                // A tile of few matrices waits for what it loads.
+                let loaded = 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64);
+                let multiply = (self.rows * self.columns * step) as f64 / rate * loaded;
+                (multiply, RESIDENT / warps)
+            }
+            _ => {
+                let read = right * self.rows / warp_groups::ROWS;
+                let room = GROUP_SHARED / self.workgroup_bytes(units);
+                ((2 * left + right + read) as f64 / SHARED, (RESIDENT / warps).min(room))
+            }
+        };
+        let work = work.max((left + right) as f64 / BYTES[together]);
+        let (all, turns) = (per_unit as f64, per_unit.div_ceil(resident.max(1)) as f64);
+        let slices = span.div_ceil(step) as f64;
+        let [m, k, n] = product.sizes;
+        let moved = 4 * m * (k + n) + CHUNK / units.chunk() * k * n;
+        let memory = (moved * product.batch) as f64 / (multiprocessors as f64 * MEMORY);
+        (slices * (all * work).max(LAG[together] * turns)).max(memory)
+            + ENDS[together] * (1.0 + SEEN * (turns - 1.0))
+            + all * (4 * self.rows * self.columns) as f64 / WRITTEN
+            + product.sum_cycles(parts, multiprocessors, SUM_BYTES)
+    }
+}
+
+/// A block and into how many parts the inner dimension is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    pub(super) block: Block,
+    pub(super) units: MatrixUnits,
+    /// Parts of the inner dimension, each a workgroup's.
+    pub(super) parts: usize,
+    /// Inner elements of a part, whole slices.
+    pub(super) span: usize,
+}
+
+/// The block and parts with the shortest estimate; `None` where the device has no room for any.
+pub(super) fn choose(
+    product: &Product,
+    units: MatrixUnits,
+    access: Access,
+    caps: &GpuCaps,
+) -> Option<Choice> {
+    let multiprocessors = multiprocessors(caps);
+    let room = |block: &&Block| {
+        block.workgroup_bytes(units) <= caps.matrix_bytes as usize
+            && block.threads() <= caps.workgroup_size as usize
+            && (block.group == 0 || (caps.warp_groups && access.vector))
+    };
+    let choices = BLOCKS.iter().filter(room).flat_map(|&block| {
+        product.cuts(block.step(units), caps).map(move |[span, parts]| {
+            let cycles = block.cycles(product, units, [span, parts], multiprocessors);
+            (cycles, Choice { block, units, parts, span })
+        })
+    });
+    let best = choices.min_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.map(|(_, choice)| choice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Access = Access { vector: true, taps: [1, 1], sure: true };
+
+    fn caps(units: u32) -> GpuCaps {
+        GpuCaps { units, matrix_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() }
+    }
+
+    #[test]
+    fn every_block_is_whole() {
+        for block in BLOCKS {
+            let apart = block.threads() / block.line;
+            assert!(matches!(block.line, 4 | 8));
+            assert!(apart.is_multiple_of(8), "rows of a load keep their chunks' order");
+            let [rows, columns] = block.tile();
+            assert!(rows.is_multiple_of(16) && columns.is_multiple_of(16));
+            for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
+                let bytes = block.workgroup_bytes(units);
+                if block.group > 0 {
+                    assert!(block.rows.is_multiple_of(warp_groups::ROWS) && block.line == 4);
+                    assert!(columns.is_multiple_of(block.group) && bytes <= 227 << 10);
+                } else {
+                    assert!(
+                        block.rows.is_multiple_of(apart) && block.columns.is_multiple_of(apart)
+                    );
+                    assert!(bytes <= 48 << 10, "every device has room for it");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover_the_inner_dimension() {
+        for (m, k, n) in [(49, 4608, 512), (196, 1153, 256), (17, 3, 9), (197, 768, 3072)] {
+            for (count, warp_groups) in [(0, false), (2, false), (16, true), (132, true)] {
+                for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
+                    let product = Product { sizes: [m, k, n], batch: 1 };
+                    let caps = GpuCaps { warp_groups, matrix_bytes: 227 << 10, ..caps(count) };
+                    let Choice { block, parts, span, .. } =
+                        choose(&product, units, PLAIN, &caps).unwrap();
+                    assert!(warp_groups || block.group == 0);
+                    assert!(span.is_multiple_of(block.step(units)) && parts * span >= k);
+                    assert!((parts - 1) * span < k, "no part of {m}x{k}x{n} is empty");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_without_room_has_no_such_form() {
+        let small = GpuCaps { matrix_bytes: 4 << 10, ..caps(16) };
+        let product = Product { sizes: [64, 64, 64], batch: 1 };
+        assert!(choose(&product, MatrixUnits::Tf32, PLAIN, &small).is_none());
+    }
+}
