@@ -92,7 +92,7 @@ impl Scheduler for SacPolicy {
             }
         }
         if !self.blinders.second_look {
-            second_look::improve(problem, &mut placement, &sure, !self.blinders.split)?;
+            second_look::improve(problem, &mut placement, score, &sure, !self.blinders.split)?;
         }
         problem.legalize(&mut placement);
         Ok(placement)

@@ -254,14 +254,7 @@ impl Rollout {
         for (end, until) in ends.iter_mut().zip(AHEAD) {
             while taken < until && self.at + taken < self.order.len() {
                 let position = self.at + taken;
-                let operator = self.operator(on, position);
-                let place = match place {
-                    Place::Split(share) if operator.split.is_none() => {
-                        if share >= 0.5 && operator.gpu { Place::Gpu } else { Place::Cpu }
-                    }
-                    Place::Gpu if !operator.gpu => Place::Cpu,
-                    place => place,
-                };
+                let place = self.operator(on, position).settled(place);
                 self.walk.step(on, self.order[position], place);
                 taken += 1;
             }

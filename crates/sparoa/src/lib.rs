@@ -59,7 +59,10 @@ pub use sparoa_core::{
     ir::{Dim, Graph, Model, NodeId, Shapes, SpecializeError, passes, specialize},
     monitor::{self, ContainerLimits, GpuReadings, GpuSensors, Monitor, Snapshot},
     onnx,
-    ops::Variant,
+    ops::{
+        Variant,
+        variant::{SKIPPING, SPARSE},
+    },
     plan::{CompileError, Hardware, Place, Placement, Plan, PlanFile, compile, dot},
     predict::{FixedThresholds, Quadrant, ThresholdModel, Thresholds},
     profile::{

@@ -49,7 +49,8 @@ pub fn workloads(graph: &Graph, analysis: &Analysis) -> Vec<Workload> {
         .iter()
         .zip(&analysis.nodes)
         .map(|(node, a)| {
-            let kernel = graph.with_operands(node, |x| node.op.gpu(x, &caps));
+            let (kernel, skips) =
+                graph.with_operands(node, |x| (node.op.gpu(x, &caps), node.op.skips_zeros(x)));
             Workload {
                 name: a.name.clone(),
                 op_type: a.op_type.clone(),
@@ -58,10 +59,7 @@ pub fn workloads(graph: &Graph, analysis: &Analysis) -> Vec<Workload> {
                 weight_bytes: a.weight_bytes as f64,
                 between_bytes: kernel.as_ref().map_or(0, |k| k.temps.iter().sum()) as f64,
                 sparsity: a.weight_sparsity.unwrap_or(0.0),
-                skipped: match graph.with_operands(node, |x| node.op.skips_zeros(x)) {
-                    true => a.activation_sparsity.unwrap_or(0.0),
-                    false => 0.0,
-                },
+                skipped: a.activation_sparsity.filter(|_| skips).unwrap_or(0.0),
                 kernels: kernel
                     .map_or(0, |k| u32::try_from(k.dispatches.len()).unwrap_or(u32::MAX)),
                 view: node.op.is_view(),

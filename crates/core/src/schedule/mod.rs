@@ -135,19 +135,9 @@ impl<'a> Problem<'a> {
         self.objective.score_of(walk.finish(self.ground()) as u64, busy, self.profile)
     }
 
-    /// A place as far as a node can take it: its pin, and the processor with the larger share where
-    /// it cannot be split.
+    /// A place as far as a node can take it: its pin, else see [`Operator::settled`].
     pub fn settled(&self, node: NodeId, place: Place) -> Place {
-        let operator = &self.topology.nodes[node.index()];
-        match (self.pin(node), place) {
-            (Some(pin), _) => pin,
-            (None, Place::Split(share)) if operator.split.is_none() => match operator.gpu {
-                true if share >= 0.5 => Place::Gpu,
-                _ => Place::Cpu,
-            },
-            (None, Place::Gpu) if !operator.gpu => Place::Cpu,
-            (None, place) => place,
-        }
+        self.pin(node).unwrap_or_else(|| self.topology.nodes[node.index()].settled(place))
     }
 
     /// Overwrites a placement with the pins, and moves what the GPU cannot run to the CPU.

@@ -3,7 +3,7 @@
 
 use crate::{
     ir::{Graph, NodeId, ValueId},
-    plan::{SplitAxis, Support, part_reads},
+    plan::{Place, SplitAxis, Support, part_reads},
 };
 
 /// A graph as a scheduler sees it. Views are seen through: values that share bytes are one store.
@@ -32,6 +32,20 @@ pub struct Operator {
     pub reads: Vec<Read>,
     /// Stores that it writes, with their bytes.
     pub writes: Vec<(usize, usize)>,
+}
+
+impl Operator {
+    /// A place as far as it can take it: the processor with the larger share where it cannot be split.
+    pub fn settled(&self, place: Place) -> Place {
+        match place {
+            Place::Split(share) if self.split.is_none() => match self.gpu {
+                true if share >= 0.5 => Place::Gpu,
+                _ => Place::Cpu,
+            },
+            Place::Gpu if !self.gpu => Place::Cpu,
+            place => place,
+        }
+    }
 }
 
 /// One input of an operator.

@@ -360,7 +360,7 @@ impl SessionBuilder {
         }
         self.tell(Progress::Specializing);
         let mut specialized = specialize(&model, &self.shapes)?;
-        let inputs = input_infos(&specialized.graph);
+        let inputs = ValueInfo::inputs_of(&specialized.graph);
         let outputs = output_infos(&model, &specialized.graph, &specialized.outputs);
         self.tell(Progress::Optimizing);
         if let Some(tail) = &mut specialized.tail
@@ -542,14 +542,6 @@ impl SessionBuilder {
             graph,
         })
     }
-}
-
-pub(super) fn input_infos(graph: &Graph) -> Vec<ValueInfo> {
-    let info = |id: &crate::ir::ValueId| {
-        let value = graph.value(*id);
-        ValueInfo { name: value.name.clone(), ty: Some(value.ty.clone()) }
-    };
-    graph.inputs.iter().map(info).collect()
 }
 
 fn output_infos(model: &Model, graph: &Graph, sources: &[OutputSource]) -> Vec<ValueInfo> {

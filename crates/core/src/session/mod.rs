@@ -63,6 +63,14 @@ pub struct ValueInfo {
     pub ty: Option<TensorType>,
 }
 
+impl ValueInfo {
+    /// Those of a graph's inputs, in its order.
+    pub fn inputs_of(graph: &Graph) -> Vec<ValueInfo> {
+        let values = graph.inputs.iter().map(|id| graph.value(*id));
+        values.map(|v| ValueInfo { name: v.name.clone(), ty: Some(v.ty.clone()) }).collect()
+    }
+}
+
 /// What [`SessionBuilder::build`] decided, and on which grounds.
 #[derive(Clone, Debug)]
 pub struct Decision {

@@ -140,7 +140,7 @@ pub fn reference(
 ) -> Result<Vec<(String, Tensor)>, SessionError> {
     let mut specialized = specialize(&model.with_arithmetic(Arithmetic::Reference), shapes)?;
     specialized.graph = passes::as_integers(specialized.graph);
-    let infos = super::builder::input_infos(&specialized.graph);
+    let infos = super::ValueInfo::inputs_of(&specialized.graph);
     let ordered: Vec<Tensor> = inputs::by_name(&infos, given)?.into_iter().cloned().collect();
     let outputs = walk(&specialized.graph, &ordered, pool, |_, _, _| {})?;
     finish(model, &specialized, outputs, pool)

@@ -2,8 +2,8 @@
 //! engine is made.
 
 use sparoa::{
-    Hardware, NodeId, Pin, PinTo, PlanFile, Policy, Pool, Subject, TraceSource, ValueInfo,
-    Workload, available_threads, chrome_trace, dot, resolve_pins, simulate,
+    Hardware, NodeId, Pin, PinTo, PlanFile, Policy, Pool, SKIPPING, SPARSE, Subject, TraceSource,
+    ValueInfo, Workload, available_threads, chrome_trace, dot, resolve_pins, simulate,
 };
 
 use super::{
@@ -35,11 +35,7 @@ pub fn run(name: &str, args: &PlanArgs, out: &Output) -> CliResult {
     let spinner = bars.spinner(&args.model.model);
     let (mut subject, data_dependent) = subject(&request)?;
     if let Some(folder) = &args.calibrate {
-        let graph = &subject.graph;
-        let inputs: Vec<ValueInfo> = (graph.inputs.iter())
-            .map(|id| graph.value(*id))
-            .map(|value| ValueInfo { name: value.name.clone(), ty: Some(value.ty.clone()) })
-            .collect();
+        let inputs = ValueInfo::inputs_of(&subject.graph);
         let samples = inputs::calibration(folder, &inputs, args.normalize)?;
         subject
             .calibrate(&samples, &Pool::new(available_threads()))
@@ -140,8 +136,8 @@ fn skipping(target: &Target, work: &Workload) -> Option<&'static str> {
         |sparsity, skipped| machine.cpu_cost(&Workload { skipped, ..work.clone() }, sparsity);
     match work.view {
         true => None,
-        false if cost(work.sparsity, work.skipped) != cost(0.0, work.skipped) => Some("sparse"),
-        false => (cost(0.0, work.skipped) != cost(0.0, 0.0)).then_some("skipping"),
+        false if cost(work.sparsity, work.skipped) != cost(0.0, work.skipped) => Some(SPARSE),
+        false => (cost(0.0, work.skipped) != cost(0.0, 0.0)).then_some(SKIPPING),
     }
 }
 

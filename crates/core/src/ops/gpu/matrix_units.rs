@@ -19,6 +19,7 @@ use super::{
 
 /// Bytes of a chunk: what an invocation copies at once, and a row of the matrices that a warp loads.
 pub(super) const CHUNK: usize = 16;
+
 impl Choice {
     /// Whether four warps multiply together.
     pub(super) fn together(&self) -> bool {
