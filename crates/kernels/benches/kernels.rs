@@ -227,7 +227,7 @@ impl Bench {
         println!();
     }
 
-    /// An inverted residual with dense and with sparse stages, 90 % zeros.
+    /// An inverted residual with dense and with sparse pointwise stages, 90 % zeros in all stages.
     fn inverted(&self, size: usize, [ci, mid, co]: [usize; 3], s: usize) {
         let title = format!("inverted {ci}->{mid}->{co} {size} s{s}");
         let params = Conv2dParams {
@@ -242,7 +242,7 @@ impl Bench {
         let pruned = |len: usize| -> Vec<f32> {
             values(len).iter().zip(dice(len)).map(|(v, d)| if d < 0.9 { 0.0 } else { *v }).collect()
         };
-        let (first, last, own) = (pruned(ci * mid), pruned(mid * co), values(9 * mid));
+        let (first, last, own) = (pruned(ci * mid), pruned(mid * co), pruned(9 * mid));
         let (wide, narrow) = (values(mid), values(co));
         let relu = Activation::Clip { min: 0.0, max: 6.0 };
         let [oh, ow] = params.output_size(size, size);
@@ -273,12 +273,12 @@ impl Bench {
             });
         }
         let [expand, project] = stages([true; 2], None);
-        let (images, bias) = ([1, size, size], Some(&wide[..]));
+        let (image, bias) = ([size; 2], Some(&wide[..]));
         let kernel =
-            SparseInvertedResidual::new(images, Some(expand), params, &own, bias, relu, project);
+            SparseInvertedResidual::new(image, Some(expand), params, &own, bias, relu, project);
         let kernel = kernel.expect("the image is narrow");
         let mut scratch = vec![0.0; kernel.scratch_len(1, self.pool.threads())];
-        let title = format!("{title} in lanes");
+        let title = format!("{title} in planes");
         self.report(&title, 2.0 * pixels, 4.0 * (x.len() + y.len()) as f64, || {
             kernel.run(1, black_box(&x), &Epilogue::NONE, &mut y, &mut scratch, &self.pool);
         });
@@ -431,6 +431,7 @@ fn main() {
     b.inverted(28, [32, 192, 32], 1);
     b.inverted(14, [64, 384, 64], 1);
     b.inverted(14, [96, 576, 96], 1);
+    b.inverted(7, [160, 960, 160], 1);
     for n in [1, 8] {
         b.sparse("resnet", n, 224, [3, 64], [7, 2]);
         b.sparse("resnet", n, 56, [64, 64], [3, 1]);

@@ -4,7 +4,7 @@
 //! per pixel. The input that a strip of tiles reads is transposed into a *slab* in which each
 //! channel's pixels lie in whole vectors, the lanes far apart in the images (see [`grid`]), so that
 //! a weight is one broadcast and, at a constant offset from the tile's place, aligned vectors of
-//! input to multiply it with.
+//! input to multiply it with. (Inverted residuals keep neighbours together: see [`planes`].)
 //! Sums of [`kernel::GROUP`] output channels are then transposed back and stored with the epilogue.
 
 mod compressed;
@@ -13,6 +13,7 @@ mod grid;
 mod inverted;
 mod kernel;
 mod matrix;
+mod planes;
 mod slab;
 
 pub use conv::SparseConv2d;

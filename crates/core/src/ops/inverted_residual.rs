@@ -8,7 +8,7 @@ use sparoa_kernels::{
     Arithmetic, Epilogue, Pool,
     activation::Activation,
     conv::{Conv2dParams, InvertedResidual as Strips, Pointwise},
-    sparse::SparseInvertedResidual as Lanes,
+    sparse::SparseInvertedResidual as Planes,
 };
 
 use super::{
@@ -191,7 +191,7 @@ impl Op for InvertedResidual {
         let kernel = match self.variant {
             Variant::Fastest => stages.fastest(self.arithmetic, images),
             Variant::Dense => stages.kernel(Way::Strips([false; 2]), images),
-            Variant::Sparse => stages.kernel(Way::Lanes, images),
+            Variant::Sparse => stages.kernel(Way::Planes, images),
         };
         let (residual, index) = (self.residual, 2 * count + 1);
         let (bytes, method) = (kernel.bytes(), kernel.method());
@@ -313,20 +313,20 @@ struct Stages<'a> {
 enum Way {
     /// By strips of rows, the given pointwise stages sparse.
     Strips([bool; 2]),
-    /// All stages sparse, pixels staying in their lanes; by strips where that is not possible.
-    Lanes,
+    /// All stages sparse, pixels staying in their planes; by strips where that is not possible.
+    Planes,
 }
 
 enum Kernel {
     Strips(Box<Strips>),
-    Lanes(Box<Lanes>),
+    Planes(Box<Planes>),
 }
 
 impl Kernel {
     fn bytes(&self) -> usize {
         match self {
             Kernel::Strips(k) => k.bytes(),
-            Kernel::Lanes(k) => k.bytes(),
+            Kernel::Planes(k) => k.bytes(),
         }
     }
 
@@ -342,7 +342,7 @@ impl Kernel {
     fn scratch_len(&self, [n, h, w]: [usize; 3], threads: usize) -> usize {
         match self {
             Kernel::Strips(k) => k.scratch_len(n, h, w, threads),
-            Kernel::Lanes(k) => k.scratch_len(n, threads),
+            Kernel::Planes(k) => k.scratch_len(n, threads),
         }
     }
 
@@ -357,7 +357,7 @@ impl Kernel {
     ) {
         match self {
             Kernel::Strips(k) => k.run(n, h, w, x, epilogue, y, scratch, pool),
-            Kernel::Lanes(k) => k.run(n, x, epilogue, y, scratch, pool),
+            Kernel::Planes(k) => k.run(n, x, epilogue, y, scratch, pool),
         }
     }
 }
@@ -367,12 +367,13 @@ impl Stages<'_> {
         let Stages { params, weight, bias, activation, .. } = *self;
         let stages = match way {
             Way::Strips(sparse) => sparse,
-            Way::Lanes => {
-                let lanes = self.project.and_then(|project| {
-                    Lanes::new(images, self.expand, params, weight, bias, activation, project)
+            Way::Planes => {
+                let [_, h, w] = images;
+                let planes = self.project.and_then(|project| {
+                    Planes::new([h, w], self.expand, params, weight, bias, activation, project)
                 });
-                if let Some(lanes) = lanes {
-                    return Kernel::Lanes(Box::new(lanes));
+                if let Some(planes) = planes {
+                    return Kernel::Planes(Box::new(planes));
                 }
                 [true; 2]
             }
@@ -394,16 +395,17 @@ impl Stages<'_> {
         }
         let all = stages.iter().zip(&steps).all(|(stage, step)| stage.is_none() || step.is_some());
         if all && self.project.is_some() {
-            ways.push(Way::Lanes);
+            ways.push(Way::Planes);
         }
         let p = &self.params;
-        let len = |c: usize| n.checked_mul(h)?.checked_mul(w)?.checked_mul(c);
-        if ways.len() == 1 || !variant::matters(len(p.c_in)) {
-            return self.kernel(ways[0], images);
-        }
         let width = |stage: Option<Pointwise<'_>>| {
             stage.map_or(p.c_in, |stage| stage.weight.len() / p.c_in)
         };
+        let weights: usize = stages.iter().flatten().map(|stage| stage.weight.len()).sum();
+        let macs = n.checked_mul(h).and_then(|m| m.checked_mul(w)?.checked_mul(weights));
+        if ways.len() == 1 || !variant::matters(macs) {
+            return self.kernel(ways[0], images);
+        }
         let (c_in, c_out) = (width(self.expand), width(self.project));
         let question = format!(
             "{} {arithmetic:?} {c_in}->[{p:?}]->{c_out} {n}x{h}x{w} sparsity {steps:?}",
@@ -434,7 +436,7 @@ fn with(way: Way, stage: usize) -> Way {
             sparse[stage] = true;
             Way::Strips(sparse)
         }
-        Way::Lanes => way,
+        Way::Planes => way,
     }
 }
 

@@ -28,7 +28,7 @@ const STEPS: usize = 40;
 const MIN_MACS: usize = 1 << 16;
 /// Begins every question: where kernels have become faster than others, the number grows and all is
 /// asked anew.
-const KERNELS: &str = "kernels 2";
+const KERNELS: &str = "kernels 3";
 /// How long each candidate is measured, and how often at most.
 const BUDGET: Duration = Duration::from_millis(4);
 const MAX_ROUNDS: usize = 25;

@@ -464,11 +464,10 @@ mod tests {
                 if stages == 2 {
                     continue;
                 }
-                // The number of images is a hint.
                 let expand = (stages != 1).then(|| stage(0));
                 let block = SparseInvertedResidual::new_with_isa(
                     isa,
-                    [n + usize::from(tiles), h, w],
+                    [h, w],
                     (expand, Activation::HardSwish, stage(2)),
                     dw,
                     &weights[1],
@@ -480,7 +479,7 @@ mod tests {
                 block.run(n, &x, &epi, &mut y, &mut scratch, &pool);
                 for (a, b) in y.iter().zip(&want) {
                     let bound = 120.0 * f32::EPSILON * largest;
-                    prop_assert!((a - b).abs() <= bound, "in lanes: {a} {b}");
+                    prop_assert!((a - b).abs() <= bound, "in planes: {a} {b}");
                 }
             }
         }

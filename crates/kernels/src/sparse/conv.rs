@@ -334,7 +334,6 @@ impl Run<'_> {
             positions: grid.span(&bands),
             channels,
             out,
-            padding: None,
         };
         simd::dispatch(conv.isa, slab);
     }

@@ -29,9 +29,9 @@ const BLOCK_LEN: usize = 8 * 1024;
 /// weights cost more.
 const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
 /// Offsets in vectors, which are kept in 16 bits, are below this.
-pub(crate) const OFFSETS: usize = 1 << 16;
+const OFFSETS: usize = 1 << 16;
 /// Of 16 weights, those that a layout is chosen for.
-pub(crate) const LIKELY_NONZERO: usize = 2;
+const LIKELY_NONZERO: usize = 2;
 /// Of the cost of a grid, the part that whole images cost more where halves would keep two threads
 /// apart.
 const WHOLE_COST: usize = 24;
@@ -235,11 +235,6 @@ impl Grid {
             _ if self.flat => each.div_ceil(self.tile[1]),
             _ => (each * self.bands) << self.cuts,
         }
-    }
-
-    /// The most tiles of a strip.
-    pub(crate) fn strip_tiles(&self) -> usize {
-        self.strip * self.tiles
     }
 
     /// Strips of n images, at least.

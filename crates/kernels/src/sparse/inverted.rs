@@ -1,9 +1,11 @@
-//! Inverted residuals whose pointwise stages are sparse: the lanes keep their pixels through all
-//! three stages, so that only the block's input and its output are transposed.
+//! Inverted residuals whose stages are sparse: pixels keep their places in padded planes (see
+//! [`crate::sparse::planes`]) through all three stages, so that only the block's input and its
+//! output are transposed.
 //!
-//! A strip's input lies in a slab (see [`crate::sparse::grid`]). One after the other the expanded
-//! channels are summed over all its positions, set to zero where the depthwise convolution pads,
-//! and filtered; what is filtered lies tile by tile, and is projected as pointwise weights are.
+//! One after the other the expanded channels of a strip are summed over all its pixels and
+//! filtered. A channel of ones, which are zeros where the depthwise convolution pads, carries the
+//! expansion's bias: so what is expanded is zero there by itself. What is filtered is projected as
+//! pointwise weights are.
 
 use std::ops::Range;
 
@@ -15,12 +17,22 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd::{self, Kernel, Simd};
 use crate::sparse::compressed::Compressed;
-use crate::sparse::conv::{chunk_of, cut_evenly};
-use crate::sparse::grid::{
-    Grid, LIKELY_NONZERO, Load, OFFSETS, Strips, TILE_VECTORS, TRANSPOSE_COST,
-};
-use crate::sparse::kernel::{GROUP, Output, Start, Tile, one_row, sums_len};
-use crate::sparse::slab::{Padding, Slab, padded};
+use crate::sparse::grid::TILE_VECTORS;
+use crate::sparse::kernel::{GROUP, Output, Pixels, Start, one_row, store_group};
+use crate::sparse::planes::{Fill, Planes, Strip};
+
+/// Floats of a strip that should stay in the second-level cache.
+const STRIP_LEN: usize = 256 * 1024;
+/// Offsets in vectors, which are kept in 16 bits, are below this.
+const OFFSETS: usize = 1 << 16;
+/// The most planes of a channel.
+const MAX_PLANES: usize = 16;
+/// Into how many parts the filtered channels can be cut, each of which is projected by itself.
+const PARTS: usize = 8;
+/// What beginning a row of weights costs, and what it costs that threads wait for each other, in
+/// products of a weight and a vector.
+const ROW_COST: usize = 24;
+const WAIT_COST: usize = 8192;
 
 /// A stage whose results stay in the lanes.
 #[derive(Clone, Debug)]
@@ -49,56 +61,61 @@ fn finish(activation: Activation) -> Finish {
 #[derive(Clone, Debug)]
 pub struct SparseInvertedResidual {
     isa: Isa,
-    /// Of the depthwise convolution.
-    params: Conv2dParams,
-    size: [usize; 2],
+    planes: Planes,
     c_in: usize,
-    grid: Grid,
+    /// With its bias as the weight of a last input channel.
     expand: Option<Stage>,
     filter: Stage,
     project: Stage,
+    /// Of each output channel how many weights lie before each of [`PARTS`] parts of the filtered
+    /// channels, and how many there are.
+    parts: Vec<u16>,
     zeros: AlignedBuffer,
-    /// Vectors from channel to channel of what is filtered.
-    step: usize,
+    /// Vectors from channel to channel of the input, and of what is filtered.
+    input_step: usize,
+    filtered_step: usize,
 }
 
 /// How a run is cut.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Cut {
-    strips: Strips,
-    /// Whether the strips are too few for the threads: then stage by stage.
-    shared: bool,
-    /// Strips that exist at once, and floats of their parts: slab, filtered channels, padding.
-    slabs: usize,
-    slab_len: usize,
-    filtered_len: usize,
-    padding_len: usize,
-    /// Floats of a worker's own: an expanded channel, sums.
-    expanded_len: usize,
-    sums_len: usize,
+    /// Strips of each image.
+    strips: usize,
+    /// Parts of the filtered channels that different threads project: 1, or a divisor of
+    /// [`PARTS`].
+    parts: usize,
+    /// Floats of a worker's parts: input, an expanded channel, filtered channels, sums.
+    lens: [usize; 4],
+    /// Floats of a part's sums of one strip.
+    partial_len: usize,
 }
 
 impl Cut {
-    fn strip_len(&self) -> usize {
-        self.slab_len + self.filtered_len + self.padding_len
-    }
-
     fn own_len(&self) -> usize {
-        self.expanded_len + self.sums_len
+        self.lens.iter().sum()
     }
 
-    fn scratch_len(&self, threads: usize) -> usize {
-        16 + self.slabs * self.strip_len() + threads * self.own_len()
+    fn partials_len(&self, n: usize) -> usize {
+        if self.parts == 1 { 0 } else { n * self.strips * self.parts * self.partial_len }
+    }
+
+    fn scratch_len(&self, n: usize, threads: usize) -> usize {
+        16 + threads * self.own_len() + self.partials_len(n)
     }
 }
 
+/// Steps from channel to channel of the input and of what is filtered: odd, so that channels
+/// spread over the cache's sets. What is filtered has room for any tile.
+fn steps(planes: &Planes) -> [usize; 2] {
+    [planes.count() * planes.len | 1, planes.len | 1]
+}
+
 impl SparseInvertedResidual {
-    /// Compresses the weights for images of a height and width, the last of `images`; how many
-    /// there will be, its first, is a hint. `weight` and `bias` are the depthwise convolution's.
-    /// `None` where the images are too wide for the compressed form, or an activation between the
-    /// stages is none of the simple ones.
+    /// Compresses the weights for images of a height and width. `weight` and `bias` are the
+    /// depthwise convolution's. `None` where the images are too wide for the compressed form, or
+    /// an activation between the stages is none of the simple ones.
     pub fn new(
-        images: [usize; 3],
+        size: [usize; 2],
         expand: Option<Pointwise<'_>>,
         params: Conv2dParams,
         weight: &[f32],
@@ -108,13 +125,13 @@ impl SparseInvertedResidual {
     ) -> Option<SparseInvertedResidual> {
         let isa = isa::best();
         let stages = (expand, activation, project);
-        SparseInvertedResidual::new_with_isa(isa, images, stages, params, weight, bias)
+        SparseInvertedResidual::new_with_isa(isa, size, stages, params, weight, bias)
     }
 
     /// [`SparseInvertedResidual::new`] for a given instruction set, which must be available.
     pub(crate) fn new_with_isa(
         isa: Isa,
-        images: [usize; 3],
+        size: [usize; 2],
         (expand, activation, project): (Option<Pointwise<'_>>, Activation, Pointwise<'_>),
         params: Conv2dParams,
         weight: &[f32],
@@ -127,104 +144,148 @@ impl SparseInvertedResidual {
             "one filter a channel"
         );
         let between = [expand.map(|e| e.activation), Some(activation)];
-        if between.into_iter().flatten().any(|a| finish(a).slow.is_some()) {
+        let slow = between.into_iter().flatten().any(|a| finish(a).slow.is_some());
+        // What is expanded of padding has to be zero.
+        if slow || expand.is_some_and(|e| e.activation.apply(0.0) != 0.0) {
             return None;
         }
         let (mid, taps) = (params.c_in, params.taps());
         let c_in = expand.map_or(mid, |e| e.weight.len() / mid);
         let c_out = project.weight.len() / mid;
         let (lanes, _, _) = simd::tile_of(isa);
-        // A position's input, its share of a filtered channel for each, and the one that is expanded.
-        let planes = params.stride[0] * params.stride[1];
-        let load = Load {
-            channels: c_in + 1 + mid.div_ceil(planes),
-            // Filters are mostly dense.
-            weights: mid * (taps * 16 / LIKELY_NONZERO + c_out),
-            position: TRANSPOSE_COST * c_in
-                + expand.map_or(0, |_| mid * (3 + c_in * LIKELY_NONZERO / 16)),
+        let inputs = c_in + usize::from(expand.is_some());
+        let fits = |planes: &Planes, budget: usize| {
+            let [input, filtered] = steps(planes);
+            let vectors = [inputs * input, mid * filtered];
+            planes.count() <= MAX_PLANES
+                && vectors.iter().all(|&v| v <= OFFSETS)
+                && vectors.iter().sum::<usize>() * lanes <= budget
         };
-        let grid = Grid::new(&params, images, lanes, load)?;
-        if grid.is_flat() {
-            return None;
-        }
-        let channel = grid.planes.len() * grid.slab;
-        // Odd, as the slab's.
-        let step = grid.strip_tiles() * grid.tile[0] * grid.tile[1] / 2 * 2 + 1;
-        if step > OFFSETS {
-            return None;
-        }
-        let pointwise = |p: &Pointwise<'_>, [k, n]: [usize; 2], step: usize| {
+        let layout = |rows: usize| Planes::new(&params, size, lanes, rows);
+        let [rows, _] = params.output_size(size[0], size[1]);
+        let near = (1..=rows).rev().filter_map(layout).find(|planes| fits(planes, STRIP_LEN));
+        let planes = near.or_else(|| layout(1).filter(|planes| fits(planes, usize::MAX)))?;
+        let [input_step, filtered_step] = steps(&planes);
+
+        let pointwise = |p: &Pointwise<'_>, k: usize, step: usize, ones: bool| {
+            let n = p.weight.len() / k;
             assert!(p.bias.is_none_or(|b| b.len() == n), "bias has an element per channel");
-            let blocks = cut_evenly(k, OFFSETS / step);
-            let weights = Compressed::new(n, blocks, |channels, row, out| {
-                let row = &p.weight[row * k..][channels.clone()];
-                for (i, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
+            let weights = Compressed::new(n, vec![0..k], |_, row, out| {
+                let bias = p.bias.filter(|_| ones).map(|b| &b[row]);
+                let row = p.weight[row * k..][..k].iter().chain(bias);
+                for (i, &value) in row.enumerate().filter(|(_, v)| **v != 0.0) {
                     let offset = u16::try_from(i * step);
-                    out.push((offset.expect("a block fits 16 bits"), value));
+                    out.push((offset.expect("a strip's channels fit 16 bits"), value));
                 }
             });
-            let (bias, activation) = (p.bias.map(<[f32]>::to_vec), p.activation);
-            Stage { weights, bias, activation }
+            let bias = p.bias.filter(|_| !ones).map(<[f32]>::to_vec);
+            Stage { weights, bias, activation: p.activation }
         };
         let filter = Compressed::new(mid, vec![0..1], |_, row, out| {
-            for (tap, &value) in grid.taps.iter().zip(&weight[row * taps..][..taps]) {
+            for (&tap, &value) in planes.taps.iter().zip(&weight[row * taps..][..taps]) {
                 if value != 0.0 {
-                    let offset = u16::try_from(tap.plane * grid.slab + tap.shift);
-                    out.push((offset.expect("a channel fits 16 bits"), value));
+                    let offset = u16::try_from(tap);
+                    out.push((offset.expect("a channel's elements fit 16 bits"), value));
                 }
             }
         });
         let filter = Stage { weights: filter, bias: bias.map(<[f32]>::to_vec), activation };
+        let project = pointwise(&project, mid, filtered_step, false);
+        let parts = (0..c_out).flat_map(|row| {
+            let (offsets, _) = project.weights.row(0, row);
+            (0..=PARTS).map(|part| {
+                let first = part * mid / PARTS * filtered_step;
+                let before = offsets.partition_point(|&o| usize::from(o) < first);
+                u16::try_from(before).expect("a row's weights fit 16 bits")
+            })
+        });
         Some(SparseInvertedResidual {
             isa,
-            params,
-            size: [images[1], images[2]],
             c_in,
-            expand: expand.map(|e| pointwise(&e, [c_in, mid], channel)),
-            project: pointwise(&project, [mid, c_out], step),
+            expand: expand.map(|e| pointwise(&e, c_in, input_step, true)),
             filter,
+            parts: parts.collect(),
+            project,
             zeros: AlignedBuffer::zeroed(c_in),
-            step,
-            grid,
+            input_step,
+            filtered_step,
+            planes,
         })
     }
 
     /// Size of the compressed weights in memory.
     pub fn bytes(&self) -> usize {
         let stages = [self.expand.as_ref(), Some(&self.filter), Some(&self.project)];
-        stages.into_iter().flatten().map(|s| s.weights.bytes()).sum()
+        let weights = stages.into_iter().flatten().map(|s| s.weights.bytes()).sum::<usize>();
+        weights + size_of_val(&self.parts[..])
     }
 
     /// How many elements of scratch [`SparseInvertedResidual::run`] needs on a pool of `threads`.
     pub fn scratch_len(&self, n: usize, threads: usize) -> usize {
-        self.cut(n, threads).scratch_len(threads)
+        self.cut(n, threads).scratch_len(n, threads)
+    }
+
+    fn mid(&self) -> usize {
+        self.filter.weights.rows()
     }
 
     fn c_out(&self) -> usize {
         self.project.weights.rows()
     }
 
+    /// The first of the filtered channels of a part.
+    fn part(&self, part: usize, parts: usize) -> usize {
+        part * (PARTS / parts) * self.mid() / PARTS
+    }
+
+    /// About what a thread has to do if images are cut so.
+    fn cost(&self, n: usize, threads: usize, strips: usize, parts: usize) -> usize {
+        let planes = &self.planes;
+        let rows = planes.geometry.oh.div_ceil(strips);
+        let tasks = (n * strips * parts).div_ceil(threads);
+        let stage = |stage: &Stage, vectors: usize| {
+            let begun = stage.weights.rows() * vectors.div_ceil(TILE_VECTORS) * ROW_COST;
+            begun + stage.weights.nonzeros() * vectors
+        };
+        let vectors = planes.vectors(rows);
+        let expanded = planes.len - planes.vectors(planes.rows) + vectors;
+        let expand = self.expand.as_ref().map_or(0, |s| stage(s, planes.count() * expanded));
+        let all = expand + stage(&self.filter, vectors) + stage(&self.project, vectors);
+        let sums = match parts {
+            1 => 0,
+            _ => WAIT_COST + self.c_out() * vectors * (parts + n * strips * parts / threads),
+        };
+        tasks * all / parts + sums
+    }
+
     fn cut(&self, n: usize, threads: usize) -> Cut {
-        let grid = &self.grid;
-        let (bands, mut strips) = (grid.all_bands(n), grid.strips(n));
-        let shared = threads > 1 && strips < threads && bands < 2 * threads;
-        if threads > 1 && !shared {
-            strips = strips.next_multiple_of(threads).min(bands.max(1));
+        let planes = &self.planes;
+        let oh = planes.geometry.oh.max(1);
+        let least = oh.div_ceil(planes.rows.max(1));
+        let (mut strips, mut parts) = (least, 1);
+        if threads > 1 {
+            let more = (least..=oh.min(least + 2 * threads)).map(|strips| (strips, 1));
+            let shared = [2, 4, PARTS].map(|parts| (least, parts));
+            let choices = more.chain(shared);
+            let best = choices.min_by_key(|&(s, p)| self.cost(n, threads, s, p));
+            (strips, parts) = best.expect("there is a choice");
         }
-        let channel = grid.planes.len() * grid.slab;
-        let whole = |len: usize| len.next_multiple_of(16);
+        let lanes = planes.lanes;
+        let inputs = self.c_in + usize::from(self.expand.is_some());
+        // With room for a tile that goes beyond the last plane.
+        let expanded = self.expand.as_ref().map_or(0, |_| planes.count() * planes.len + planes.len);
+        let vectors = planes.vectors(oh.div_ceil(strips));
+        let lens = [
+            inputs * self.input_step + planes.len,
+            expanded,
+            self.mid() * self.filtered_step,
+            GROUP * TILE_VECTORS,
+        ];
         Cut {
-            strips: Strips { bands, count: strips },
-            shared,
-            slabs: if shared { strips } else { threads },
-            slab_len: whole(self.c_in * channel * grid.lanes),
-            filtered_len: whole(self.params.c_in * self.step * grid.lanes),
-            padding_len: match self.expand {
-                Some(_) => whole(Padding::len(channel, grid.lanes)),
-                None => 0,
-            },
-            expanded_len: if self.expand.is_some() { whole(channel * grid.lanes) } else { 0 },
-            sums_len: whole(sums_len(grid, &self.project.weights, self.c_out())),
+            strips,
+            parts,
+            lens: lens.map(|vectors| (vectors * lanes).next_multiple_of(16)),
+            partial_len: (self.c_out() * vectors * lanes).next_multiple_of(16),
         }
     }
 
@@ -239,42 +300,37 @@ impl SparseInvertedResidual {
         scratch: &mut [f32],
         pool: &Pool,
     ) {
-        let [h, w] = self.size;
-        let [oh, ow] = self.params.output_size(h, w);
-        check_images(n, [h, w, self.c_in], [oh, ow, self.c_out()], x.len(), y.len());
+        let g = &self.planes.geometry;
+        check_images(n, [g.h, g.w, self.c_in], [g.oh, g.ow, self.c_out()], x.len(), y.len());
         epi.check(y.len());
         if y.is_empty() {
             return;
         }
         let threads = pool.threads();
         let cut = self.cut(n, threads);
-        assert!(scratch.len() >= cut.scratch_len(threads), "scratch has scratch_len elements");
-        let (strips, own) = align_scratch(scratch).split_at_mut(cut.slabs * cut.strip_len());
-        let (strips, own) = (SharedMut::new(strips), SharedMut::new(own));
-        let run = Run { block: self, cut, n, x, epi, y: SharedMut::new(y), strips, own };
-        if !cut.shared {
-            pool.run_with_worker(cut.strips.count, &|strip, worker| {
-                run.fill(strip, worker, 0..self.c_in);
-                run.channels(strip, worker, 0..self.params.c_in, worker);
-                let (bands, tiles) = (cut.strips.bands_of(strip), self.grid.tiles);
-                for tile in bands.start * tiles..bands.end * tiles {
-                    run.project(strip, worker, tile, worker);
-                }
-            });
+        assert!(scratch.len() >= cut.scratch_len(n, threads), "scratch has scratch_len elements");
+        let (own, partial) = align_scratch(scratch).split_at_mut(threads * cut.own_len());
+        let (own, partial) = (SharedMut::new(own), SharedMut::new(partial));
+        let output = Output::new(
+            self.project.bias.as_deref(),
+            epi,
+            SharedMut::new(y),
+            false,
+            self.c_out(),
+            0,
+        );
+        let run = Run { block: self, cut, x, output, own, partial };
+        pool.run_with_worker(n * cut.strips * cut.parts, &|task, worker| {
+            let (strip, part) = (task / cut.parts, task % cut.parts);
+            simd::dispatch(self.isa, Part { run: &run, strip, part, worker });
+        });
+        if cut.parts == 1 {
             return;
         }
-        let chunks = |channels: usize| (2 * threads).min(channels.div_ceil(GROUP)).max(1);
-        let count = chunks(self.c_in);
-        pool.run(cut.strips.count * count, &|task| {
-            run.fill(task / count, task / count, chunk_of(self.c_in, count, task % count));
-        });
-        let (mid, count) = (self.params.c_in, chunks(self.params.c_in));
-        pool.run_with_worker(cut.strips.count * count, &|task, worker| {
-            run.channels(task / count, task / count, chunk_of(mid, count, task % count), worker);
-        });
-        pool.run_with_worker(cut.strips.bands * self.grid.tiles, &|tile, worker| {
-            let strip = cut.strips.with(tile / self.grid.tiles);
-            run.project(strip, strip, tile, worker);
+        let groups = self.c_out().div_ceil(GROUP);
+        pool.run_with_worker(n * cut.strips * groups, &|task, worker| {
+            let (strip, group) = (task / groups, task % groups);
+            simd::dispatch(self.isa, Sum { run: &run, strip, group, worker });
         });
     }
 }
@@ -282,222 +338,295 @@ impl SparseInvertedResidual {
 struct Run<'a> {
     block: &'a SparseInvertedResidual,
     cut: Cut,
-    n: usize,
     x: &'a [f32],
-    epi: &'a Epilogue<'a>,
-    y: SharedMut,
-    strips: SharedMut,
+    output: Output<'a>,
     own: SharedMut,
+    /// Sums of the parts of strips: [strip][part][output channel][vector].
+    partial: SharedMut,
 }
 
 impl Run<'_> {
-    /// The slab, the filtered channels and the padding at a place.
-    fn parts(&self, place: usize) -> [SharedMut; 3] {
-        let at = place * self.cut.strip_len();
-        let filtered = at + self.cut.slab_len;
-        [at, filtered, filtered + self.cut.filtered_len].map(|at| self.strips.at(at))
+    fn strip(&self, index: usize) -> Strip {
+        let (oh, strips) = (self.block.planes.geometry.oh, self.cut.strips);
+        let cut = |i: usize| i * oh / strips;
+        let (image, i) = (index / strips, index % strips);
+        Strip { image, first: cut(i), rows: cut(i + 1) - cut(i) }
     }
 
-    /// Makes some channels of a strip's slab at a place; the first make the padding, too.
-    fn fill(&self, strip: usize, place: usize, channels: Range<usize>) {
-        let (block, bands) = (self.block, self.cut.strips.bands_of(strip));
-        if bands.is_empty() || channels.is_empty() {
-            return;
-        }
-        let [out, _, padding] = self.parts(place);
-        let wanted = block.expand.is_some() && channels.start == 0;
-        let slab = Slab {
-            grid: &block.grid,
-            n: self.n,
-            x: self.x,
-            stride: block.c_in,
-            channel: 0,
-            zeros: block.zeros.as_slice(),
-            positions: block.grid.span(&bands),
-            channels,
-            out,
-            // SAFETY: only one task of a strip has its first channel.
-            padding: wanted.then(|| Padding(unsafe { padding.slice(0, self.cut.padding_len) })),
-        };
-        simd::dispatch(block.isa, slab);
+    /// A worker's input, expanded channel, filtered channels and sums.
+    fn own(&self, worker: usize) -> [SharedMut; 4] {
+        let mut at = worker * self.cut.own_len();
+        self.cut.lens.map(|len| {
+            at += len;
+            self.own.at(at - len)
+        })
     }
 
-    /// Expands and filters some channels.
-    fn channels(&self, strip: usize, place: usize, channels: Range<usize>, worker: usize) {
-        let (block, bands) = (self.block, self.cut.strips.bands_of(strip));
-        if bands.is_empty() {
-            return;
-        }
-        let [slab, filtered, padding] = self.parts(place);
-        // SAFETY: each worker has its own, and runs one task at a time; nobody writes the padding.
-        let (own, padding) = unsafe {
-            let own = self.own.slice(worker * self.cut.own_len(), self.cut.expanded_len);
-            (own, &*padding.slice(0, self.cut.padding_len))
-        };
-        let expanded = own.as_mut_ptr();
-        let slab = slab.ptr().cast_const();
-        simd::dispatch(
-            block.isa,
-            Channels { block, bands, slab, padding, expanded, filtered, channels },
-        );
-    }
-
-    /// Projects a tile.
-    fn project(&self, strip: usize, place: usize, tile: usize, worker: usize) {
-        let block = self.block;
-        let grid = &block.grid;
-        let (band, index) = (tile / grid.tiles, tile % grid.tiles);
-        let own = worker * self.cut.own_len() + self.cut.expanded_len;
-        // SAFETY: each worker has its own, and runs one task at a time.
-        let sums = unsafe { self.own.slice(own, self.cut.sums_len) };
-        let bias = block.project.bias.as_deref();
-        let output = Output::new(bias, self.epi, self.y, false, block.c_out(), 0);
-        let [_, filtered, _] = self.parts(place);
-        let at = (tile - self.cut.strips.bands_of(strip).start * grid.tiles) * grid.tile_len();
-        let tile = Tile {
-            grid,
-            n: self.n,
-            weights: &block.project.weights,
-            rows: 0..block.c_out(),
-            band,
-            index,
-            x: filtered.at(at).ptr(),
-            line: grid.tile[1] * grid.lanes,
-            channel_len: block.step * grid.lanes,
-            sums,
-            output: &output,
-        };
-        simd::dispatch(block.isa, tile);
+    /// Where the sums of a part of a strip begin.
+    fn partial(&self, strip: usize, part: usize) -> SharedMut {
+        self.partial.at((strip * self.cut.parts + part) * self.cut.partial_len)
     }
 }
 
-/// Some channels of a strip.
-struct Channels<'a> {
-    block: &'a SparseInvertedResidual,
-    bands: Range<usize>,
-    slab: *const f32,
-    padding: &'a [f32],
-    /// Space for an expanded channel.
-    expanded: *mut f32,
-    filtered: SharedMut,
-    channels: Range<usize>,
+/// How many of `vectors` are computed at once.
+fn width_of(vectors: usize) -> usize {
+    vectors.div_ceil(vectors.div_ceil(TILE_VECTORS).max(1)).max(1)
 }
 
-impl Kernel for Channels<'_> {
+/// Where the tiles of C vectors begin that cover `vectors`, the last perhaps over the one before.
+#[inline(always)]
+fn tiles<const C: usize>(vectors: usize) -> impl Iterator<Item = usize> {
+    (0..vectors).step_by(C).map(move |v| v.min(vectors.saturating_sub(C)))
+}
+
+/// Calls a kernel of so many vectors, with as many independent sums as hide an addition's delay.
+macro_rules! by_width {
+    ($s:expr, $width:expr, $kernel:ident, $task:expr) => {
+        match $width {
+            1 => $s.call($kernel::<1, 4>($task)),
+            2 => $s.call($kernel::<2, 4>($task)),
+            3 => $s.call($kernel::<3, 2>($task)),
+            4 => $s.call($kernel::<4, 2>($task)),
+            5 => $s.call($kernel::<5, 1>($task)),
+            6 => $s.call($kernel::<6, 1>($task)),
+            7 => $s.call($kernel::<7, 1>($task)),
+            _ => $s.call($kernel::<TILE_VECTORS, 1>($task)),
+        }
+    };
+}
+
+/// A part of a strip's channels, through all three stages.
+struct Part<'a> {
+    run: &'a Run<'a>,
+    strip: usize,
+    part: usize,
+    worker: usize,
+}
+
+impl Kernel for Part<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let grid = &self.block.grid;
-        let channel_len = grid.planes.len() * grid.slab * S::LANES;
-        assert!(grid.lanes == S::LANES);
-        for channel in self.channels.clone() {
-            let x = match &self.block.expand {
-                None => self.slab.wrapping_add(channel * channel_len),
-                Some(stage) => {
-                    // SAFETY: the slab has all channels, and there is space for one.
-                    unsafe { self.expand(s, stage, channel, channel_len) };
-                    self.expanded.cast_const()
-                }
-            };
-            let c = &self;
-            match (grid.tile[0], grid.tile[1]) {
-                (1, 1) => s.call(Filter::<1, 1, 4> { c, channel, x }),
-                (1, 2) => s.call(Filter::<1, 2, 2> { c, channel, x }),
-                (1, 3) => s.call(Filter::<1, 3, 2> { c, channel, x }),
-                (1, 4) => s.call(Filter::<1, 4, 1> { c, channel, x }),
-                (1, 5) => s.call(Filter::<1, 5, 1> { c, channel, x }),
-                (1, 6) => s.call(Filter::<1, 6, 1> { c, channel, x }),
-                (1, 7) => s.call(Filter::<1, 7, 1> { c, channel, x }),
-                (1, 8) => s.call(Filter::<1, 8, 1> { c, channel, x }),
-                (2, 1) => s.call(Filter::<2, 1, 2> { c, channel, x }),
-                (2, 2) => s.call(Filter::<2, 2, 1> { c, channel, x }),
-                (2, 3) => s.call(Filter::<2, 3, 1> { c, channel, x }),
-                (2, 4) => s.call(Filter::<2, 4, 1> { c, channel, x }),
-                _ => unreachable!("a tile has 1 to TILE_VECTORS vectors in 1 or 2 rows"),
-            }
+        let Part { run, strip: index, part, worker } = self;
+        let (block, parts) = (run.block, run.cut.parts);
+        let (planes, strip) = (&block.planes, run.strip(index));
+        assert!(planes.lanes == S::LANES && strip.rows <= planes.rows);
+        let [input, expanded, filtered, sums] = run.own(worker);
+        s.call(Fill {
+            planes,
+            strip,
+            x: run.x,
+            zeros: block.zeros.as_slice(),
+            step: block.input_step,
+            ones: block.expand.is_some(),
+            out: input,
+        });
+        let mut spans = [(0, 0); MAX_PLANES];
+        for (plane, span) in spans.iter_mut().enumerate().take(planes.count()) {
+            *span = planes.span(strip, plane);
         }
+        let spans = &spans[..planes.count()];
+        let vectors = planes.vectors(strip.rows);
+        let widest = spans.iter().map(|span| span.1).fold(vectors, usize::max);
+        if block.expand.is_some() {
+            // SAFETY: the worker's own. What is never written is padding.
+            unsafe { expanded.slice(0, run.cut.lens[1]) }.fill(0.0);
+        }
+        let channels = block.part(part, parts)..block.part(part + 1, parts);
+        let task = Filtering { block, channels, spans, vectors, input, expanded, filtered };
+        by_width!(s, width_of(widest), Filter, task);
+        let partial = (parts > 1).then(|| run.partial(index, part));
+        let task = Projecting { run, strip, part, vectors, filtered, sums, partial };
+        by_width!(s, width_of(vectors), Project, task);
     }
 }
 
-impl Channels<'_> {
-    /// An expanded channel over all positions of the strip.
+struct Filtering<'a> {
+    block: &'a SparseInvertedResidual,
+    channels: Range<usize>,
+    /// Of each plane the vectors that have pixels.
+    spans: &'a [(usize, usize)],
+    /// Of the strip's output.
+    vectors: usize,
+    input: SharedMut,
+    expanded: SharedMut,
+    filtered: SharedMut,
+}
+
+/// Expands and filters channels of a strip.
+struct Filter<'a, const C: usize, const U: usize>(Filtering<'a>);
+
+impl<const C: usize, const U: usize> Kernel for Filter<'_, C, U> {
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn expand<S: Simd>(&self, s: S, stage: &Stage, channel: usize, channel_len: usize) {
-        let grid = &self.block.grid;
-        let (finish, positions) = (stage.finish(), grid.span(&self.bands).len());
-        let blocks = stage.weights.blocks();
-        for plane in 0..grid.planes.len() {
-            for position in (0..positions).step_by(TILE_VECTORS) {
-                let at = (plane * grid.slab + position) * S::LANES;
-                // SAFETY: planes have room for whole tiles, and a block's offsets lie in its
-                // channels.
-                unsafe {
-                    let out = self.expanded.add(at);
-                    for (block, channels) in blocks.iter().enumerate() {
-                        let x = self.slab.add(channels.start * channel_len + at);
-                        let weights = stage.weights.row(block, channel);
-                        let start = match block {
-                            0 => Start::Bias(stage.bias(channel)),
-                            _ => Start::Sums,
-                        };
-                        let [sums] = one_row::<S, 1, TILE_VECTORS, 1>(s, weights, x, 0, out, start);
-                        for (v, mut sum) in sums.into_iter().enumerate() {
-                            if block + 1 == blocks.len() {
-                                sum = finish.activate(s, sum);
+    fn run<S: Simd>(self, s: S) {
+        let t = self.0;
+        let (block, planes) = (t.block, &t.block.planes);
+        assert!(C <= planes.len && t.spans.len() <= planes.count());
+        let finish = block.filter.finish();
+        for channel in t.channels {
+            let mut x = t.input.at(channel * block.input_step * S::LANES).ptr().cast_const();
+            if let Some(stage) = &block.expand {
+                x = t.expanded.ptr().cast_const();
+                let (finish, weights) = (stage.finish(), stage.weights.row(0, channel));
+                for (plane, &(start, vectors)) in t.spans.iter().enumerate() {
+                    for tile in tiles::<C>(vectors) {
+                        // Where a plane has fewer vectors than a tile, padding is computed: it is
+                        // zero.
+                        let at = plane * planes.len + (start + tile).min(planes.len - C);
+                        // SAFETY: the plane has C vectors from there on in the input and the
+                        // output, and a row's offsets are channels of the input.
+                        unsafe {
+                            let x = t.input.at(at * S::LANES).ptr().cast_const();
+                            let out = t.expanded.at(at * S::LANES).ptr();
+                            let start = Start::Bias(0.0);
+                            let [sums] = one_row::<S, 1, C, U, false>(s, weights, x, 0, x, start);
+                            for (v, &sum) in sums.iter().enumerate() {
+                                s.store(out.add(v * S::LANES), finish.activate(s, sum));
                             }
-                            s.store(out.add(v * S::LANES), sum);
                         }
                     }
                 }
             }
-        }
-        let zero = s.splat(0.0);
-        for (position, there) in padded(self.padding, S::LANES) {
-            // SAFETY: a position of the channel, and a vector for its lanes.
-            unsafe {
-                let p = self.expanded.add(position * S::LANES);
-                let there = s.lt(zero, s.load(there.as_ptr()));
-                s.store(p, s.select(there, s.load(p), zero));
+            let (weights, bias) =
+                (block.filter.weights.row(0, channel), block.filter.bias(channel));
+            let out = t.filtered.at(channel * block.filtered_step * S::LANES);
+            for tile in tiles::<C>(t.vectors) {
+                // SAFETY: a channel's planes have each tap of the strip's vectors, and there is
+                // room for what is filtered; where these are fewer than a tile, what follows a
+                // plane is read, which is there for the last one, too.
+                unsafe {
+                    let x = x.add(tile * S::LANES);
+                    let out = out.at(tile * S::LANES).ptr();
+                    let start = Start::Bias(bias);
+                    let [sums] = one_row::<S, 1, C, U, true>(s, weights, x, 0, x, start);
+                    for (v, &sum) in sums.iter().enumerate() {
+                        s.store(out.add(v * S::LANES), finish.activate(s, sum));
+                    }
+                }
             }
         }
     }
 }
 
-/// The depthwise convolution of a channel, over a strip's tiles of R rows of C vectors.
-struct Filter<'a, const R: usize, const C: usize, const U: usize> {
-    c: &'a Channels<'a>,
-    channel: usize,
-    x: *const f32,
+struct Projecting<'a> {
+    run: &'a Run<'a>,
+    strip: Strip,
+    part: usize,
+    vectors: usize,
+    filtered: SharedMut,
+    sums: SharedMut,
+    /// Where a part's sums go, if it is one of several.
+    partial: Option<SharedMut>,
 }
 
-impl<const R: usize, const C: usize, const U: usize> Kernel for Filter<'_, R, C, U> {
+/// The projection of a strip, or what a part of the filtered channels adds to it.
+struct Project<'a, const C: usize, const U: usize>(Projecting<'a>);
+
+impl<const C: usize, const U: usize> Kernel for Project<'_, C, U> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (block, bands) = (self.c.block, &self.c.bands);
-        let (grid, filter) = (&block.grid, &block.filter);
-        let (weights, finish) = (filter.weights.row(0, self.channel), filter.finish());
-        let bias = Start::Bias(filter.bias(self.channel));
-        let first = grid.start(bands.start);
-        let line = grid.pitch * S::LANES;
-        let mut out = self.c.filtered.at(self.channel * block.step * S::LANES).ptr();
-        for band in bands.clone() {
-            let start = grid.start(band) - first;
-            for tile in 0..grid.tiles {
-                let at = start + tile * C;
-                // SAFETY: the channel has the tile's positions and each tap's shift beyond, and
-                // `step` vectors for what is filtered, as many as a strip's tiles have.
-                unsafe {
-                    let x = self.x.add(at * S::LANES);
-                    let sums = one_row::<S, R, C, U>(s, weights, x, line, x, bias);
-                    for &sum in sums.as_flattened() {
-                        s.store(out, finish.activate(s, sum));
-                        out = out.add(S::LANES);
+        let t = self.0;
+        let (block, parts) = (t.run.block, t.run.cut.parts);
+        let (c_out, output) = (block.c_out(), &t.run.output);
+        assert!(C <= t.vectors);
+        for tile in tiles::<C>(t.vectors) {
+            let pixels = pixels::<S>(block, t.strip, tile, C);
+            for group in (0..c_out).step_by(GROUP) {
+                let rows = group..c_out.min(group + GROUP);
+                for row in rows.clone() {
+                    let (offsets, values) = block.project.weights.row(0, row);
+                    let (weights, start, out) = match t.partial {
+                        None => {
+                            let bias = Start::Bias(block.project.bias(row));
+                            let out = t.sums.at((row - group) * C * S::LANES);
+                            ((offsets, values), bias, out)
+                        }
+                        Some(partial) => {
+                            let cut = |part: usize| {
+                                let at = row * (PARTS + 1) + part * (PARTS / parts);
+                                usize::from(block.parts[at])
+                            };
+                            let some = cut(t.part)..cut(t.part + 1);
+                            let out = partial.at((row * t.vectors + tile) * S::LANES);
+                            ((&offsets[some.clone()], &values[some]), Start::Bias(0.0), out)
+                        }
+                    };
+                    // SAFETY: the worker's filtered channels have the strip's vectors, the sums
+                    // room for C of each row of a group, a part's for all vectors of each row.
+                    unsafe {
+                        let x = t.filtered.at(tile * S::LANES).ptr().cast_const();
+                        let [sums] = one_row::<S, 1, C, U, false>(s, weights, x, 0, x, start);
+                        for (v, mut sum) in sums.into_iter().enumerate() {
+                            if t.partial.is_none() {
+                                sum = output.activate(s, sum);
+                            }
+                            s.store(out.ptr().add(v * S::LANES), sum);
+                        }
                     }
                 }
+                if t.partial.is_none() {
+                    // SAFETY: the sums of a group's rows; the pixels are this task's.
+                    unsafe { store_group(s, output, &pixels, C, rows, t.sums.ptr()) };
+                }
             }
+        }
+    }
+}
+
+/// The output pixels of a tile of `width` vectors.
+#[inline(always)]
+fn pixels<S: Simd>(
+    block: &SparseInvertedResidual,
+    strip: Strip,
+    tile: usize,
+    width: usize,
+) -> Pixels {
+    Pixels::new(S::LANES, width, |i| block.planes.output(strip, tile * S::LANES + i))
+}
+
+/// Adds up what the parts of a strip add to a group of output channels.
+struct Sum<'a> {
+    run: &'a Run<'a>,
+    strip: usize,
+    group: usize,
+    worker: usize,
+}
+
+impl Kernel for Sum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Sum { run, strip: index, group, worker } = self;
+        let (block, parts) = (run.block, run.cut.parts);
+        let (strip, output) = (run.strip(index), &run.output);
+        let vectors = block.planes.vectors(strip.rows);
+        let [_, _, _, sums] = run.own(worker);
+        let rows: Range<usize> = group * GROUP..block.c_out().min((group + 1) * GROUP);
+        for tile in (0..vectors).step_by(TILE_VECTORS) {
+            let width = TILE_VECTORS.min(vectors - tile);
+            for row in rows.clone() {
+                let bias = s.splat(block.project.bias(row));
+                for v in 0..width {
+                    let at = (row * vectors + tile + v) * S::LANES;
+                    let mut sum = bias;
+                    for part in 0..parts {
+                        // SAFETY: each part has all vectors of each row.
+                        sum = s.add(sum, unsafe { s.load(run.partial(index, part).at(at).ptr()) });
+                    }
+                    let out = sums.at(((row - rows.start) * width + v) * S::LANES).ptr();
+                    // SAFETY: there is room for a group of rows.
+                    unsafe { s.store(out, output.activate(s, sum)) };
+                }
+            }
+            let pixels = pixels::<S>(block, strip, tile, width);
+            // SAFETY: as above; the pixels' channels are this task's.
+            unsafe { store_group(s, output, &pixels, width, rows.clone(), sums.ptr()) };
         }
     }
 }

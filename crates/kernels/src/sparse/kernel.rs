@@ -11,8 +11,6 @@ use crate::sparse::grid::{Grid, Place, TILE_VECTORS};
 
 /// Output channels that are transposed back together.
 pub(crate) const GROUP: usize = MAX_LANES;
-/// The most positions of a tile.
-const MAX_TILE: usize = TILE_VECTORS * MAX_LANES;
 /// No pixel.
 const NONE: u32 = u32::MAX;
 
@@ -46,6 +44,13 @@ impl<'a> Output<'a> {
         };
         let finish = Finish::new(1.0, bias.is_some(), epi);
         Output { bias, residual, finish, y, far, stride, channel }
+    }
+
+    /// What becomes of sums before they are transposed: a residual before the activation is added
+    /// at the pixel.
+    #[inline(always)]
+    pub(crate) fn activate<S: Simd>(&self, s: S, sum: S::V) -> S::V {
+        if self.finish.before { sum } else { self.finish.activate(s, sum) }
     }
 }
 
@@ -112,11 +117,10 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
     fn run<S: Simd>(self, s: S) {
         let t = self.0;
         let width = R * C * S::LANES;
-        let pixels = Pixels::new::<R, C>(t.grid, t.n, [t.band, t.index]);
+        let pixels = Pixels::of_tile::<R, C>(t.grid, t.n, [t.band, t.index]);
         let blocks = t.weights.blocks().len();
         assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
         assert!(width <= t.grid.tile_len() && R * C <= TILE_VECTORS && t.grid.lanes == S::LANES);
-        let finish = t.output.finish;
         for (block, channels) in t.weights.blocks().iter().enumerate() {
             let x = t.x.wrapping_add(channels.start * t.channel_len);
             for row in t.rows.clone().step_by(GROUP) {
@@ -139,11 +143,11 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
                         let sums = sums.add(r * width);
                         let start = if block > 0 { Start::Sums } else { Start::Bias(bias) };
                         let weights = t.weights.row(block, row);
-                        let mut acc = one_row::<S, R, C, U>(s, weights, x, t.line, sums, start);
-                        // A residual before the activation is added at the pixel.
-                        if last && !finish.before {
+                        let mut acc =
+                            one_row::<S, R, C, U, false>(s, weights, x, t.line, sums, start);
+                        if last {
                             for acc in acc.as_flattened_mut() {
-                                *acc = finish.activate(s, *acc);
+                                *acc = t.output.activate(s, *acc);
                             }
                         }
                         for (v, &acc) in acc.as_flattened().iter().enumerate() {
@@ -168,12 +172,19 @@ pub(crate) enum Start {
     Sums,
 }
 
-/// A row of weights times the tile; `line` floats further its second row begins.
+/// A row of weights times the tile; `line` floats further its second row begins. Offsets count
+/// vectors, or single ELEMENTS.
 ///
 /// # Safety
 /// From each offset on x has the tile's R rows of C vectors, and `sums` R C vectors if they count.
 #[inline(always)]
-pub(crate) unsafe fn one_row<S: Simd, const R: usize, const C: usize, const U: usize>(
+pub(crate) unsafe fn one_row<
+    S: Simd,
+    const R: usize,
+    const C: usize,
+    const U: usize,
+    const ELEMENTS: bool,
+>(
     s: S,
     (offsets, values): (&[u16], &[f32]),
     x: *const f32,
@@ -181,6 +192,7 @@ pub(crate) unsafe fn one_row<S: Simd, const R: usize, const C: usize, const U: u
     sums: *const f32,
     start: Start,
 ) -> [[S::V; C]; R] {
+    let unit = if ELEMENTS { 1 } else { S::LANES };
     let mut acc = [[[s.splat(0.0); C]; R]; U];
     // SAFETY: the caller's contract: `sums` has R C vectors, and so has x from each offset on.
     unsafe {
@@ -196,13 +208,13 @@ pub(crate) unsafe fn one_row<S: Simd, const R: usize, const C: usize, const U: u
         while U > 1 && i + U <= len {
             for (u, acc) in acc.iter_mut().enumerate() {
                 let (offset, value) = (*offsets.get_unchecked(i + u), *values.get_unchecked(i + u));
-                step(s, x.add(usize::from(offset) * S::LANES), line, value, acc);
+                step(s, x.add(usize::from(offset) * unit), line, value, acc);
             }
             i += U;
         }
         while i < len {
             let (offset, value) = (*offsets.get_unchecked(i), *values.get_unchecked(i));
-            step(s, x.add(usize::from(offset) * S::LANES), line, value, &mut acc[0]);
+            step(s, x.add(usize::from(offset) * unit), line, value, &mut acc[0]);
             i += 1;
         }
     }
@@ -234,47 +246,59 @@ unsafe fn step<S: Simd, const R: usize, const C: usize>(
 }
 
 /// The output pixels of a tile, vector by vector.
-struct Pixels {
-    index: [u32; MAX_TILE],
+pub(crate) struct Pixels {
+    index: [u32; TILE_VECTORS * MAX_LANES],
     /// Of each vector whether all its pixels are there.
     whole: [bool; TILE_VECTORS],
 }
 
 impl Pixels {
+    /// Those of `vectors` of so many lanes; `pixel` says which the element with some index is.
     #[inline(always)]
-    fn new<const R: usize, const C: usize>(
-        grid: &Grid,
-        n: usize,
-        [band, tile]: [usize; 2],
+    pub(crate) fn new(
+        lanes: usize,
+        vectors: usize,
+        pixel: impl Fn(usize) -> Option<usize>,
     ) -> Pixels {
-        let mut index = [NONE; MAX_TILE];
+        let mut index = [NONE; TILE_VECTORS * MAX_LANES];
         let mut whole = [true; TILE_VECTORS];
-        let pixel = |index: usize| u32::try_from(index).expect("fewer than 2^32 pixels");
-        let lanes = grid.lanes;
-        if grid.is_flat() {
-            let first = grid.start(band) * lanes;
-            for (i, slot) in index.iter_mut().enumerate().take((C * lanes).min(n - first)) {
-                *slot = pixel(first + i);
-            }
-        } else {
-            let first = grid.place(grid.start(band) + tile * C);
-            for (v, vector) in index.chunks_exact_mut(lanes).take(R * C).enumerate() {
-                let place = Place { row: first.row + v / C, column: first.column + v % C, ..first };
-                for (slot, corner) in vector.iter_mut().zip(&grid.corners) {
-                    *slot = grid.output(n, &place, corner).map_or(NONE, pixel);
-                }
+        for (i, slot) in index.iter_mut().enumerate().take(vectors * lanes) {
+            if let Some(pixel) = pixel(i) {
+                *slot = u32::try_from(pixel).expect("fewer than 2^32 pixels");
             }
         }
-        for (whole, vector) in whole.iter_mut().zip(index.chunks_exact(lanes)).take(R * C) {
+        for (whole, vector) in whole.iter_mut().zip(index.chunks_exact(lanes)).take(vectors) {
             *whole = vector.iter().all(|&pixel| pixel != NONE);
         }
         Pixels { index, whole }
     }
+
+    #[inline(always)]
+    fn of_tile<const R: usize, const C: usize>(
+        grid: &Grid,
+        n: usize,
+        [band, tile]: [usize; 2],
+    ) -> Pixels {
+        let lanes = grid.lanes;
+        if grid.is_flat() {
+            let first = grid.start(band) * lanes;
+            return Pixels::new(lanes, R * C, |i| (first + i < n).then_some(first + i));
+        }
+        let first = grid.place(grid.start(band) + tile * C);
+        Pixels::new(lanes, R * C, |i| {
+            let (v, corner) = (i / lanes, &grid.corners[i % lanes]);
+            let place = Place { row: first.row + v / C, column: first.column + v % C, ..first };
+            grid.output(n, &place, corner)
+        })
+    }
 }
 
 /// Stores the sums of a group of rows as channels of pixels.
+///
+/// # Safety
+/// `sums` has GROUP rows of the vectors, and the pixels' channels are this task's.
 #[inline(always)]
-unsafe fn store_group<S: Simd>(
+pub(crate) unsafe fn store_group<S: Simd>(
     s: S,
     out: &Output<'_>,
     pixels: &Pixels,

@@ -16,12 +16,16 @@ use crate::{
         conv::{Conv, Layout, ResidualKind},
         inverted_residual::InvertedResidual,
     },
-    tensor::DType,
+    tensor::{DType, count_zeros},
 };
 
 /// Bytes between two stages, per image, from which they are worth fusing: a good part of a
 /// second-level cache.
 const MIN_BYTES: usize = 192 * 1024;
+
+/// Share of zeros in the weights of both pointwise stages from which a block pays at any size:
+/// the sparse kernel keeps pixels in place through all stages.
+const PRUNED: f64 = 0.75;
 
 pub(super) fn run(e: &mut Editor) {
     for id in e.ids() {
@@ -51,14 +55,26 @@ fn params(e: &Editor, id: NodeId) -> Option<(Conv2dParams, usize)> {
     (e.shape(e.input(id, 0)?).len() == 4).then_some((params, shape.batch))
 }
 
-/// A pointwise convolution on the other side of `value` that would pay as a stage.
-fn pointwise(e: &Editor, id: NodeId, value: ValueId) -> bool {
-    let Some((p, images)) = params(e, id) else { return false };
-    let one = p.kernel == [1, 1] && p.stride == [1, 1] && p.pads == [0; 4] && p.groups == 1;
-    let between = e.ty(value).bytes() / images.max(1);
+fn is_pointwise(e: &Editor, id: NodeId) -> bool {
+    params(e, id).is_some_and(|(p, _)| {
+        p.kernel == [1, 1] && p.stride == [1, 1] && p.pads == [0; 4] && p.groups == 1
+    })
+}
+
+/// Whether what lies between two stages, one of them pointwise, is so large that it pays to fuse.
+fn is_large(e: &Editor, pointwise: NodeId, value: ValueId) -> bool {
+    let images = params(e, pointwise).map_or(1, |(_, images)| images.max(1));
+    let between = e.ty(value).bytes() / images;
     // Every strip reads the weights again.
-    let weights = e.input(id, 1).map_or(0, |w| e.ty(w).bytes());
-    one && between >= MIN_BYTES && between >= 2 * weights
+    let weights = e.input(pointwise, 1).map_or(0, |w| e.ty(w).bytes());
+    between >= MIN_BYTES && between >= 2 * weights
+}
+
+fn is_pruned(e: &Editor, id: NodeId) -> bool {
+    let Some(weight) = e.constant_input(id, 1) else { return false };
+    let weight = weight.reader();
+    let share = |w: &[f32]| count_zeros(w) as f64 / w.len().max(1) as f64;
+    weight.as_slice().is_some_and(|w| share(w) >= PRUNED)
 }
 
 fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
@@ -71,13 +87,16 @@ fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
     let before = e.producer(input).filter(|&p| {
         e.only_user(input) == Some(id)
             && conv(e, p).is_some_and(|c| c.residual == ResidualKind::None)
-            && pointwise(e, p, input)
+            && is_pointwise(e, p)
     });
     let after = match depthwise.residual {
         ResidualKind::None => e.only_user(output),
         _ => None,
     };
-    let after = after.filter(|&a| e.input(a, 0) == Some(output) && pointwise(e, a, output));
+    let after = after.filter(|&a| e.input(a, 0) == Some(output) && is_pointwise(e, a));
+    let pruned = after.is_some() && before.into_iter().chain(after).all(|p| is_pruned(e, p));
+    let before = before.filter(|&p| pruned || is_large(e, p, input));
+    let after = after.filter(|&p| pruned || is_large(e, p, output));
     if before.is_none() && after.is_none() {
         return None;
     }

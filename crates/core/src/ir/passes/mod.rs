@@ -9,6 +9,7 @@ mod attention_bias;
 mod batch_norm;
 mod chains;
 mod cse;
+mod dead_channels;
 mod editor;
 mod epilogue;
 mod fold;
@@ -72,6 +73,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("epilogue", epilogue::run),
     ("cse", cse::run),
     ("chains", chains::run),
+    ("dead_channels", dead_channels::run),
     ("fused_layers", fused_layers::run),
     // The last one: with 16-bit weights its operators pay more apart.
     ("inverted_residual", inverted_residual::run),

@@ -39,6 +39,20 @@ fn mobilenet_v2() {
 }
 
 #[test]
+fn pruned_mobilenet_v2() {
+    let graph = optimised("mobilenet_v2@p90");
+    // Small blocks are fused, too, and channels with nothing but zeros are gone.
+    assert_eq!(
+        summary(&graph),
+        "Conv 2, GlobalAveragePool 1, InvertedResidual 17, Linear 1, Transpose 1"
+    );
+    let last = graph.nodes.iter().rfind(|n| n.op.op_type() == "InvertedResidual").unwrap();
+    let filters = graph.value(last.inputs[3].unwrap()).ty.shape[0];
+    // 0.9 to the ninth of 960 filters are zeros.
+    assert!((528..=640).contains(&filters) && filters % 16 == 0, "{filters}");
+}
+
+#[test]
 fn mobilenet_v3_small() {
     let graph = optimised("mobilenet_v3_small");
     assert_eq!(
