@@ -10,7 +10,7 @@ use crate::pool::Pool;
 use crate::simd;
 use crate::sparse::compressed::Compressed;
 use crate::sparse::grid::{FAR_LEN, Grid, Load, Strips, TRANSPOSE_COST};
-use crate::sparse::kernel::{GROUP, Output, Tile, sums_len};
+use crate::sparse::kernel::{GROUP, Output, Tile, most_vectors, sums_len};
 use crate::sparse::slab::Slab;
 
 /// Multiply-adds below which a task is not worth handing to another thread.
@@ -88,8 +88,9 @@ impl SparseConv2d {
         let isa = if images == [1, 1, 1] { Isa::Scalar } else { isa };
         let (lanes, _, _) = simd::tile_of(isa);
         let (ci, co, taps) = (p.c_in / p.groups, p.c_out / p.groups, p.taps());
-        let load = Load { channels: ci, weights: co * taps * ci, position: TRANSPOSE_COST * ci };
-        let grid = Grid::new(p, images, lanes, load)?;
+        let (weights, position) = (co * taps * ci, TRANSPOSE_COST * ci);
+        let load = Load { channels: ci, weights, rows: co, position };
+        let grid = Grid::new(p, images, [lanes, most_vectors(isa)], load)?;
         let blocks = cut_evenly(ci, grid.block_channels());
         let planes = grid.planes.len();
         let groups = (0..p.groups).map(|group| {

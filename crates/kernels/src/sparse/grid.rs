@@ -17,14 +17,16 @@ use std::ops::Range;
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
 
-/// The most vectors in a tile: as many independent sums of a row of weights.
+/// The most vectors in a tile: as many independent sums of a row of weights..
 pub(crate) const TILE_VECTORS: usize = 8;
+/// ..and where there are registers for more.
+pub(crate) const WIDE_VECTORS: usize = 16;
 /// Floats of an input or output that the caches near a processor do not hold.
 pub(crate) const FAR_LEN: usize = 1 << 20;
 /// Floats of a slab that should stay in the second-level cache.
 const SLAB_LEN: usize = 256 * 1024;
 /// Floats that a tile reads of a block of channels: they should stay in the first-level cache..
-const BLOCK_LEN: usize = 8 * 1024;
+const BLOCK_LEN: usize = 12 * 1024;
 /// ..but with a single tap the second-level cache is the lesser evil, up to a point: short rows of
 /// weights cost more.
 const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
@@ -35,6 +37,10 @@ const LIKELY_NONZERO: usize = 2;
 /// Of the cost of a grid, the part that whole images cost more where halves would keep two threads
 /// apart.
 const WHOLE_COST: usize = 24;
+/// Floats of sums that stay in the first-level cache beside a block.
+const SUMS_LEN: usize = 8 * 1024;
+/// What beginning a row of weights costs in units of loading a vector.
+const ROW_COST: usize = 40;
 /// What transposing a vector costs in units of loading one.
 pub(crate) const TRANSPOSE_COST: usize = 16;
 
@@ -50,8 +56,9 @@ pub(crate) struct Tap {
 pub(crate) struct Load {
     /// Floats of each position of a strip and its lanes.
     pub(crate) channels: usize,
-    /// Weights that a tile meets, zeros included.
+    /// Weights that a tile meets, zeros included, and the rows they are in.
     pub(crate) weights: usize,
+    pub(crate) rows: usize,
     /// What a position of a strip costs in loads of a vector.
     pub(crate) position: usize,
 }
@@ -92,11 +99,11 @@ pub(crate) struct Grid {
 
 impl Grid {
     /// For convolutions of `images` (number, height, width; the number is a hint) with vectors of
-    /// `lanes`. `None` if positions of a channel do not fit 16 bits.
+    /// `lanes`, of which a tile has `most`. `None` if positions of a channel do not fit 16 bits.
     pub(crate) fn new(
         params: &Conv2dParams,
         images: [usize; 3],
-        lanes: usize,
+        [lanes, most]: [usize; 2],
         load: Load,
     ) -> Option<Grid> {
         let [n, h, w] = images;
@@ -104,7 +111,7 @@ impl Grid {
         let geometry = Geometry { params: *params, h, w, oh, ow };
         if params.taps() == 1 && [h, w, oh, ow] == [1; 4] && params.pads == [0; 4] {
             let vectors = n.div_ceil(lanes).max(1);
-            let width = vectors.div_ceil(vectors.div_ceil(TILE_VECTORS));
+            let width = vectors.div_ceil(vectors.div_ceil(most));
             let across = [lanes, 1, 1];
             return Grid::cut(geometry, lanes, across, 0, [1, width], n, load.channels, true);
         }
@@ -114,12 +121,12 @@ impl Grid {
             for columns in powers().filter(|&c| images * c <= lanes) {
                 let across = [images, lanes / images / columns, columns];
                 let wide = ow.div_ceil(columns).max(1);
-                let width = wide.div_ceil(wide.div_ceil(TILE_VECTORS));
-                for (cuts, tile) in [0, 1].into_iter().flat_map(|c| [1, 2].map(|t| (c, [t, width])))
-                {
-                    if tile[0] * tile[1] > TILE_VECTORS {
+                for (cuts, rows) in [0, 1].into_iter().flat_map(|c| [1, 2, 4].map(|t| (c, t))) {
+                    // Four rows only of wide tiles.
+                    if most / rows < 4 {
                         continue;
                     }
+                    let tile = [rows, wide.div_ceil(wide.div_ceil(most / rows))];
                     let channels = load.channels;
                     let Some(grid) =
                         Grid::cut(geometry, lanes, across, cuts, tile, n, channels, false)
@@ -206,9 +213,8 @@ impl Grid {
         }
         (grid.strip, grid.slab) = (strip, grid.longest_slab(strip));
         if !flat {
-            // Room for whole tiles, and an odd number of cache lines: channels spread over the
-            // cache's sets.
-            grid.slab = grid.slab.next_multiple_of(TILE_VECTORS) + 1;
+            // An odd number of cache lines: channels spread over the cache's sets.
+            grid.slab |= 1;
         }
         (grid.slab.checked_mul(grid.planes.len())? <= OFFSETS).then_some(grid)
     }
@@ -216,7 +222,12 @@ impl Grid {
     /// About what a run costs, in loads of a vector.
     fn cost(&self, n: usize, load: Load) -> usize {
         let bands = self.all_bands(n.max(1));
-        let tile = (self.tile[0] * self.tile[1] + 2) * load.weights * LIKELY_NONZERO / 16;
+        let vectors = self.tile[0] * self.tile[1];
+        let blocks = load.channels.div_ceil(self.block_channels());
+        // Sums of several blocks are fetched and stored again, maybe in the second-level cache.
+        let far = if load.rows * self.tile_len() > SUMS_LEN { 3 } else { 1 };
+        let row = ROW_COST + if blocks > 1 { 2 * far * vectors } else { 0 };
+        let tile = (vectors + 2) * load.weights * LIKELY_NONZERO / 16 + load.rows * blocks * row;
         let positions = bands.div_ceil(self.strip) * self.slab * self.planes.len();
         bands * self.tiles * tile + positions * load.position
     }

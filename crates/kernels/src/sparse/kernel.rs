@@ -5,9 +5,10 @@ use std::ops::Range;
 use crate::activation::{Epilogue, Residual};
 use crate::aligned::SharedMut;
 use crate::gemm::micro::{Finish, SecondPass};
-use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::isa::Isa;
+use crate::simd::{self, Kernel, MAX_LANES, Simd};
 use crate::sparse::compressed::Compressed;
-use crate::sparse::grid::{Grid, Place, TILE_VECTORS};
+use crate::sparse::grid::{Grid, Place, TILE_VECTORS, WIDE_VECTORS};
 
 /// Output channels that are transposed back together.
 pub(crate) const GROUP: usize = MAX_LANES;
@@ -73,6 +74,17 @@ pub(crate) struct Tile<'a> {
     pub(crate) output: &'a Output<'a>,
 }
 
+/// Whether sums of [`WIDE_VECTORS`] fit the registers, with a weight and an activation's bounds.
+const fn is_wide((rows, vectors): (usize, usize)) -> bool {
+    rows * vectors >= WIDE_VECTORS
+}
+
+/// The most vectors of a tile.
+pub(crate) fn most_vectors(isa: Isa) -> usize {
+    let (_, rows, vectors) = simd::tile_of(isa);
+    if is_wide((rows, vectors)) { WIDE_VECTORS } else { TILE_VECTORS }
+}
+
 /// Floats that [`Tile::sums`] needs.
 pub(crate) fn sums_len(grid: &Grid, weights: &Compressed, rows: usize) -> usize {
     let rows = if weights.blocks().len() > 1 { rows.next_multiple_of(GROUP) } else { GROUP };
@@ -89,6 +101,25 @@ impl Kernel for Tile<'_> {
             let left = self.n.div_ceil(S::LANES) - self.grid.start(self.band);
             columns = columns.min(left);
         }
+        if is_wide(S::TILE) && rows * columns > TILE_VECTORS {
+            return match (rows, columns) {
+                (1, 9) => s.call(Vectors::<1, 9, 1>(self)),
+                (1, 10) => s.call(Vectors::<1, 10, 1>(self)),
+                (1, 11) => s.call(Vectors::<1, 11, 1>(self)),
+                (1, 12) => s.call(Vectors::<1, 12, 1>(self)),
+                (1, 13) => s.call(Vectors::<1, 13, 1>(self)),
+                (1, 14) => s.call(Vectors::<1, 14, 1>(self)),
+                (1, 15) => s.call(Vectors::<1, 15, 1>(self)),
+                (1, 16) => s.call(Vectors::<1, 16, 1>(self)),
+                (2, 5) => s.call(Vectors::<2, 5, 1>(self)),
+                (2, 6) => s.call(Vectors::<2, 6, 1>(self)),
+                (2, 7) => s.call(Vectors::<2, 7, 1>(self)),
+                (2, 8) => s.call(Vectors::<2, 8, 1>(self)),
+                (4, 3) => s.call(Vectors::<4, 3, 1>(self)),
+                (4, 4) => s.call(Vectors::<4, 4, 1>(self)),
+                _ => unreachable!("a wide tile has up to WIDE_VECTORS vectors in 1, 2 or 4 rows"),
+            };
+        }
         match (rows, columns) {
             (1, 1) => s.call(Vectors::<1, 1, 4>(self)),
             (1, 2) => s.call(Vectors::<1, 2, 4>(self)),
@@ -102,7 +133,9 @@ impl Kernel for Tile<'_> {
             (2, 2) => s.call(Vectors::<2, 2, 2>(self)),
             (2, 3) => s.call(Vectors::<2, 3, 1>(self)),
             (2, 4) => s.call(Vectors::<2, 4, 1>(self)),
-            _ => unreachable!("a tile has 1 to TILE_VECTORS vectors in 1 or 2 rows"),
+            (4, 1) => s.call(Vectors::<4, 1, 2>(self)),
+            (4, 2) => s.call(Vectors::<4, 2, 1>(self)),
+            _ => unreachable!("a tile has 1 to TILE_VECTORS vectors in 1, 2 or 4 rows"),
         }
     }
 }
@@ -120,7 +153,7 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
         let pixels = Pixels::of_tile::<R, C>(t.grid, t.n, [t.band, t.index]);
         let blocks = t.weights.blocks().len();
         assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
-        assert!(width <= t.grid.tile_len() && R * C <= TILE_VECTORS && t.grid.lanes == S::LANES);
+        assert!(width <= t.grid.tile_len() && R * C <= WIDE_VECTORS && t.grid.lanes == S::LANES);
         for (block, channels) in t.weights.blocks().iter().enumerate() {
             let x = t.x.wrapping_add(channels.start * t.channel_len);
             for row in t.rows.clone().step_by(GROUP) {
@@ -247,9 +280,9 @@ unsafe fn step<S: Simd, const R: usize, const C: usize>(
 
 /// The output pixels of a tile, vector by vector.
 pub(crate) struct Pixels {
-    index: [u32; TILE_VECTORS * MAX_LANES],
+    index: [u32; WIDE_VECTORS * MAX_LANES],
     /// Of each vector whether all its pixels are there.
-    whole: [bool; TILE_VECTORS],
+    whole: [bool; WIDE_VECTORS],
 }
 
 impl Pixels {
@@ -260,8 +293,8 @@ impl Pixels {
         vectors: usize,
         pixel: impl Fn(usize) -> Option<usize>,
     ) -> Pixels {
-        let mut index = [NONE; TILE_VECTORS * MAX_LANES];
-        let mut whole = [true; TILE_VECTORS];
+        let mut index = [NONE; WIDE_VECTORS * MAX_LANES];
+        let mut whole = [true; WIDE_VECTORS];
         for (i, slot) in index.iter_mut().enumerate().take(vectors * lanes) {
             if let Some(pixel) = pixel(i) {
                 *slot = u32::try_from(pixel).expect("fewer than 2^32 pixels");
