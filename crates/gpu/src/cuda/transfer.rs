@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use cudarc::driver::DriverError;
+use half::{f16, slice::HalfFloatSliceExt};
 use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
 use sparoa_kernels::Pool;
 
@@ -18,6 +19,7 @@ use super::{
     driver::{Address, DeviceMemory, Event, EventKind, HostMemory, Stream},
 };
 use crate::{
+    bind::place,
     copies::{Plan, check_length, no_such, overlap},
     residency::padded,
 };
@@ -55,6 +57,8 @@ enum Slot {
 
 struct Upload {
     view: View,
+    /// What arrives is f16.
+    half: bool,
     /// `None`: direct.
     staging: Option<HostMemory>,
     copied: Event,
@@ -74,6 +78,34 @@ struct Download {
     eager: bool,
 }
 
+/// What so many bytes of f32 take.
+fn stored(bytes: usize, half: bool) -> usize {
+    if half { bytes / 2 } else { bytes }
+}
+
+/// Writes `bytes`, or as `half` the f32 in them rounded to f16, to `offset` of `memory`.
+fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: bool) {
+    if !half {
+        return memory.write(offset, bytes);
+    }
+    // Few enough that they stay in the nearest cache.
+    let mut rounded = [f16::ZERO; 2048];
+    let mut values = [0f32; 2048];
+    for (i, part) in bytes.chunks(size_of_val(&values)).enumerate() {
+        let count = part.len() / size_of::<f32>();
+        let rounded = &mut rounded[..count];
+        match bytemuck::try_cast_slice::<u8, f32>(part) {
+            Ok(values) => rounded.convert_from_f32_slice(values),
+            Err(_) => {
+                let values = &mut values[..count];
+                bytemuck::cast_slice_mut(values).copy_from_slice(part);
+                rounded.convert_from_f32_slice(values);
+            }
+        }
+        memory.write(offset + i * 2 * 2048, bytemuck::cast_slice(rounded));
+    }
+}
+
 /// Segments of which a task's views, as `views` lists them, overlap `copy`.
 fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
     let touches = |task: usize| {
@@ -90,8 +122,13 @@ fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
 }
 
 impl Transfers {
-    /// Decides every copy's path and makes slots and staging memory.
-    pub(crate) fn new(shared: &Shared, spec: &ProgramSpec) -> Result<Transfers, BackendError> {
+    /// Decides every copy's path and makes slots and staging memory. `halves`: the uploads whose
+    /// targets are stored as f16.
+    pub(crate) fn new(
+        shared: &Shared,
+        spec: &ProgramSpec,
+        halves: &[bool],
+    ) -> Result<Transfers, BackendError> {
         let plan = Plan::new(spec, shared.direct);
         let context = &shared.context;
         let directs = spec.uploads.iter().zip(&plan.direct_uploads);
@@ -107,17 +144,17 @@ impl Transfers {
         }
         let kind = if spec.beside_cpu { EventKind::Sleeping } else { EventKind::Spinning };
         let event = || shared.run("an event", || Event::new(context, kind));
-        let staging = |view: &View, direct: bool| match direct {
+        let staging = |bytes: usize, direct: bool| match direct {
             true => Ok(None),
-            false => {
-                shared.run("staging", || HostMemory::new(context, padded(view.bytes))).map(Some)
-            }
+            false => shared.run("staging", || HostMemory::new(context, padded(bytes))).map(Some),
         };
         let mut uploads = Vec::with_capacity(spec.uploads.len());
-        for (view, &direct) in spec.uploads.iter().zip(&plan.direct_uploads) {
+        let copies = spec.uploads.iter().zip(&plan.direct_uploads).zip(halves);
+        for ((view, &direct), &half) in copies {
             uploads.push(Upload {
                 view: *view,
-                staging: staging(view, direct)?,
+                half,
+                staging: staging(stored(view.bytes, half), direct)?,
                 copied: event()?,
                 after: segments(spec, view, true),
             });
@@ -130,7 +167,7 @@ impl Transfers {
             }
             downloads.push(Download {
                 view: *view,
-                staging: staging(view, plan.direct_downloads[i])?,
+                staging: staging(view.bytes, plan.direct_downloads[i])?,
                 copied: event()?,
                 after: segments(spec, view, false),
                 uploaded: spec.uploads.iter().any(|upload| overlap(upload, view)),
@@ -161,13 +198,13 @@ impl Transfers {
         slots.chain(up.chain(down).map(|memory| memory.bytes)).sum()
     }
 
-    /// Where the device finds a view's first byte.
-    pub(crate) fn address(&self, view: &View) -> Address {
+    /// Where the device finds a view's first byte; `half`: its elements are stored as f16.
+    pub(crate) fn address(&self, view: &View, half: bool) -> Address {
         let start = match &self.slots[view.slot] {
             Slot::Device(memory) => memory.address,
             Slot::Host(memory) => memory.address,
         };
-        start + view.offset as Address
+        start + place(view, half) as Address
     }
 
     /// Waits for every copy.
@@ -199,7 +236,7 @@ impl Transfers {
     fn queue(&self, download: &Download) -> Result<(), DriverError> {
         let Download { view, staging, copied, .. } = download;
         let Some(staging) = staging else { return Ok(()) };
-        self.outward.copy_out(staging, self.address(view), view.bytes)?;
+        self.outward.copy_out(staging, self.address(view, false), view.bytes)?;
         copied.record(&self.outward)
     }
 
@@ -208,21 +245,25 @@ impl Transfers {
     fn stage(
         &self,
         shared: &Shared,
-        to: Address,
+        upload: &Upload,
         staging: &HostMemory,
         bytes: &[u8],
         pool: &Pool,
     ) -> Result<(), DriverError> {
+        let half = upload.half;
+        let to = self.address(&upload.view, half);
         let failure = OnceLock::new();
         let [least, most] = PIECES;
         let size = (bytes.len() / MANY).clamp(least, most);
         let advance = |index: usize| {
             let start = index * size;
             let piece = &bytes[start..bytes.len().min(start + size)];
-            staging.write(start, piece);
-            let queued = shared.context.bind().and_then(|()| {
-                self.inward.copy_in(to + start as Address, staging, start, piece.len())
-            });
+            let (at, len) = (stored(start, half), stored(piece.len(), half));
+            write(staging, at, piece, half);
+            let queued = shared
+                .context
+                .bind()
+                .and_then(|()| self.inward.copy_in(to + at as Address, staging, at, len));
             if let Err(error) = queued {
                 failure.get_or_init(|| error);
             }
@@ -243,7 +284,7 @@ impl Transfers {
         pool: &Pool,
     ) -> Result<(), BackendError> {
         let upload = self.uploads.get(copy).ok_or_else(|| no_such("upload", copy))?;
-        let Upload { view, staging, copied, after } = upload;
+        let Upload { view, half, staging, copied, after } = upload;
         check_length("upload", copy, view, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
@@ -257,7 +298,7 @@ impl Transfers {
                     for event in users {
                         self.inward.wait(event)?;
                     }
-                    self.stage(shared, self.address(view), staging, bytes, pool)?;
+                    self.stage(shared, upload, staging, bytes, pool)?;
                     copied.record(&self.inward)?;
                     self.uploaded.record(&self.inward)?;
                     self.pending.store(true, Ordering::Release);
@@ -266,7 +307,7 @@ impl Transfers {
                     for event in users {
                         event.synchronize()?;
                     }
-                    slot.write(view.offset, bytes);
+                    write(slot, place(view, *half), bytes, *half);
                 }
                 (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
             }

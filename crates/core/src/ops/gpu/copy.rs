@@ -107,7 +107,7 @@ impl View {
     ) -> Option<Dispatch> {
         let view = self.joined();
         let vectors = if caps.aligned { view.vectors() } else { None };
-        let element = if vectors.is_some() { "vec4<u32>" } else { "u32" };
+        let element = words(vectors.is_some(), caps);
         let view = vectors.unwrap_or(view);
         let count: usize = view.dims.iter().product();
         let threads = caps.threads(count);
@@ -135,6 +135,18 @@ impl View {
             .define("BODY", body)
             .define("THREADS", threads.to_string())
             .build(include_str!("copy.wgsl"), grid)
+    }
+}
+
+/// The elements of a text that only moves them: words of any type, or, where some are stored as f16,
+/// the numbers that they are.
+pub(super) fn words(vector: bool, caps: &GpuCaps) -> &'static str {
+    let half = caps.halves.inputs | caps.halves.outputs != 0;
+    match (vector, half) {
+        (true, false) => "vec4<u32>",
+        (true, true) => "vec4<f32>",
+        (false, false) => "u32",
+        (false, true) => "f32",
     }
 }
 

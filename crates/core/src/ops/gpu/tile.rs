@@ -168,7 +168,7 @@ impl Tile {
         if main.parts == 1 {
             let shader = self.results(shader, &mut text, caps);
             let dispatches = vec![shader.build(&(text + &main.text), main.grid)?];
-            return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
+            return Some(GpuKernel { dispatches, constants, ..GpuKernel::default() });
         }
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
             ("parts", main.parts),
@@ -189,7 +189,12 @@ impl Tile {
         let shader = self.results(shader, &mut text, caps);
         let sums = shader.build(&(text + &sum), grid)?;
         let temps = vec![16 * count * main.parts];
-        Some(GpuKernel { dispatches: vec![products, sums], constants, temps })
+        Some(GpuKernel {
+            dispatches: vec![products, sums],
+            constants,
+            temps,
+            ..GpuKernel::default()
+        })
     }
 
     /// vec4s of a row of the right side.
