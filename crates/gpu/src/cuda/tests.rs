@@ -293,7 +293,8 @@ fn kernels_compile_for_every_architecture() {
     add(of_models(&[tensor(132, true, false)]), (8, 9), "");
     let hopper = (9, 0);
     if nvrtc.has_warp_groups(hopper) {
-        let together = of_models(&[tensor(132, false, true), tensor(132, true, true)]);
+        let stored = GpuCaps { warp_groups: true, ..with_halves(132) };
+        let together = of_models(&[tensor(132, false, true), tensor(132, true, true), stored]);
         add(together, hopper, "native_group_");
     }
     add(of_models(&[with_halves(132)]), (8, 9), "");

@@ -55,6 +55,52 @@ const BLOCKS: [Block; 19] = [
     block(16, 64, [1, 4], 8),
 ];
 
+const fn alone(
+    rows: usize,
+    columns: usize,
+    warps: [usize; 2],
+    line: usize,
+    slices: usize,
+) -> Block {
+    Block { rows, columns, warps, line, slices, group: 0 }
+}
+
+const fn together(rows: usize, columns: usize, group: usize, line: usize, slices: usize) -> Block {
+    Block { rows, columns, warps: [rows / 16, 1], line, slices, group }
+}
+
+/// Blocks for left sides that come as chunks; see [`super::chunks`].
+const CHUNK_BLOCKS: [Block; 28] = [
+    together(128, 256, 128, 4, 6),
+    together(128, 256, 128, 8, 4),
+    together(128, 192, 96, 4, 6),
+    together(128, 192, 96, 8, 4),
+    together(128, 128, 128, 4, 6),
+    together(128, 128, 128, 8, 3),
+    together(128, 128, 128, 8, 4),
+    together(128, 96, 96, 4, 6),
+    together(128, 96, 96, 8, 4),
+    together(128, 64, 64, 4, 6),
+    together(128, 64, 64, 8, 4),
+    together(128, 32, 32, 8, 4),
+    together(64, 256, 128, 8, 4),
+    together(64, 128, 128, 4, 6),
+    together(64, 128, 128, 8, 4),
+    together(64, 96, 96, 8, 4),
+    together(64, 64, 64, 4, 6),
+    together(64, 64, 64, 8, 4),
+    together(64, 32, 32, 8, 4),
+    alone(128, 128, [2, 4], 4, 3),
+    alone(128, 64, [2, 2], 4, 3),
+    alone(64, 64, [2, 2], 8, 3),
+    alone(128, 32, [4, 1], 4, 3),
+    alone(64, 32, [2, 2], 8, 3),
+    alone(32, 64, [2, 2], 8, 3),
+    alone(32, 32, [2, 2], 8, 3),
+    alone(32, 32, [2, 2], 8, 4),
+    alone(16, 64, [1, 4], 8, 3),
+];
+
 /// Slices in workgroup memory where warps multiply on their own: one is multiplied while the next
 /// arrives. More, on an H200 with left-hand elements waiting in workgroup memory as well, made no
 /// product faster and large blocks slower.
@@ -87,8 +133,9 @@ impl Block {
         32 * self.warps[0] * self.warps[1]
     }
 
-    fn workgroup_bytes(&self, units: MatrixUnits) -> usize {
+    fn workgroup_bytes(&self, units: MatrixUnits, chunks: bool) -> usize {
         match self.group {
+            _ if chunks => self.slices * (self.rows + self.columns) * self.line * CHUNK,
             0 => self.slices * (self.rows + self.columns) * self.line * CHUNK,
             _ => warp_groups::ring_bytes(self, units),
         }
@@ -128,7 +175,7 @@ impl Block {
             }
             _ => {
                 let read = right * self.rows / warp_groups::ROWS;
-                let room = GROUP_SHARED / self.workgroup_bytes(units);
+                let room = GROUP_SHARED / self.workgroup_bytes(units, false);
                 ((2 * left + right + read) as f64 / SHARED, (RESIDENT / warps).min(room))
             }
         };
@@ -141,6 +188,42 @@ impl Block {
         (slices * (all * work).max(LAG[together] * turns)).max(memory)
             + ENDS[together] * (1.0 + SEEN * (turns - 1.0))
             + all * (4 * self.rows * self.columns) as f64 / WRITTEN
+            + product.sum_cycles(parts, multiprocessors, SUM_BYTES)
+    }
+}
+
+impl Block {
+    /// The same for left sides that come as chunks.
+    fn chunk_cycles(
+        &self,
+        product: &Product,
+        [span, parts]: [usize; 2],
+        multiprocessors: usize,
+    ) -> f64 {
+        let units = MatrixUnits::Fp16;
+        let together = usize::from(self.group > 0);
+        let tiles = product.blocks([self.rows, self.columns]);
+        let per_unit = (tiles * parts).div_ceil(multiprocessors);
+        let (step, warps) = (self.step(units), self.threads() / 32);
+        let bytes = CHUNK * self.line * (self.rows + self.columns);
+        let rate = [650.0, 1600.0][together];
+        let [rows, columns] = self.tile();
+        let loaded = match together {
+            0 => 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64),
+            _ => 1.0,
+        };
+        let multiply = (self.rows * self.columns * step) as f64 / rate * loaded;
+        let work = multiply.max(bytes as f64 / 60.0);
+        let room = GROUP_SHARED / self.workgroup_bytes(units, true);
+        let resident = (RESIDENT / warps).min(room).max(1);
+        let (all, turns) = (per_unit as f64, per_unit.div_ceil(resident) as f64);
+        let slices = span.div_ceil(step) as f64;
+        let [m, k, n] = product.sizes;
+        let moved = 2 * (m * (k + n) + k * n);
+        let memory = (moved * product.batch) as f64 / (multiprocessors as f64 * MEMORY);
+        (slices * (all * work).max(300.0 * turns)).max(memory)
+            + 4000.0 * (1.0 + SEEN * (turns - 1.0))
+            + all * (4 * self.rows * self.columns) as f64 / 40.0
             + product.sum_cycles(parts, multiprocessors, SUM_BYTES)
     }
 }
@@ -164,14 +247,19 @@ pub(super) fn choose(
     caps: &GpuCaps,
 ) -> Option<Choice> {
     let multiprocessors = multiprocessors(caps);
+    let groups = caps.warp_groups && (access.chunks || (access.vector && !access.half));
     let room = |block: &&Block| {
-        block.workgroup_bytes(units) <= caps.matrix_bytes as usize
+        block.workgroup_bytes(units, access.chunks) <= caps.matrix_bytes as usize
             && block.threads() <= caps.workgroup_size as usize
-            && (block.group == 0 || (caps.warp_groups && access.vector))
+            && (block.group == 0 || groups)
     };
-    let choices = BLOCKS.iter().filter(room).flat_map(|&block| {
+    let blocks: &[Block] = if access.chunks { &CHUNK_BLOCKS } else { &BLOCKS };
+    let choices = blocks.iter().filter(room).flat_map(|&block| {
         product.cuts(block.step(units), caps).map(move |[span, parts]| {
-            let cycles = block.cycles(product, units, [span, parts], multiprocessors);
+            let cycles = match access.chunks {
+                true => block.chunk_cycles(product, [span, parts], multiprocessors),
+                false => block.cycles(product, units, [span, parts], multiprocessors),
+            };
             (cycles, Choice { block, units, parts, span })
         })
     });
@@ -183,7 +271,9 @@ pub(super) fn choose(
 mod tests {
     use super::*;
 
-    const PLAIN: Access = Access { vector: true, taps: [1, 1], sure: true };
+    const PLAIN: Access =
+        Access { vector: true, half: false, chunks: false, taps: [1, 1], sure: true };
+    const CHUNKS: Access = Access { half: true, chunks: true, ..PLAIN };
 
     fn caps(units: u32) -> GpuCaps {
         GpuCaps { units, matrix_bytes: 48 << 10, workgroup_size: 1024, ..GpuCaps::ordinary() }
@@ -198,7 +288,7 @@ mod tests {
             let [rows, columns] = block.tile();
             assert!(rows.is_multiple_of(16) && columns.is_multiple_of(16));
             for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
-                let bytes = block.workgroup_bytes(units);
+                let bytes = block.workgroup_bytes(units, false);
                 if block.group > 0 {
                     assert!(block.rows.is_multiple_of(warp_groups::ROWS) && block.line == 4);
                     assert!(columns.is_multiple_of(block.group) && bytes <= 227 << 10);
@@ -213,14 +303,36 @@ mod tests {
     }
 
     #[test]
+    fn every_block_of_chunks_is_whole() {
+        for block in CHUNK_BLOCKS {
+            let apart = block.threads() / block.line;
+            assert!(matches!(block.line, 4 | 8));
+            assert!(apart.is_multiple_of(8), "rows of a copy keep their chunks' order");
+            assert!(block.rows.is_multiple_of(apart), "every thread copies of the left side");
+            let [rows, columns] = block.tile();
+            assert!(rows.is_multiple_of(16) && columns.is_multiple_of(16));
+            let bytes = block.workgroup_bytes(MatrixUnits::Fp16, true);
+            assert!(bytes <= 227 << 10 && (bytes / block.slices).is_multiple_of(1024));
+            if block.group > 0 {
+                assert!(block.rows.is_multiple_of(warp_groups::ROWS) && block.slices > 2);
+                assert!(columns.is_multiple_of(block.group));
+            }
+        }
+    }
+
+    #[test]
     fn parts_cover_the_inner_dimension() {
         for (m, k, n) in [(49, 4608, 512), (196, 1153, 256), (17, 3, 9), (197, 768, 3072)] {
             for (count, warp_groups) in [(0, false), (2, false), (16, true), (132, true)] {
-                for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
+                for (units, access) in [
+                    (MatrixUnits::Tf32, PLAIN),
+                    (MatrixUnits::Fp16, PLAIN),
+                    (MatrixUnits::Fp16, CHUNKS),
+                ] {
                     let product = Product { sizes: [m, k, n], batch: 1 };
                     let caps = GpuCaps { warp_groups, matrix_bytes: 227 << 10, ..caps(count) };
                     let Choice { block, parts, span, .. } =
-                        choose(&product, units, PLAIN, &caps).unwrap();
+                        choose(&product, units, access, &caps).unwrap();
                     assert!(warp_groups || block.group == 0);
                     assert!(span.is_multiple_of(block.step(units)) && parts * span >= k);
                     assert!((parts - 1) * span < k, "no part of {m}x{k}x{n} is empty");

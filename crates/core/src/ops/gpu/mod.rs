@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod blocks;
+mod chunks;
 mod conv;
 mod copy;
 mod elementwise;

@@ -9,7 +9,7 @@
 //! with constants use them ([`super::matrix_units`]), but for those of few rows.
 
 use super::{
-    Binding, GpuCaps, GpuConstant, GpuKernel,
+    Binding, GpuCaps, GpuConstant, GpuKernel, MatrixUnits,
     activation::Epilogue,
     blocks, matrix_blocks,
     packing::{Weight, padded},
@@ -126,8 +126,16 @@ impl Tile {
             sizes: [self.m, rows.taps[0] * rows.taps[1] * rows.run, self.n],
             batch: self.batch,
         };
-        let access = Access { vector, taps: rows.taps, sure: rows.sure };
         let thin = rows.sure && thin::fits(self.m, caps);
+        let half = caps.halves.input(0);
+        let chunks = half
+            && matches!(self.right, Right::Constant(_))
+            && caps.matrix_units == Some(MatrixUnits::Fp16)
+            && !thin
+            && vector
+            && rows.run.is_multiple_of(8)
+            && rows.strides.iter().all(|s| s % 8 == 0);
+        let access = Access { vector, half, chunks, taps: rows.taps, sure: rows.sure };
         let units = match (&self.right, caps.matrix_units) {
             (Right::Constant(weight), Some(units)) if !software && !thin => {
                 matrix_blocks::choose(&product, units, access, caps)
@@ -135,7 +143,7 @@ impl Tile {
             }
             _ => None,
         };
-        let (shader, mut text) = self.left_side(rows, vector);
+        let (shader, mut text) = self.left_side(rows, access);
         let (shader, constant, main) = match units {
             Some((weight, units, choice)) => {
                 let line = units.padded(product.sizes[1]) / units.chunk();
@@ -148,7 +156,7 @@ impl Tile {
                     parts: choice.parts,
                     span: choice.span,
                 };
-                (shader, Some(weight.columns(&product, units, choice.together())), main)
+                (shader, Some(weight.columns(&product, units, choice.turned(access))), main)
             }
             None => {
                 let (shader, constant) = self.right_side(shader, &mut text, &product, caps);
@@ -203,8 +211,12 @@ impl Tile {
     }
 
     /// The left side, how to load from it, and sizes.
-    fn left_side(&self, rows: &Rows, vector: bool) -> (Shader, String) {
-        let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
+    fn left_side(&self, rows: &Rows, access: Access) -> (Shader, String) {
+        let (element, unit) = match access {
+            Access { chunks: true, .. } => ("vec4<u32>", 8),
+            Access { vector: true, .. } => ("vec4<f32>", 4),
+            _ => ("f32", 1),
+        };
         let taps = rows.taps[0] * rows.taps[1];
         let shader = Shader::new(self.label)
             .buffer("a", Binding::Input(0), element)

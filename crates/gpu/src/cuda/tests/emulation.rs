@@ -351,14 +351,33 @@ fn matrix_units_are_within_their_bounds() {
     let (samples, mut cases) = (rounded::samples(), Vec::new());
     for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
         let mut together = 0;
-        for (count, warp_groups, lead) in
-            [(1, false, 0), (16, false, 4), (64, false, 0), (1, true, 0), (16, true, 4)]
-        {
+        for (count, warp_groups, lead, stored) in [
+            (1, false, 0, false),
+            (16, false, 4, false),
+            (64, false, 0, false),
+            (1, true, 0, false),
+            (16, true, 4, false),
+            (1, false, 0, true),
+            (16, false, 4, true),
+            (132, false, 0, true),
+            (1, true, 0, true),
+            (16, true, 4, true),
+            (132, true, 0, true),
+        ] {
             let f16 = units == MatrixUnits::Fp16;
+            if stored && !f16 {
+                continue;
+            }
             let caps =
                 GpuCaps { warp_groups, f16, matrix_units: Some(units), ..super::caps(count) };
+            let caps = match stored {
+                true => GpuCaps { warp_groups, ..super::with_halves(count) },
+                false => caps,
+            };
             for (i, sample) in samples.iter().enumerate() {
-                let how = format!("in {units:?} for {count} units, together {warp_groups}, {lead}");
+                let how = format!(
+                    "in {units:?} for {count} units, together {warp_groups}, {lead}, stored {stored}"
+                );
                 let inputs: Vec<_> =
                     sample.inputs.iter().map(|(v, c)| (Some(v.clone()), *c)).collect();
                 let case =
@@ -381,6 +400,10 @@ fn matrix_units_are_within_their_bounds() {
     for name in ["native_multiply_tf32(x", "native_multiply_f16(x", "native_quad_sum(sum0)"] {
         assert!(used(name) > 10, "{name}");
     }
+    for name in ["copy_left(there", "native_group_multiply_lines_"] {
+        println!("{} products with {name}", used(name));
+        assert!(used(name) > 4, "{name}");
+    }
     let Some(emulator) = Emulator::build(cases.iter().map(|(_, case)| case)) else {
         println!("skipped: no C++ compiler");
         return;
@@ -389,6 +412,7 @@ fn matrix_units_are_within_their_bounds() {
     for (sample, case) in &mut cases {
         case.run(&emulator);
         let got = &case.results()[0].1;
-        rounded::check(&samples[*sample], got.as_slice().unwrap(), &case.name);
+        let stored = case.halves.output(0);
+        rounded::check(&samples[*sample], got.as_slice().unwrap(), stored, &case.name);
     }
 }

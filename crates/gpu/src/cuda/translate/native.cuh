@@ -56,8 +56,10 @@ template <class T> FN void copy_async(vec4<T>* to, const vec4<T>* from) {
 FN void native_wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Copies since the last time belong together: all of them are waited for but the last so many.
 FN void native_end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// As many as rings of four to six slices need.
+// As many as rings of up to eight slices need.
 #define WAIT_COPIES(n) FN void native_wait_copies_but_##n() { asm volatile("cp.async.wait_group " #n ";" ::: "memory"); }
 WAIT_COPIES(1)
 WAIT_COPIES(2)
 WAIT_COPIES(3)
+WAIT_COPIES(4)
+WAIT_COPIES(5)
