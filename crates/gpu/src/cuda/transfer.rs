@@ -254,7 +254,8 @@ impl Transfers {
         let to = self.address(&upload.view, half);
         let failure = OnceLock::new();
         let [least, most] = PIECES;
-        let size = (bytes.len() / MANY).clamp(least, most);
+        // Whole elements.
+        let size = (bytes.len() / MANY).clamp(least, most).next_multiple_of(16);
         let advance = |index: usize| {
             let start = index * size;
             let piece = &bytes[start..bytes.len().min(start + size)];

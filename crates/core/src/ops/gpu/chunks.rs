@@ -21,6 +21,8 @@ const CHUNK: usize = MatrixUnits::Fp16.chunk();
 const MEMORY: &str = "\
 fn native_wait_copies() {}
 fn native_end_copies() {}
+fn native_bits(v: vec4<f32>) -> vec4<u32> { return vec4<u32>(); }
+fn native_numbers(v: vec4<u32>) -> vec4<f32> { return vec4<f32>(); }
 fn copy_right(to: u32, source: u32) { tile[to] = b[source]; }
 fn copy_left(to: u32, source: u32, there: bool) {
     if (there) { tile[to] = a[source]; } else { tile[to] = vec4<u32>(); }
@@ -159,8 +161,50 @@ impl Text {
                 writeln!(t, "native_group_hold_{}({});", block.group, self.sums(j))?;
             }
         }
-        matrix_units::finish(&mut t, if self.together() { [16, columns] } else { block.tile() })?;
+        let tile = if self.together() { [16, columns] } else { block.tile() };
+        if slices * (left + right) >= rows * columns / 4 {
+            self.finish(&mut t, tile)?;
+        } else {
+            matrix_units::finish(&mut t, tile)?;
+        }
         Ok(t)
+    }
+
+    /// Stores the sums, a warp's of so many rows and columns, by way of the ring's memory: what
+    /// neighbouring threads store, and load of a residual, is then side by side.
+    fn finish(&self, t: &mut String, [tile_rows, tile_columns]: [usize; 2]) -> std::fmt::Result {
+        let Block { rows, columns, .. } = self.choice.block;
+        let (threads, quads) = (self.choice.block.threads(), columns / 4);
+        // Of the rows and columns that eight lanes write, and eight read, each is in banks of its
+        // own.
+        writeln!(
+            t,
+            "workgroupBarrier();\n\
+             let own_row = warp_row + lane / 4u + lane % 2u * 8u;\n\
+             let own_col = warp_col / 4u + lane / 2u % 2u;\n\
+             let turn = own_row % 2u * 2u + own_row / 8u % 2u * 4u;"
+        )?;
+        for i in 0..tile_rows / 16 {
+            for j in 0..tile_columns / 8 {
+                writeln!(
+                    t,
+                    "tile[(own_row + {}u) * {quads}u + ((own_col + {}u) ^ turn)] = \
+                     native_bits(native_exchange(s{i}_{j}));",
+                    i * 16,
+                    j * 2
+                )?;
+            }
+        }
+        writeln!(
+            t,
+            "workgroupBarrier();\n\
+             for (var i = 0u; i < {}u; i++) {{\n\
+             let place = i * {threads}u + thread;\nlet r = place / {quads}u;\n\
+             let c = place % {quads}u;\n\
+             let sum = tile[r * {quads}u + (c ^ (r % 2u * 2u + r / 8u % 2u * 4u))];\n\
+             store(row0 + r, col0 / 4u + c, z, part, native_numbers(sum));\n}}\n}}",
+            rows * quads / threads
+        )
     }
 
     /// Starts the copies of the slice at `k`, should there be one.

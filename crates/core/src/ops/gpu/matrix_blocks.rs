@@ -311,6 +311,9 @@ mod tests {
             assert!(block.rows.is_multiple_of(apart), "every thread copies of the left side");
             let [rows, columns] = block.tile();
             assert!(rows.is_multiple_of(16) && columns.is_multiple_of(16));
+            // Sums pass through the ring's memory row by row.
+            assert!((block.rows * block.columns / 4).is_multiple_of(block.threads()));
+            assert!(block.columns.is_multiple_of(32));
             let bytes = block.workgroup_bytes(MatrixUnits::Fp16, true);
             assert!(bytes <= 227 << 10 && (bytes / block.slices).is_multiple_of(1024));
             if block.group > 0 {

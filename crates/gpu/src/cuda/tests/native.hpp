@@ -62,6 +62,8 @@ static f32 native_quad_sum(f32 v) {
     const Part* quad = exchange_parts({{}, 0, 0, splat(v), nullptr}) + threadIdx.x % 32 / 4 * 4;
     return (quad[0].v.x + quad[1].v.x) + (quad[2].v.x + quad[3].v.x);
 }
+static vec4<u32> native_bits(vec4<f32> v) { vec4<u32> bits; memcpy(&bits, &v, sizeof v); return bits; }
+static vec4<f32> native_numbers(vec4<u32> v) { vec4<f32> numbers; memcpy(&numbers, &v, sizeof v); return numbers; }
 static vec4<u32> load_matrices(const vec4<u32>* row) {
     const Part* warp = exchange_parts({{}, 0, 0, {}, row});
     const u32 lane = threadIdx.x % 32;

@@ -41,6 +41,10 @@ FN f32 native_quad_sum(f32 v) {
     return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
+// The same bits.
+FN vec4<u32> native_bits(vec4<f32> v) { return {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)}; }
+FN vec4<f32> native_numbers(vec4<u32> v) { return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)}; }
+
 FN u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Four 8 x 8 matrices of 16-bit elements (8 x 4 of 32 bits) in shared memory: lanes 8 i .. point to the rows of the i-th.
 FN vec4<u32> load_matrices(const vec4<u32>* row) {
