@@ -47,13 +47,18 @@ impl Storage {
 fn fits(spec: &ProgramSpec, value: &ValueAccesses) -> bool {
     let float = |dtype: DType, i: usize| dtype == DType::F32 && i < Halves::OPERANDS;
     let used = !value.inputs.is_empty() || !value.outputs.is_empty();
-    let read = value.inputs.iter().all(|&(task, i)| match &spec.tasks[task].inputs[i] {
-        Some(Arg::Slot(_, ty)) => float(ty.dtype, i),
-        Some(Arg::Constant(_)) | None => false,
-    });
+    let input = |task: usize, i: usize| match spec.tasks.get(task)?.inputs.get(i)?.as_ref()? {
+        Arg::Slot(_, ty) => Some(ty),
+        Arg::Constant(_) => None,
+    };
+    let output = |task: usize, i: usize| Some(&spec.tasks.get(task)?.outputs.get(i)?.1);
+    let read = |&(task, i): &(usize, usize)| input(task, i).is_some_and(|ty| float(ty.dtype, i));
     let written =
-        value.outputs.iter().all(|&(task, i)| float(spec.tasks[task].outputs[i].1.dtype, i));
-    used && read && written && value.downloads.is_empty()
+        |&(task, i): &(usize, usize)| output(task, i).is_some_and(|ty| float(ty.dtype, i));
+    used && value.inputs.iter().all(read)
+        && value.outputs.iter().all(written)
+        && value.uploads.iter().all(|copy| *copy < spec.uploads.len())
+        && value.downloads.is_empty()
 }
 
 #[cfg(test)]
@@ -116,8 +121,12 @@ mod tests {
             assert!(halves.tasks.iter().all(|task| *task == Halves::default()));
             assert_eq!(halves.uploads, [false]);
         }
+        let values = spec.values.clone();
         let unknown = ProgramSpec { values: Vec::new(), ..spec };
         let halves = Storage::of(&unknown, Some(MatrixUnits::Fp16));
         assert!(halves.tasks.iter().all(|task| (task.inputs, task.outputs) == (0, 0)));
+        // Accesses that the program does not have.
+        let other = ProgramSpec { values, tasks: Vec::new(), ..unknown };
+        assert_eq!(Storage::of(&other, Some(MatrixUnits::Fp16)).uploads, [false]);
     }
 }

@@ -5,6 +5,7 @@
 mod emulation;
 #[cfg(target_os = "linux")]
 mod faults;
+mod plans;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/gpu/rounded.rs"]
 mod rounded;

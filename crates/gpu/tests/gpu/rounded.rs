@@ -235,6 +235,8 @@ pub fn samples() -> Vec<Sample> {
         conv(5, 2, [12, 7], 1),
         conv(9, 1, [24, 130], 1),
         conv(8, 2, [16, 20], 2),
+        conv(12, 1, [64, 128], 1),
+        linear(300, 192, 160, true),
         attention(19, 37, 32, 32, false),
         attention(70, 70, 64, 64, true),
         attention(5, 131, 64, 40, false),

@@ -232,14 +232,13 @@ impl Form {
         for pair in 0..KEYS / 16 {
             writeln!(t, "let w{pair} = native_pack_f16(s{}, s{});", 2 * pair, 2 * pair + 1).ok()?;
             for n in 0..vc / 2 {
+                let (i, j) = (2 * n, 2 * n + 1);
                 writeln!(
                     t,
                     "let v{pair}_{n} = load_turned(now + vn{n} + {}u);\n\
-                     o{0} = native_multiply_f16(w{pair}, v{pair}_{n}.x, v{pair}_{n}.y, o{0});\n\
-                     o{1} = native_multiply_f16(w{pair}, v{pair}_{n}.z, v{pair}_{n}.w, o{1});",
+                     o{i} = native_multiply_f16(w{pair}, v{pair}_{n}.x, v{pair}_{n}.y, o{i});\n\
+                     o{j} = native_multiply_f16(w{pair}, v{pair}_{n}.z, v{pair}_{n}.w, o{j});",
                     pair * 16 * vc,
-                    0 = 2 * n,
-                    1 = 2 * n + 1
                 )
                 .ok()?;
             }

@@ -42,6 +42,12 @@ fn native_group_publish() {}
 fn shared_place(at: u32) -> vec4<u32> { return tile[at]; }
 ";
 
+/// Slices that copies are under way to while one is multiplied. Products of four warps go on while the
+/// next slice is prepared: then nothing may take the place of the one before either.
+pub(super) fn ahead(block: &Block) -> usize {
+    block.slices - if block.group > 0 { 2 } else { 1 }
+}
+
 /// `main`, over `place`, `left_at`, `store` and the constant `b` and left side `a` of chunks.
 pub(super) fn text(choice: &Choice, access: Access, exact: bool) -> String {
     Text { choice: *choice, access, exact }.print().expect("writing to a string")
@@ -65,10 +71,8 @@ impl Text {
         [rows * line, columns * line]
     }
 
-    /// Slices that copies are under way to while one is multiplied. Products of four warps go on
-    /// while the next slice is prepared: then nothing may take the place of the one before either.
     fn ahead(&self) -> usize {
-        self.choice.block.slices - if self.together() { 2 } else { 1 }
+        ahead(&self.choice.block)
     }
 
     fn print(&self) -> Result<String, std::fmt::Error> {
@@ -253,8 +257,7 @@ impl Text {
     }
 
     fn multiply_together(&self) -> String {
-        let Block { line, group, .. } = self.choice.block;
-        format!("native_group_multiply_lines_{}_{group}", line * 16)
+        format!("native_group_multiply_lines_{}", self.choice.block.group)
     }
 
     /// The sums of the `j`-th of the products side by side, as arguments.

@@ -2,7 +2,7 @@
 //! choice among them by estimated cycles.
 
 use super::{
-    GpuCaps, MatrixUnits,
+    GpuCaps, MatrixUnits, chunks,
     matrix_units::CHUNK,
     product::{Access, Product, RESIDENT, multiprocessors},
     warp_groups,
@@ -65,38 +65,29 @@ const fn alone(
     Block { rows, columns, warps, line, slices, group: 0 }
 }
 
-const fn together(rows: usize, columns: usize, group: usize, line: usize, slices: usize) -> Block {
-    Block { rows, columns, warps: [rows / 16, 1], line, slices, group }
+const fn together(rows: usize, columns: usize, group: usize) -> Block {
+    Block { rows, columns, warps: [rows / 16, 1], line: 8, slices: 4, group }
 }
 
 /// Blocks for left sides that come as chunks; see [`super::chunks`].
-const CHUNK_BLOCKS: [Block; 28] = [
-    together(128, 256, 128, 4, 6),
-    together(128, 256, 128, 8, 4),
-    together(128, 192, 96, 4, 6),
-    together(128, 192, 96, 8, 4),
-    together(128, 128, 128, 4, 6),
-    together(128, 128, 128, 8, 3),
-    together(128, 128, 128, 8, 4),
-    together(128, 96, 96, 4, 6),
-    together(128, 96, 96, 8, 4),
-    together(128, 64, 64, 4, 6),
-    together(128, 64, 64, 8, 4),
-    together(128, 32, 32, 8, 4),
-    together(64, 256, 128, 8, 4),
-    together(64, 128, 128, 4, 6),
-    together(64, 128, 128, 8, 4),
-    together(64, 96, 96, 8, 4),
-    together(64, 64, 64, 4, 6),
-    together(64, 64, 64, 8, 4),
-    together(64, 32, 32, 8, 4),
+const CHUNK_BLOCKS: [Block; 19] = [
+    together(128, 256, 128),
+    together(128, 192, 96),
+    together(128, 128, 128),
+    Block { slices: 3, ..together(128, 128, 128) },
+    together(128, 96, 96),
+    together(128, 64, 64),
+    together(128, 32, 32),
+    together(64, 256, 128),
+    together(64, 128, 128),
+    together(64, 96, 96),
+    together(64, 64, 64),
+    together(64, 32, 32),
     alone(128, 128, [2, 4], 4, 3),
     alone(128, 64, [2, 2], 4, 3),
     alone(64, 64, [2, 2], 8, 3),
     alone(128, 32, [4, 1], 4, 3),
-    alone(64, 32, [2, 2], 8, 3),
     alone(32, 64, [2, 2], 8, 3),
-    alone(32, 32, [2, 2], 8, 3),
     alone(32, 32, [2, 2], 8, 4),
     alone(16, 64, [1, 4], 8, 3),
 ];
@@ -192,39 +183,68 @@ impl Block {
     }
 }
 
+// The same for left sides that come as chunks, fitted to 8000 times of 126 shapes; of two numbers the
+// first is for warps on their own, the second for four together.
+mod chunked {
+    /// Multiply-adds of a multiprocessor per cycle, and the columns' worth of them that every product
+    /// of four warps takes besides.
+    pub(super) const RATE: [f64; 2] = [796.0, 1706.0];
+    pub(super) const NARROW: f64 = 34.0;
+    /// Bytes that it copies per cycle.
+    pub(super) const BYTES: [f64; 2] = [47.0, 45.0];
+    /// Cycles from a slice to the next of the same block, and for every byte in it; and until one
+    /// that was asked for is there.
+    pub(super) const LAG: [f64; 2] = [279.0, 300.0];
+    pub(super) const LAG_BYTE: f64 = 0.0149;
+    pub(super) const ARRIVAL: f64 = 875.0;
+    /// Cycles of a block's beginning and end, and what is seen of them while other blocks work.
+    pub(super) const ENDS: [f64; 2] = [3000.0, 2826.0];
+    pub(super) const SEEN: f64 = 0.23;
+    /// Results that a multiprocessor finishes per cycle.
+    pub(super) const WRITTEN: [f64; 2] = [16.0, 12.8];
+    /// Bytes per cycle of operands and results.
+    pub(super) const MEMORY: f64 = 30.0;
+    /// Bytes per cycle while sums of parts are added.
+    pub(super) const SUM_BYTES: f64 = 73.0;
+}
+
 impl Block {
-    /// The same for left sides that come as chunks.
+    /// Estimated cycles where the left side comes as chunks.
     fn chunk_cycles(
         &self,
         product: &Product,
         [span, parts]: [usize; 2],
         multiprocessors: usize,
     ) -> f64 {
-        let units = MatrixUnits::Fp16;
-        let together = usize::from(self.group > 0);
+        let (units, together) = (MatrixUnits::Fp16, self.group > 0);
+        let which = usize::from(together);
         let tiles = product.blocks([self.rows, self.columns]);
         let per_unit = (tiles * parts).div_ceil(multiprocessors);
         let (step, warps) = (self.step(units), self.threads() / 32);
-        let bytes = CHUNK * self.line * (self.rows + self.columns);
-        let rate = [650.0, 1600.0][together];
         let [rows, columns] = self.tile();
+        // A tile of few matrices waits for what it loads.
         let loaded = match together {
-            0 => 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64),
-            _ => 1.0,
+            true => 1.0 + chunked::NARROW / self.columns as f64,
+            false => 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64),
         };
-        let multiply = (self.rows * self.columns * step) as f64 / rate * loaded;
-        let work = multiply.max(bytes as f64 / 60.0);
-        let room = GROUP_SHARED / self.workgroup_bytes(units, true);
-        let resident = (RESIDENT / warps).min(room).max(1);
+        let multiply = (self.rows * self.columns * step) as f64 / chunked::RATE[which] * loaded;
+        let bytes = (CHUNK * self.line * (self.rows + self.columns)) as f64;
+        let work = multiply.max(bytes / chunked::BYTES[which]);
+        // So many sums leave registers for one block alone.
+        let many = together && self.rows * self.columns / self.threads() >= 100;
+        let most = if many && self.threads() >= 256 { 1 } else { RESIDENT / warps };
+        let resident = most.min(GROUP_SHARED / self.workgroup_bytes(units, true)).max(1);
         let (all, turns) = (per_unit as f64, per_unit.div_ceil(resident) as f64);
+        let lag = chunked::LAG[which] + chunked::LAG_BYTE * bytes;
+        let lag = lag.max(chunked::ARRIVAL / chunks::ahead(self) as f64);
         let slices = span.div_ceil(step) as f64;
         let [m, k, n] = product.sizes;
-        let moved = 2 * (m * (k + n) + k * n);
-        let memory = (moved * product.batch) as f64 / (multiprocessors as f64 * MEMORY);
-        (slices * (all * work).max(300.0 * turns)).max(memory)
-            + 4000.0 * (1.0 + SEEN * (turns - 1.0))
-            + all * (4 * self.rows * self.columns) as f64 / 40.0
-            + product.sum_cycles(parts, multiprocessors, SUM_BYTES)
+        let moved = (2 * (m * (k + n) + k * n) * product.batch) as f64;
+        let memory = moved / (multiprocessors as f64 * chunked::MEMORY);
+        (slices * (all * work).max(lag * turns)).max(memory)
+            + chunked::ENDS[which] * (1.0 + chunked::SEEN * (turns - 1.0))
+            + all * (self.rows * self.columns) as f64 / chunked::WRITTEN[which]
+            + product.sum_cycles(parts, multiprocessors, chunked::SUM_BYTES)
     }
 }
 
@@ -306,7 +326,7 @@ mod tests {
     fn every_block_of_chunks_is_whole() {
         for block in CHUNK_BLOCKS {
             let apart = block.threads() / block.line;
-            assert!(matches!(block.line, 4 | 8));
+            assert!(block.line == 8 || (block.line == 4 && block.group == 0));
             assert!(apart.is_multiple_of(8), "rows of a copy keep their chunks' order");
             assert!(block.rows.is_multiple_of(apart), "every thread copies of the left side");
             let [rows, columns] = block.tile();

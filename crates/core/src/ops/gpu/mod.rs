@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod blocks;
+mod chunk_attention;
 mod chunks;
 mod conv;
 mod copy;

@@ -71,6 +71,17 @@ static vec4<u32> load_matrices(const vec4<u32>* row) {
     for (u32 i = 0; i < 4; i++) (&r.x)[i] = (&warp[8 * i + lane / 4].row->x)[lane % 4];
     return r;
 }
+static vec4<u32> load_turned(const vec4<u32>* row) {
+    const Part* warp = exchange_parts({{}, 0, 0, {}, row});
+    const u32 lane = threadIdx.x % 32;
+    vec4<u32> r;
+    for (u32 i = 0; i < 4; i++) {
+        const unsigned short* rows[2];
+        for (u32 k = 0; k < 2; k++) rows[k] = (const unsigned short*)warp[8 * i + lane % 4 * 2 + k].row;
+        (&r.x)[i] = rows[0][lane / 4] | (u32)rows[1][lane / 4] << 16;
+    }
+    return r;
+}
 
 // Four warps together. A place is a pointer in two words; products are made when they are waited for, so that a missing wait
 // shows.
@@ -112,9 +123,9 @@ static void finish_products(size_t but) {
 static void native_group_wait() { finish_products(0); }
 static void native_group_wait_but_one() { finish_products(1); }
 static const vec4<u32>* lines_at(vec4<u32> place) { return (const vec4<u32>*)((size_t)place.x | (size_t)place.y << 32); }
-template <size_t... I, class T> static void keep_lines(std::index_sequence<I...>, T all, u32 line) {
+template <size_t... I, class T> static void keep_lines(std::index_sequence<I...>, T all) {
     const size_t count = sizeof...(I);
-    begun[threadIdx.x].push_back({{&std::get<I>(all)...}, {}, lines_at(std::get<count>(all)), lines_at(std::get<count + 1>(all)), std::get<count + 2>(all), line, true});
+    begun[threadIdx.x].push_back({{&std::get<I>(all)...}, {}, lines_at(std::get<count>(all)), lines_at(std::get<count + 1>(all)), std::get<count + 2>(all), 8, true});
 }
 template <size_t... I, class T> static void keep_product(std::index_sequence<I...>, T all, bool half) {
     const size_t count = sizeof...(I);
@@ -128,8 +139,7 @@ template <size_t... I, class T> static void keep_product(std::index_sequence<I..
     template <class... T> static void native_group_hold_##n(T&&...) {} \
     template <class... T> static void native_group_multiply_tf32_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), false); } \
     template <class... T> static void native_group_multiply_f16_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), true); } \
-    template <class... T> static void native_group_multiply_lines_64_##n(T&&... all) { keep_lines(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), 4); } \
-    template <class... T> static void native_group_multiply_lines_128_##n(T&&... all) { keep_lines(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), 8); }
+    template <class... T> static void native_group_multiply_lines_##n(T&&... all) { keep_lines(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...)); }
 GROUP(32)
 GROUP(64)
 GROUP(96)

@@ -1,6 +1,6 @@
 // What four warps do together: Hopper's products (sm_90a) of a left side in registers and a right side in shared memory, which go
-// on while the threads do other things. The right side, and a left side of f16, lies in lines of 64 bytes whose chunks are turned
-// by half of the line's number, or of 128 bytes whose chunks are turned by the line's number.
+// on while the threads do other things. The right side lies in lines of 64 bytes whose chunks are turned by half of the line's
+// number. Where the left side is there as well, both lie in lines of 128 bytes whose chunks are turned by the line's number.
 
 // Where it begins: in x in units of 16 bytes, as descriptors have it.
 FN vec4<u32> shared_place(const vec4<u32>* p) { return {shared_address(p) / 16u, 0u, 0u, 0u}; }
@@ -43,20 +43,19 @@ FN void native_group_take(vec4<u32>& a, vec4<u32>& b) {
             ", p, 1, 1" order ";}" \
             : SUMS_##n : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(descriptor_64(b, step)) : "memory"); \
     }
-// The same with both sides in shared memory, lines of so many bytes.
-#define GROUP_MULTIPLY_LINES(line, n, inputs) \
-    FN void native_group_multiply_lines_##line##_##n(TAKEN_##n, vec4<u32> a, vec4<u32> b, u32 step) { \
+// The same with both sides in shared memory.
+#define GROUP_MULTIPLY_LINES(n, inputs) \
+    FN void native_group_multiply_lines_##n(TAKEN_##n, vec4<u32> a, vec4<u32> b, u32 step) { \
         asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 {" LIST_##n "}, " inputs \
             ", p, 1, 1, 0, 0;}" \
-            : SUMS_##n : "l"(descriptor_##line(a, step)), "l"(descriptor_##line(b, step)) : "memory"); \
+            : SUMS_##n : "l"(descriptor_128(a, step)), "l"(descriptor_128(b, step)) : "memory"); \
     }
 // And native_group_hold: nothing, but the sums are what they are before and after it: the compiler knows nothing of products that
 // are under way.
 #define GROUP(n, inputs, lines) \
     GROUP_MULTIPLY(native_group_multiply_tf32, n, "k8.f32.tf32.tf32", inputs, "") \
     GROUP_MULTIPLY(native_group_multiply_f16, n, "k16.f32.f16.f16", inputs, ", 0") \
-    GROUP_MULTIPLY_LINES(64, n, lines) \
-    GROUP_MULTIPLY_LINES(128, n, lines) \
+    GROUP_MULTIPLY_LINES(n, lines) \
     FN void native_group_hold_##n(TAKEN_##n) { asm volatile("" : SUMS_##n : : "memory"); }
 GROUP(32, "{%16, %17, %18, %19}, %20", "%16, %17")
 GROUP(64, "{%32, %33, %34, %35}, %36", "%32, %33")

@@ -9,8 +9,8 @@
 //!
 //! What a warp does together has no words in WGSL: functions called `native_..` are declared there
 //! for their types and are defined in `native.cuh`. What functions called `copy_..` load and assign is
-//! copied by the hardware on the side; of the element that `load_matrices` and `shared_place` return
-//! the address is taken, the access is the hardware's.
+//! copied by the hardware on the side; of the element that `load_matrices`, `load_turned` and `shared_place`
+//! return the address is taken, the access is the hardware's.
 
 mod expressions;
 mod statements;

@@ -53,6 +53,13 @@ FN vec4<u32> load_matrices(const vec4<u32>* row) {
         : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
     return r;
 }
+// The same, each matrix transposed.
+FN vec4<u32> load_turned(const vec4<u32>* row) {
+    vec4<u32> r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+    return r;
+}
 // 16 bytes from device memory to shared memory, there after one of the waits and a barrier.
 template <class T> FN void copy_async(vec4<T>* to, const vec4<T>* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address(to)), "l"(from) : "memory");
