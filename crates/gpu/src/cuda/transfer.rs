@@ -6,7 +6,7 @@
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use cudarc::driver::DriverError;
@@ -24,14 +24,13 @@ use crate::{
     residency::padded,
 };
 
-/// Bytes that an upload advances by: few enough that copies begin early, and where there are many
-/// bytes so many that the copies' own latencies do not count.
-const PIECES: [usize; 2] = [512 << 10, 2 << 20];
-/// Pieces that a long upload is cut into at least.
-const MANY: usize = 16;
+/// Bytes that a thread fills at a time, at most: few enough that copies begin early.
+const PIECE: usize = 512 << 10;
 /// Pieces from which on several threads fill the staging memory: to wake them takes as long as
 /// one piece.
 const ENOUGH: usize = 3;
+/// Copies that an upload is made of at most: to queue one takes microseconds.
+const COPIES: usize = 8;
 
 /// The copies of one program, and the slots they go to.
 pub(crate) struct Transfers {
@@ -252,15 +251,26 @@ impl Transfers {
     ) -> Result<(), DriverError> {
         let half = upload.half;
         let to = self.address(&upload.view, half);
+        let threads = if bytes.len() < ENOUGH * PIECE { 1 } else { pool.threads() };
+        // Every thread has as many pieces, and at least two: the first travel meanwhile.
+        let rounds = bytes.len().div_ceil(threads * PIECE).max(2);
+        let size = bytes.len().div_ceil(threads * rounds).next_multiple_of(4096);
+        let pieces = bytes.len().div_ceil(size);
+        let group = pieces.div_ceil(COPIES);
+        let filled = [const { AtomicUsize::new(0) }; COPIES];
         let failure = OnceLock::new();
-        let [least, most] = PIECES;
-        // Whole elements.
-        let size = (bytes.len() / MANY).clamp(least, most).next_multiple_of(16);
         let advance = |index: usize| {
             let start = index * size;
             let piece = &bytes[start..bytes.len().min(start + size)];
-            let (at, len) = (stored(start, half), stored(piece.len(), half));
-            write(staging, at, piece, half);
+            write(staging, stored(start, half), piece, half);
+            let (first, end) = (index / group * group, (index / group + 1) * group);
+            let all = end.min(pieces) - first;
+            // Who fills the last one sees what the others wrote.
+            if filled[index / group].fetch_add(1, Ordering::AcqRel) + 1 < all {
+                return;
+            }
+            let (at, end) = (first * size, bytes.len().min(end * size));
+            let (at, len) = (stored(at, half), stored(end - at, half));
             let queued = shared
                 .context
                 .bind()
@@ -269,9 +279,9 @@ impl Transfers {
                 failure.get_or_init(|| error);
             }
         };
-        match bytes.len().div_ceil(size) {
-            pieces if pieces >= ENOUGH => pool.run(pieces, &advance),
-            pieces => (0..pieces).for_each(advance),
+        match threads {
+            1 => (0..pieces).for_each(advance),
+            _ => pool.run(pieces, &advance),
         }
         failure.into_inner().map_or(Ok(()), Err)
     }

@@ -48,9 +48,10 @@ pub(super) fn ahead(block: &Block) -> usize {
     block.slices - if block.group > 0 { 2 } else { 1 }
 }
 
-/// `main`, over `place`, `left_at`, `store` and the constant `b` and left side `a` of chunks.
-pub(super) fn text(choice: &Choice, access: Access, exact: bool) -> String {
-    Text { choice: *choice, access, exact }.print().expect("writing to a string")
+/// `main`, over `place`, `left_at`, `store` and the constant `b` and left side `a` of chunks; `beside`:
+/// also over `beside`, which loads a residual, and `store_beside`.
+pub(super) fn text(choice: &Choice, access: Access, exact: bool, beside: bool) -> String {
+    Text { choice: *choice, access, exact, beside }.print().expect("writing to a string")
 }
 
 struct Text {
@@ -58,6 +59,8 @@ struct Text {
     access: Access,
     /// The inner dimension is whole slices.
     exact: bool,
+    /// There are `beside` and `store_beside`.
+    beside: bool,
 }
 
 impl Text {
@@ -199,16 +202,33 @@ impl Text {
                 )?;
             }
         }
-        writeln!(
-            t,
-            "workgroupBarrier();\n\
-             for (var i = 0u; i < {}u; i++) {{\n\
-             let place = i * {threads}u + thread;\nlet r = place / {quads}u;\n\
-             let c = place % {quads}u;\n\
-             let sum = tile[r * {quads}u + (c ^ (r % 2u * 2u + r / 8u % 2u * 4u))];\n\
-             store(row0 + r, col0 / 4u + c, z, part, native_numbers(sum));\n}}\n}}",
-            rows * quads / threads
-        )
+        // Residuals are under way together.
+        let count = rows * quads / threads;
+        let together = [8, 4, 2, 1].into_iter().find(|b| count.is_multiple_of(*b)).unwrap_or(1);
+        let batch = if self.beside { together } else { 1 };
+        writeln!(t, "workgroupBarrier();\nfor (var i = 0u; i < {count}u; i += {batch}u) {{")?;
+        for j in 0..batch {
+            writeln!(
+                t,
+                "let place{j} = (i + {j}u) * {threads}u + thread;\n\
+                 let r{j} = place{j} / {quads}u;\nlet c{j} = place{j} % {quads}u;"
+            )?;
+            if self.beside {
+                writeln!(t, "let b{j} = beside(row0 + r{j}, col0 / 4u + c{j}, z);")?;
+            }
+        }
+        for j in 0..batch {
+            let turn = format!("r{j} % 2u * 2u + r{j} / 8u % 2u * 4u");
+            let sum = format!("native_numbers(tile[r{j} * {quads}u + (c{j} ^ ({turn}))])");
+            match self.beside {
+                true => {
+                    writeln!(t, "store_beside(row0 + r{j}, col0 / 4u + c{j}, z, {sum}, b{j});")?
+                }
+                false => writeln!(t, "store(row0 + r{j}, col0 / 4u + c{j}, z, part, {sum});")?,
+            }
+        }
+        t.push_str("}\n}\n");
+        Ok(())
     }
 
     /// Starts the copies of the slice at `k`, should there be one.

@@ -70,15 +70,16 @@ const fn together(rows: usize, columns: usize, group: usize) -> Block {
 }
 
 /// Blocks for left sides that come as chunks; see [`super::chunks`].
-const CHUNK_BLOCKS: [Block; 19] = [
-    together(128, 256, 128),
-    together(128, 192, 96),
+const CHUNK_BLOCKS: [Block; 20] = [
+    together(128, 256, 256),
+    together(128, 192, 192),
     together(128, 128, 128),
     Block { slices: 3, ..together(128, 128, 128) },
     together(128, 96, 96),
     together(128, 64, 64),
     together(128, 32, 32),
-    together(64, 256, 128),
+    together(64, 256, 256),
+    together(64, 192, 192),
     together(64, 128, 128),
     together(64, 96, 96),
     together(64, 64, 64),

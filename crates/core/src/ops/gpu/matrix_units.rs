@@ -38,11 +38,17 @@ impl Choice {
     }
 
     /// `main`, over `place`, `left_at`, `store` and the constant `b` of chunks. `run`: contiguous
-    /// elements of the left side.
-    pub(super) fn text(&self, product: &Product, access: Access, run: usize) -> String {
+    /// elements of the left side; `beside`: there are `beside` and `store_beside` as well.
+    pub(super) fn text(
+        &self,
+        product: &Product,
+        access: Access,
+        run: usize,
+        beside: bool,
+    ) -> String {
         let exact = product.sizes[1].is_multiple_of(self.block.step(self.units));
         if access.chunks {
-            return chunks::text(self, access, exact);
+            return chunks::text(self, access, exact, beside);
         }
         if self.together() {
             return warp_groups::text(self, access, exact);

@@ -150,8 +150,9 @@ impl Tile {
                 let shader = shader
                     .buffer("b", Binding::Constant(0), "vec4<u32>")
                     .sizes([("b_row", line), ("b_z", line * self.n)]);
+                let beside = choice.parts == 1 && self.beside(access, caps);
                 let main = Main {
-                    text: choice.text(&product, access, rows.run),
+                    text: choice.text(&product, access, rows.run, beside),
                     grid: choice.grid(&product),
                     parts: choice.parts,
                     span: choice.span,
@@ -175,6 +176,10 @@ impl Tile {
         let constants: Vec<GpuConstant> = constant.into_iter().chain(self.bias.clone()).collect();
         if main.parts == 1 {
             let shader = self.results(shader, &mut text, caps);
+            if self.beside(access, caps) {
+                let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
+                text.push_str(&STORE_BESIDE.replace("$sum", sum));
+            }
             let dispatches = vec![shader.build(&(text + &main.text), main.grid)?];
             return Some(GpuKernel { dispatches, constants, ..GpuKernel::default() });
         }
@@ -203,6 +208,16 @@ impl Tile {
             temps,
             ..GpuKernel::default()
         })
+    }
+
+    /// Whether the results are whole vec4s.
+    fn vector_results(&self, caps: &GpuCaps) -> bool {
+        caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0)
+    }
+
+    /// Whether there is a residual that can be loaded before sums are stored.
+    fn beside(&self, access: Access, caps: &GpuCaps) -> bool {
+        access.chunks && self.epilogue.has_residual() && self.vector_results(caps)
     }
 
     /// vec4s of a row of the right side.
@@ -257,8 +272,7 @@ impl Tile {
     /// The output and `store(row, col, z, part, sum)`: bias, epilogue, and the ends of rows that
     /// are no whole vec4s. There is one part.
     fn results(&self, shader: Shader, text: &mut String, caps: &GpuCaps) -> Shader {
-        let vector =
-            caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0);
+        let vector = self.vector_results(caps);
         let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
         let mut shader = shader
             .buffer("y", Binding::Output(0), element)
@@ -351,6 +365,18 @@ const LOAD_B_SCALAR: &str = "fn load_b(k: u32, c: u32, z: u32) -> vec4<f32> {\n 
 
 const STORE: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
     if (row >= p.m || col >= p.n4) { return; }\n";
+
+/// [`STORE`] with the residual's vec4, and what it is.
+const STORE_BESIDE: &str = "\
+fn beside(row: u32, col: u32, z: u32) -> vec4<f32> {
+    return residual[at_residual() + z * p.y_z + min(row, p.m - 1u) * p.y_row + min(col, p.n4 - 1u)];
+}
+fn store_beside(row: u32, col: u32, z: u32, sum: vec4<f32>, beside: vec4<f32>) {
+    if (row >= p.m || col >= p.n4) { return; }
+    let v = $sum;
+    y[at_y() + z * p.y_z + row * p.y_row + col] = join4(v, beside);
+}
+";
 
 /// The rest of [`STORE`] that leaves a part's sums where another dispatch finds them.
 const KEEP: &str = "    \

@@ -144,6 +144,8 @@ GROUP(32)
 GROUP(64)
 GROUP(96)
 GROUP(128)
+GROUP(192)
+GROUP(256)
 
 // Copies on the side, together those up to native_end_copies.
 static std::deque<std::vector<std::function<void()>>> copies[1024];

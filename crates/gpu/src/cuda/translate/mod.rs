@@ -21,7 +21,7 @@ use std::fmt::Write;
 use naga::{
     AddressSpace, ArraySize, BuiltIn, Expression, Function, GlobalVariable, Handle, Module, Scalar,
     ShaderStage, StorageAccess, TypeInner,
-    valid::{Capabilities, FunctionInfo, ModuleInfo, ValidationFlags, Validator},
+    valid::{Capabilities, FunctionInfo, GlobalUse, ModuleInfo, ValidationFlags, Validator},
 };
 
 use expressions::{constant, literal_of};
@@ -41,6 +41,8 @@ const NATIVE_PREFIX: &str = "native_";
 const GROUP_PREFIX: &str = "native_group_";
 /// Vectors of 16 bytes from which on a thread needs more than 128 registers.
 const MANY_VECTORS: usize = 28;
+/// Bytes of shared memory of which a multiprocessor has room for two blocks', where it has most.
+const HALF_SHARED: u32 = 113 << 10;
 /// Matrices begin where their pattern of banks does.
 const MATRIX_ALIGN: &str = "__align__(1024) ";
 /// Shared memory that a module may declare; what takes more gets all of its memory at launch.
@@ -163,12 +165,13 @@ impl Printer<'_> {
         }
         let [x, y, _] = entry.workgroup_size;
         // Registers for two large blocks at once, of which one works while the other waits; but
-        // where one has more sums than that leaves room for.
+        // where one has more sums than that leaves room for, or takes most of the shared memory.
         let locals = entry.function.local_variables.iter();
         let vectors = locals
             .filter(|(_, v)| matches!(module.types[v.ty].inner, TypeInner::Vector { .. }))
             .count();
-        let two = threads == 256 && vectors < MANY_VECTORS;
+        let large = globals.shared_bytes > HALF_SHARED;
+        let two = threads == 256 && vectors < MANY_VECTORS && !large;
         let bounds = if two { "256, 2".to_owned() } else { threads.to_string() };
         self.line(&format!(
             "extern \"C\" __global__ void __launch_bounds__({bounds}) {ENTRY}({}) {{",
@@ -283,7 +286,7 @@ impl Printer<'_> {
                     buffers.push((
                         binding.binding,
                         handle,
-                        self.pointer(global, binding.binding, access)?,
+                        self.pointer(handle, binding.binding, access)?,
                     ));
                 }
                 AddressSpace::WorkGroup => shared.push(self.shared(handle, global)?),
@@ -315,14 +318,17 @@ impl Printer<'_> {
         Ok(globals)
     }
 
-    /// The type of a storage buffer's pointer. Only constants are promised not to be written.
+    /// The type of a storage buffer's pointer. What a kernel does not write nobody does meanwhile, and
+    /// nothing that it writes overlaps another of its buffers: values that are in use at the same time
+    /// never share memory.
     fn pointer(
         &self,
-        global: &GlobalVariable,
+        handle: Handle<GlobalVariable>,
         binding: u32,
         access: StorageAccess,
     ) -> Result<String> {
         let module = self.module;
+        let global = &module.global_variables[handle];
         let TypeInner::Array { base, size: ArraySize::Dynamic, .. } = module.types[global.ty].inner
         else {
             return unsupported("a storage buffer that is no runtime-sized array");
@@ -337,8 +343,9 @@ impl Printer<'_> {
             _ if half => return unsupported("a buffer of f16 that declares other elements"),
             _ => type_name(module, inner)?,
         };
-        Ok(match access.contains(StorageAccess::STORE) {
-            true => format!("{element}*"),
+        let written = self.info.get_entry_point(0)[handle].contains(GlobalUse::WRITE);
+        Ok(match access.contains(StorageAccess::STORE) && written {
+            true => format!("{element}* __restrict__"),
             false => format!("const {element}* __restrict__"),
         })
     }
