@@ -29,6 +29,8 @@ const PIECE: usize = 512 << 10;
 /// Pieces from which on several threads fill the staging memory: to wake them takes as long as
 /// one piece.
 const ENOUGH: usize = 3;
+/// Bytes from which on an upload is written past the caches.
+const LARGE: usize = 8 << 20;
 /// Copies that an upload is made of at most: to queue one takes microseconds.
 const COPIES: usize = 8;
 
@@ -82,10 +84,15 @@ fn stored(bytes: usize, half: bool) -> usize {
     if half { bytes / 2 } else { bytes }
 }
 
-/// Writes `bytes`, or as `half` the f32 in them rounded to f16, to `offset` of `memory`.
-fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: bool) {
+/// Writes `bytes`, or as `half` the f32 in them rounded to f16, to `offset` of `memory`; `large`: there
+/// are more than caches hold.
+fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: bool, large: bool) {
+    let put = |offset: usize, bytes: &[u8]| match large {
+        true => memory.write_past_caches(offset, bytes),
+        false => memory.write(offset, bytes),
+    };
     if !half {
-        return memory.write(offset, bytes);
+        return put(offset, bytes);
     }
     // Few enough that they stay in the nearest cache.
     let mut rounded = [f16::ZERO; 2048];
@@ -101,7 +108,7 @@ fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: bool) {
                 rounded.convert_from_f32_slice(values);
             }
         }
-        memory.write(offset + i * 2 * 2048, bytemuck::cast_slice(rounded));
+        put(offset + i * 2 * 2048, bytemuck::cast_slice(rounded));
     }
 }
 
@@ -262,7 +269,7 @@ impl Transfers {
         let advance = |index: usize| {
             let start = index * size;
             let piece = &bytes[start..bytes.len().min(start + size)];
-            write(staging, stored(start, half), piece, half);
+            write(staging, stored(start, half), piece, half, bytes.len() >= LARGE);
             let (first, end) = (index / group * group, (index / group + 1) * group);
             let all = end.min(pieces) - first;
             // Who fills the last one sees what the others wrote.
@@ -318,7 +325,7 @@ impl Transfers {
                     for event in users {
                         event.synchronize()?;
                     }
-                    write(slot, place(view, *half), bytes, *half);
+                    write(slot, place(view, *half), bytes, *half, false);
                 }
                 (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
             }

@@ -95,6 +95,11 @@ impl Epilogue {
         self.residual != ResidualKind::None
     }
 
+    /// Whether it takes many instructions for each result.
+    pub(super) fn is_long(&self) -> bool {
+        needs_math(self.activation)
+    }
+
     /// Adds to `shader` the parameters, the residual's buffer `residual` (elements as the
     /// output's) and the functions `finish1(sum, at)` and `finish4(sum, at)`, where `at` is the
     /// output element's (or vector's) index; with a residual also `join1(sum, beside)` and

@@ -184,29 +184,33 @@ impl Block {
     }
 }
 
-// The same for left sides that come as chunks, fitted to 8000 times of 126 shapes; of two numbers the
+// The same for left sides that come as chunks, fitted to 11000 times of 192 shapes; of two numbers the
 // first is for warps on their own, the second for four together.
 mod chunked {
     /// Multiply-adds of a multiprocessor per cycle, and the columns' worth of them that every product
     /// of four warps takes besides.
-    pub(super) const RATE: [f64; 2] = [796.0, 1706.0];
-    pub(super) const NARROW: f64 = 34.0;
+    pub(super) const RATE: [f64; 2] = [750.0, 1654.0];
+    pub(super) const NARROW: f64 = 39.0;
     /// Bytes that it copies per cycle.
-    pub(super) const BYTES: [f64; 2] = [47.0, 45.0];
+    pub(super) const BYTES: [f64; 2] = [53.0, 46.0];
     /// Cycles from a slice to the next of the same block, and for every byte in it; and until one
     /// that was asked for is there.
-    pub(super) const LAG: [f64; 2] = [279.0, 300.0];
-    pub(super) const LAG_BYTE: f64 = 0.0149;
+    pub(super) const LAG: [f64; 2] = [247.0, 292.0];
+    pub(super) const LAG_BYTE: f64 = 0.0152;
     pub(super) const ARRIVAL: f64 = 875.0;
     /// Cycles of a block's beginning and end, and what is seen of them while other blocks work.
-    pub(super) const ENDS: [f64; 2] = [3000.0, 2826.0];
-    pub(super) const SEEN: f64 = 0.23;
+    pub(super) const ENDS: [f64; 2] = [3008.0, 3584.0];
+    pub(super) const SEEN: f64 = 0.27;
+    /// How many times as long results take that need many instructions each, and what all take while
+    /// other blocks multiply.
+    pub(super) const LONG: f64 = 2.0;
+    pub(super) const BESIDE: f64 = 0.7;
     /// Results that a multiprocessor finishes per cycle.
-    pub(super) const WRITTEN: [f64; 2] = [16.0, 12.8];
+    pub(super) const WRITTEN: [f64; 2] = [15.9, 12.8];
     /// Bytes per cycle of operands and results.
-    pub(super) const MEMORY: f64 = 30.0;
+    pub(super) const MEMORY: f64 = 33.0;
     /// Bytes per cycle while sums of parts are added.
-    pub(super) const SUM_BYTES: f64 = 73.0;
+    pub(super) const SUM_BYTES: f64 = 89.0;
 }
 
 impl Block {
@@ -215,6 +219,7 @@ impl Block {
         &self,
         product: &Product,
         [span, parts]: [usize; 2],
+        long: bool,
         multiprocessors: usize,
     ) -> f64 {
         let (units, together) = (MatrixUnits::Fp16, self.group > 0);
@@ -239,12 +244,19 @@ impl Block {
         let lag = chunked::LAG[which] + chunked::LAG_BYTE * bytes;
         let lag = lag.max(chunked::ARRIVAL / chunks::ahead(self) as f64);
         let slices = span.div_ceil(step) as f64;
+        let mut results = all * (self.rows * self.columns) as f64 / chunked::WRITTEN[which];
+        if long && parts == 1 {
+            results *= chunked::LONG;
+        }
+        if resident > 1 && per_unit > 1 {
+            results *= chunked::BESIDE;
+        }
         let [m, k, n] = product.sizes;
         let moved = (2 * (m * (k + n) + k * n) * product.batch) as f64;
         let memory = moved / (multiprocessors as f64 * chunked::MEMORY);
         (slices * (all * work).max(lag * turns)).max(memory)
             + chunked::ENDS[which] * (1.0 + chunked::SEEN * (turns - 1.0))
-            + all * (self.rows * self.columns) as f64 / chunked::WRITTEN[which]
+            + results
             + product.sum_cycles(parts, multiprocessors, chunked::SUM_BYTES)
     }
 }
@@ -260,11 +272,13 @@ pub(super) struct Choice {
     pub(super) span: usize,
 }
 
-/// The block and parts with the shortest estimate; `None` where the device has no room for any.
+/// The block and parts with the shortest estimate; `None` where the device has no room for any. `long`:
+/// each result takes many instructions.
 pub(super) fn choose(
     product: &Product,
     units: MatrixUnits,
     access: Access,
+    long: bool,
     caps: &GpuCaps,
 ) -> Option<Choice> {
     let multiprocessors = multiprocessors(caps);
@@ -278,7 +292,7 @@ pub(super) fn choose(
     let choices = blocks.iter().filter(room).flat_map(|&block| {
         product.cuts(block.step(units), caps).map(move |[span, parts]| {
             let cycles = match access.chunks {
-                true => block.chunk_cycles(product, [span, parts], multiprocessors),
+                true => block.chunk_cycles(product, [span, parts], long, multiprocessors),
                 false => block.cycles(product, units, [span, parts], multiprocessors),
             };
             (cycles, Choice { block, units, parts, span })
@@ -356,7 +370,7 @@ mod tests {
                     let product = Product { sizes: [m, k, n], batch: 1 };
                     let caps = GpuCaps { warp_groups, matrix_bytes: 227 << 10, ..caps(count) };
                     let Choice { block, parts, span, .. } =
-                        choose(&product, units, access, &caps).unwrap();
+                        choose(&product, units, access, false, &caps).unwrap();
                     assert!(warp_groups || block.group == 0);
                     assert!(span.is_multiple_of(block.step(units)) && parts * span >= k);
                     assert!((parts - 1) * span < k, "no part of {m}x{k}x{n} is empty");
@@ -369,6 +383,6 @@ mod tests {
     fn a_device_without_room_has_no_such_form() {
         let small = GpuCaps { matrix_bytes: 4 << 10, ..caps(16) };
         let product = Product { sizes: [64, 64, 64], batch: 1 };
-        assert!(choose(&product, MatrixUnits::Tf32, PLAIN, &small).is_none());
+        assert!(choose(&product, MatrixUnits::Tf32, PLAIN, false, &small).is_none());
     }
 }

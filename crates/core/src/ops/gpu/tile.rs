@@ -138,7 +138,7 @@ impl Tile {
         let access = Access { vector, half, chunks, taps: rows.taps, sure: rows.sure };
         let units = match (&self.right, caps.matrix_units) {
             (Right::Constant(weight), Some(units)) if !software && !thin => {
-                matrix_blocks::choose(&product, units, access, caps)
+                matrix_blocks::choose(&product, units, access, self.epilogue.is_long(), caps)
                     .map(|choice| (weight, units, choice))
             }
             _ => None,
