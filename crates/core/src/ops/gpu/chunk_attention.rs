@@ -146,7 +146,6 @@ impl Form {
     }
 
     /// Copies `rows` rows of `name` from `first` on, of which there are `count`, to `to`.
-    #[expect(clippy::too_many_arguments, reason = "the places of one copy")]
     fn copy(
         &self,
         t: &mut String,
