@@ -5,7 +5,7 @@
 
 Needs a Python with torch and torchvision (and what torch.compile needs: Triton, a C compiler). The models are torchvision's
 architectures with random weights. `--precision fp32`, the default: TF32 is off. tf32: PyTorch may use it in products and
-convolutions. fp16: PyTorch's network is converted as a whole, its activations are f16 (SparOA's stay f32), its input and output
+convolutions. fp16: PyTorch's network is converted as a whole, its activations are f16 as SparOA's are, its input and output
 are converted on the card; Vulkan has neither. Engines take turns, A B C A B C .., each for `--seconds`; a round's figure is
 the median of its inferences, the table's the median of the rounds, the ratio the median of the rounds' ratios. Below 1 SparOA
 is faster.

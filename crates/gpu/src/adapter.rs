@@ -2,7 +2,7 @@
 
 use sparoa_core::{
     backend::{BackendError, Device, DeviceInfo},
-    ops::GpuCaps,
+    ops::{GpuCaps, Halves},
 };
 use wgpu::{Adapter, DeviceType, Features};
 
@@ -133,6 +133,7 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
         matrix_units: None,
         matrix_bytes: 0,
         warp_groups: false,
+        halves: Halves::default(),
     };
     let key = format!("{:?}-{:x}-{:x}-{}", raw.backend, raw.vendor, raw.device, info.driver);
     Ok(Opened { device, queue, info, caps, features, limits, key })

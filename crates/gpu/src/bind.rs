@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sparoa_core::{
     backend::{Arg, BackendError, ProgramSpec, TaskSpec, View},
-    ops::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Op, Operand, Operands},
+    ops::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Halves, Op, Operand, Operands},
     tensor::DType,
 };
 
@@ -20,10 +20,13 @@ pub(crate) struct Bindings<B> {
     pub(crate) buffers: Vec<Bound<B>>,
     /// The whole `Params` block, padded to 16 bytes.
     pub(crate) params: Vec<u32>,
+    /// The buffers that hold f16 for what the dispatch declares as f32, a bit for each.
+    pub(crate) halves: u8,
 }
 
 /// A buffer of a dispatch: which, and the bytes in it.
 pub(crate) enum Bound<B> {
+    /// A view in bytes of f32, also where its elements are f16.
     Slot(View),
     Resident(Arc<Resident<B>>),
     Temp(usize),
@@ -40,10 +43,12 @@ pub(crate) struct Binder<'a, B> {
 
 impl<B> Binder<'_, B> {
     /// Asks the operator for its kernel and finds the buffers of its dispatches; `temps` grows to
-    /// the bytes that its temporary buffers need.
+    /// the bytes that its temporary buffers need. `halves`: the task's operands that are stored as
+    /// f16.
     pub(crate) fn bind(
         &self,
         task: &TaskSpec,
+        halves: Halves,
         temps: &mut Vec<usize>,
     ) -> Result<Vec<Bindings<B>>, BackendError> {
         let refuse = |detail: String| BackendError::Kernel { task: task.name.clone(), detail };
@@ -59,13 +64,18 @@ impl<B> Binder<'_, B> {
             .collect();
         let outputs: Vec<_> = task.outputs.iter().map(|(_, ty)| ty.clone()).collect();
         let operands = Operands { inputs: &inputs, outputs: &outputs };
-        let aligned = |view: &View| view.offset.is_multiple_of(16);
+        let aligned = |view: &View, half| place(view, half).is_multiple_of(16);
         let caps = GpuCaps {
-            aligned: task.outputs.iter().all(|(view, _)| aligned(view))
-                && task.inputs.iter().flatten().all(|arg| match arg {
-                    Arg::Slot(view, _) => aligned(view),
-                    Arg::Constant(_) => true,
+            aligned: task
+                .outputs
+                .iter()
+                .enumerate()
+                .all(|(i, (view, _))| aligned(view, halves.output(i)))
+                && task.inputs.iter().enumerate().all(|(i, arg)| match arg {
+                    Some(Arg::Slot(view, _)) => aligned(view, halves.input(i)),
+                    Some(Arg::Constant(_)) | None => true,
                 }),
+            halves,
             ..self.caps.clone()
         };
         let kernel = kernel(task.op.as_ref(), &operands, &caps).map_err(refuse)?;
@@ -82,6 +92,7 @@ impl<B> Binder<'_, B> {
             }
             let mut params = vec![0u32; OFFSETS];
             let mut buffers = Vec::with_capacity(dispatch.bindings.len());
+            let halves = half_buffers(&dispatch, &kernel.half_temps, &operands, halves);
             for (offset, &binding) in params.iter_mut().zip(&dispatch.bindings) {
                 let buffer = match binding {
                     Binding::Constant(i) => Bound::Resident((self.resident)(&kernel.constants[i])?),
@@ -102,10 +113,32 @@ impl<B> Binder<'_, B> {
             }
             params.extend_from_slice(&dispatch.params);
             params.resize(params.len().next_multiple_of(4), 0);
-            bound.push(Bindings { dispatch, buffers, params });
+            bound.push(Bindings { dispatch, buffers, params, halves });
         }
         Ok(bound)
     }
+}
+
+/// The buffers of a dispatch that are stored as f16, a bit for each.
+pub(crate) fn half_buffers(
+    dispatch: &Dispatch,
+    half_temps: &[usize],
+    operands: &Operands<'_>,
+    halves: Halves,
+) -> u8 {
+    let half = |binding: &Binding| match *binding {
+        Binding::Input(i) => halves.input(i) && operands.constant(i).is_none(),
+        Binding::Output(i) => halves.output(i),
+        Binding::Temp(i) => half_temps.contains(&i),
+        Binding::Constant(_) => false,
+    };
+    let bits = dispatch.bindings.iter().take(8).enumerate();
+    bits.fold(0, |bits, (i, binding)| bits | u8::from(half(binding)) << i)
+}
+
+/// Where a view begins in its slot: of f16, halfway.
+pub(crate) fn place(view: &View, half: bool) -> usize {
+    if half { view.offset / 2 } else { view.offset }
 }
 
 /// Views lie in their slots and segments in the tasks: a defect of the planner is an error here,

@@ -140,6 +140,7 @@ mod tests {
             uploads: vec![view(0, 0, 64), view(1, 32, 32)],
             downloads: vec![view(1, 0, 32), view(2, 0, 64)],
             beside_cpu: true,
+            values: Vec::new(),
         };
         let plan = Plan::new(&spec, true);
         assert_eq!(plan.direct_uploads, [true, false]);

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 
 use sparoa_core::{
     backend::{BackendError, ProgramSpec, View},
-    ops::GpuConstant,
+    ops::{GpuConstant, Halves},
     tensor::Tensor,
 };
 
@@ -55,7 +55,9 @@ fn build(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<WgpuProgram, Backend
             params.extend_from_slice(bytemuck::cast_slice(&bindings.params));
             Pending { bindings, params_at }
         };
-        pending.push(binder.bind(task, &mut temps)?.into_iter().map(place).collect());
+        pending.push(
+            binder.bind(task, Halves::default(), &mut temps)?.into_iter().map(place).collect(),
+        );
     }
 
     let device = &shared.device;
@@ -171,7 +173,7 @@ fn step(
     uniforms: &wgpu::Buffer,
 ) -> Step {
     let limit = shared.limits.max_storage_buffer_binding_size;
-    let Bindings { dispatch, buffers, params } = &pending.bindings;
+    let Bindings { dispatch, buffers, params, .. } = &pending.bindings;
     let binding = |bound: &Bound<wgpu::Buffer>| match bound {
         Bound::Slot(view) => {
             let buffer = &slots[view.slot];

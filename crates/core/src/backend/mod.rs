@@ -92,6 +92,23 @@ pub struct ProgramSpec {
     /// The CPU computes while other threads wait for the program: they sleep, and leave the cores
     /// to the kernels.
     pub beside_cpu: bool,
+    /// What is known of the values in the slots: an accelerator may store a value otherwise than
+    /// its type says where it sees every access to it. A program may leave it empty.
+    pub values: Vec<ValueAccesses>,
+}
+
+/// Every access to the memory of one run-time value: nothing else reads or writes it, and these
+/// access no other value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ValueAccesses {
+    /// Tasks that read it, and as which input.
+    pub inputs: Vec<(usize, usize)>,
+    /// Tasks that write it, and as which output.
+    pub outputs: Vec<(usize, usize)>,
+    /// Copies to it, by index.
+    pub uploads: Vec<usize>,
+    /// Copies from it, by index.
+    pub downloads: Vec<usize>,
 }
 
 /// One kernel of a program.

@@ -6,7 +6,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{EngineError, kernels::KernelCache, walk::Walk};
 use crate::{
-    backend::{self, ProgramSpec, TaskSpec, View},
+    backend::{self, ProgramSpec, TaskSpec, ValueAccesses, View},
     ir::Graph,
     ops::CpuKernel,
     plan::{Arg, Plan, Region, Transfer},
@@ -117,5 +117,29 @@ pub(super) fn program(
         uploads: copies(&plan.uploads)?,
         downloads: copies(&plan.downloads)?,
         beside_cpu: !walk.alone,
+        values: values(plan),
     })
+}
+
+/// The accesses to each buffer on the device.
+fn values(plan: &Plan) -> Vec<ValueAccesses> {
+    let mut values = vec![ValueAccesses::default(); plan.buffers.len()];
+    for (t, task) in plan.gpu.iter().enumerate() {
+        for (i, input) in task.inputs.iter().enumerate() {
+            if let Some(Arg::Region(region)) = input {
+                values[region.buffer].inputs.push((t, i));
+            }
+        }
+        for (i, region) in task.outputs.iter().enumerate() {
+            values[region.buffer].outputs.push((t, i));
+        }
+    }
+    for (i, copy) in plan.uploads.iter().enumerate() {
+        values[copy.buffer].uploads.push(i);
+    }
+    for (i, copy) in plan.downloads.iter().enumerate() {
+        values[copy.buffer].downloads.push(i);
+    }
+    values.retain(|value| *value != ValueAccesses::default());
+    values
 }

@@ -147,17 +147,19 @@ impl Op for FusedLayers {
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
         let links = self.links_of(x)?;
-        let stages = links.iter().map(|link| {
-            let kernel = link.with_operands(|x| link.op.gpu(x, caps))?;
+        let count = links.len();
+        let stages = links.iter().enumerate().map(|(i, link)| {
             let source = |feed: &Feed| match feed {
                 Feed::Absent => None,
                 Feed::Outer { index, .. } => Some(gpu::StageInput::Input(*index)),
                 Feed::Previous { .. } => Some(gpu::StageInput::Previous),
             };
-            let inputs = link.feeds.iter().map(source).collect();
+            let inputs: Vec<_> = link.feeds.iter().map(source).collect();
+            let caps = gpu::stage_caps(caps, &inputs, i + 1 == count);
+            let kernel = link.with_operands(|x| link.op.gpu(x, &caps))?;
             Some(gpu::Stage { kernel, inputs, bytes: link.ty.bytes() })
         });
-        Some(gpu::sequence(stages.collect::<Option<_>>()?))
+        Some(gpu::sequence(stages.collect::<Option<_>>()?, caps))
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

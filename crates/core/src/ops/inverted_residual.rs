@@ -215,17 +215,18 @@ impl Op for InvertedResidual {
         let count = stages.len();
         let stages = stages.iter().enumerate().map(|(i, (stage, inputs, ty))| {
             let outputs = std::slice::from_ref(ty);
-            let kernel = stage.gpu(&Operands { inputs, outputs }, caps)?;
             let source = |j: usize| match j {
                 0 if i > 0 => gpu::StageInput::Previous,
                 0 => gpu::StageInput::Input(0),
                 3 => gpu::StageInput::Input(2 * count + 1),
                 j => gpu::StageInput::Input(2 * i + j),
             };
-            let inputs = (0..inputs.len()).map(|j| Some(source(j))).collect();
-            Some(gpu::Stage { kernel, inputs, bytes: ty.bytes() })
+            let sources: Vec<_> = (0..inputs.len()).map(|j| Some(source(j))).collect();
+            let caps = gpu::stage_caps(caps, &sources, i + 1 == count);
+            let kernel = stage.gpu(&Operands { inputs, outputs }, &caps)?;
+            Some(gpu::Stage { kernel, inputs: sources, bytes: ty.bytes() })
         });
-        Some(gpu::sequence(stages.collect::<Option<_>>()?))
+        Some(gpu::sequence(stages.collect::<Option<_>>()?, caps))
     }
 
     fn split_axis(&self, x: &Operands<'_>) -> Option<usize> {

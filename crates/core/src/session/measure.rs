@@ -413,6 +413,7 @@ fn submit_ns(engine: &Engine, accelerator: &dyn Accelerator) -> Result<u64, Sess
     };
     spec.tasks = vec![spec.tasks.swap_remove(task)];
     spec.segments = vec![0..1];
+    spec.values.clear();
     let program = accelerator.load(spec)?;
     let whole = fastest(9, || {
         program.launch(0)?;

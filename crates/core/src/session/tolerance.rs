@@ -44,6 +44,12 @@ impl Tolerance {
     /// tensor is a difference of large terms and errs as those do: hence a bound relative to the
     /// tensor's root mean square, not to the element.
     ///
+    /// Where results are stored in as few bits, an operand was rounded when it was stored and is not
+    /// once more: the count stays. What is stored and then summed or normalised before a product takes
+    /// it is rounded once more than is counted: in a transformer's layer twice, beside ten times for its
+    /// five products, which leaves 5.5 of the six standard deviations. Depthwise convolutions, counted
+    /// with two operands, then have one.
+    ///
     /// A softmax at the end is not covered: it amplifies relative errors by the size of its
     /// inputs.
     pub fn of_rounding(significant_bits: u8, operands: u8, depth: usize) -> Tolerance {

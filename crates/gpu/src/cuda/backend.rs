@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{DriverError, sys::CUresult};
 use sparoa_core::{
     backend::{Accelerator, BackendError, Device, DeviceInfo, Program, ProgramSpec},
-    ops::{GpuCaps, MatrixUnits, Op, Operands},
+    ops::{GpuCaps, Halves, MatrixUnits, Op, Operands},
 };
 
 use super::{
@@ -201,7 +201,8 @@ fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>, precision: GpuPrecis
     }
     if precision != GpuPrecision::Fp32 {
         // As little does it hold for another arithmetic.
-        driver.push_str(&format!(", products in {}", precision.name()));
+        let stored = if precision == GpuPrecision::Fp16 { " and activations" } else { "" };
+        driver.push_str(&format!(", products{stored} in {}", precision.name()));
     }
     DeviceInfo {
         device: Device::Gpu,
@@ -241,6 +242,7 @@ fn caps(
             GpuPrecision::Fp16 => Some(MatrixUnits::Fp16),
         },
         warp_groups,
+        halves: Halves::default(),
     }
 }
 

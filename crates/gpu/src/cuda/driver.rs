@@ -200,6 +200,29 @@ impl HostMemory {
         unsafe { self.host.add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) }
     }
 
+    /// [`HostMemory::write`] past the caches: where there is more than they hold, a line that is
+    /// written is not read first.
+    pub(crate) fn write_past_caches(&self, offset: usize, data: &[u8]) {
+        assert!(offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes), "it fits");
+        #[cfg(target_arch = "x86_64")]
+        if offset.is_multiple_of(16) && self.host.addr().is_multiple_of(16) {
+            use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+            let whole = data.len() & !15;
+            // SAFETY: in bounds, as was checked, and aligned; `data` is no part of this memory. Every
+            // processor of this architecture has the instructions.
+            unsafe {
+                let from = data.as_ptr().cast::<__m128i>();
+                let to = self.host.add(offset).cast::<__m128i>();
+                for i in 0..whole / 16 {
+                    _mm_stream_si128(to.add(i), _mm_loadu_si128(from.add(i)));
+                }
+                _mm_sfence();
+            }
+            return self.write(offset + whole, &data[whole..]);
+        }
+        self.write(offset, data);
+    }
+
     /// Copies from `offset` on into `data`.
     pub(crate) fn read(&self, offset: usize, data: &mut [u8]) {
         assert!(offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes), "it fits");

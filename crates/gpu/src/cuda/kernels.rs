@@ -1,4 +1,4 @@
-//! Compiled kernels: one per distinct WGSL text and set of overrides, kept for the backend's life
+//! Compiled kernels: one per distinct WGSL text, set of overrides and of f16 buffers, kept for the backend's life
 //! and, as the compiler's output, on disk.
 
 use std::{
@@ -44,13 +44,15 @@ pub(crate) struct Loaded {
 struct Key {
     source: String,
     overrides: Vec<(&'static str, u64)>,
+    halves: u8,
 }
 
 impl Key {
-    fn new(dispatch: &Dispatch) -> Key {
+    fn new(dispatch: &Dispatch, halves: u8) -> Key {
         Key {
             source: dispatch.source.to_string(),
             overrides: dispatch.overrides.iter().map(|&(n, v)| (n, v.to_bits())).collect(),
+            halves,
         }
     }
 }
@@ -60,17 +62,17 @@ impl Kernels {
         Kernels { nvrtc, compute, cache_dir, loaded: Mutex::default() }
     }
 
-    /// Compiles what `dispatches` need and is not there, on every core: the compiler takes some
-    /// tenths of a second for a kernel.
+    /// Compiles what `dispatches`, each with its buffers of f16, need and is not there, on every
+    /// core: the compiler takes some tenths of a second for a kernel.
     pub(crate) fn compile<'a>(
         &self,
         context: &Arc<Context>,
-        dispatches: impl Iterator<Item = &'a Dispatch>,
+        dispatches: impl Iterator<Item = (&'a Dispatch, u8)>,
     ) -> Result<(), BackendError> {
         let mut missing = Vec::new();
         let mut seen = HashSet::new();
-        for dispatch in dispatches {
-            let key = Key::new(dispatch);
+        for (dispatch, halves) in dispatches {
+            let key = Key::new(dispatch, halves);
             if !self.loaded.lock().contains_key(&key) && seen.insert(key.clone()) {
                 missing.push((key, dispatch));
             }
@@ -83,7 +85,7 @@ impl Kernels {
                     while let Some((key, dispatch)) =
                         missing.get(next.fetch_add(1, Ordering::Relaxed))
                     {
-                        let built = self.build(dispatch);
+                        let built = self.build(dispatch, key.halves);
                         done.lock().push((key.clone(), dispatch.label, built));
                     }
                 });
@@ -102,13 +104,13 @@ impl Kernels {
     }
 
     /// The kernel of a dispatch for which [`Kernels::compile`] was called.
-    pub(crate) fn get(&self, dispatch: &Dispatch) -> Option<Arc<Loaded>> {
-        self.loaded.lock().get(&Key::new(dispatch)).cloned()
+    pub(crate) fn get(&self, dispatch: &Dispatch, halves: u8) -> Option<Arc<Loaded>> {
+        self.loaded.lock().get(&Key::new(dispatch, halves)).cloned()
     }
 
     /// Translates and compiles, or takes the compiled form from disk.
-    fn build(&self, dispatch: &Dispatch) -> Result<(Kernel, Vec<u8>), String> {
-        let kernel = translate::translate(&dispatch.source, &dispatch.overrides)
+    fn build(&self, dispatch: &Dispatch, halves: u8) -> Result<(Kernel, Vec<u8>), String> {
+        let kernel = translate::translate(&dispatch.source, &dispatch.overrides, halves)
             .map_err(|e| e.to_string())?;
         let file = self.cache_dir.as_ref().map(|dir| dir.join(self.file_name(&kernel)));
         if let Some(cubin) = file.as_deref().and_then(|file| cache_file::read(file, MAGIC)) {

@@ -13,6 +13,7 @@ use super::{
     backend::Shared,
     driver::{DeviceMemory, Launch, Stream},
     program::CudaProgram,
+    storage::Storage,
     transfer::Transfers,
 };
 use crate::{
@@ -32,15 +33,18 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
         },
     };
     let mut temps = Vec::new();
+    let halves = Storage::of(&spec, shared.caps.matrix_units);
     let mut bound = Vec::with_capacity(spec.tasks.len());
-    for task in &spec.tasks {
-        bound.push(binder.bind(task, &mut temps)?);
+    for (task, &halves) in spec.tasks.iter().zip(&halves.tasks) {
+        bound.push(binder.bind(task, halves, &mut temps)?);
     }
     // Loading compiled kernels needs the context.
     shared.run("compiling kernels", || Ok(()))?;
-    shared.kernels.compile(&shared.context, bound.iter().flatten().map(|b| &b.dispatch))?;
+    shared
+        .kernels
+        .compile(&shared.context, bound.iter().flatten().map(|b| (&b.dispatch, b.halves)))?;
 
-    let transfers = Transfers::new(shared, &spec)?;
+    let transfers = Transfers::new(shared, &spec, &halves.uploads)?;
     let temps: Vec<DeviceMemory> = temps
         .into_iter()
         .map(|bytes| {
@@ -127,8 +131,8 @@ fn launch(
     transfers: &Transfers,
     temps: &[DeviceMemory],
 ) -> Result<Launch, String> {
-    let Bindings { dispatch, buffers, params } = bindings;
-    let loaded = shared.kernels.get(dispatch).ok_or("its kernel was not compiled")?;
+    let Bindings { dispatch, buffers, params, halves } = bindings;
+    let loaded = shared.kernels.get(dispatch, *halves).ok_or("its kernel was not compiled")?;
     let kernel = &loaded.kernel;
     if kernel.buffers != buffers.len() || kernel.params_bytes != 4 * params.len() {
         return Err(format!(
@@ -140,8 +144,8 @@ fn launch(
             4 * params.len()
         ));
     }
-    let buffers = buffers.iter().map(|bound| match bound {
-        Bound::Slot(view) => transfers.address(view),
+    let buffers = buffers.iter().enumerate().map(|(i, bound)| match bound {
+        Bound::Slot(view) => transfers.address(view, halves >> i & 1 == 1),
         Bound::Resident(resident) => resident.buffer.address,
         Bound::Temp(i) => temps[*i].address,
     });

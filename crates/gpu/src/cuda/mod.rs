@@ -10,6 +10,7 @@ mod nvrtc;
 mod options;
 mod program;
 mod share;
+mod storage;
 mod transfer;
 mod translate;
 

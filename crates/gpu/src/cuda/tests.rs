@@ -5,6 +5,7 @@
 mod emulation;
 #[cfg(target_os = "linux")]
 mod faults;
+mod plans;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/gpu/rounded.rs"]
 mod rounded;
@@ -23,16 +24,17 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use sparoa_core::{
     ir::{Shapes, passes, specialize},
     ops::{
-        self, Dispatch, GpuCaps, MatrixUnits, Op, Operand, Operands,
+        self, Dispatch, GpuCaps, Halves, MatrixUnits, Op, Operand, Operands,
         conv::{Conv, Layout, ResidualKind, Window},
         gemm::Linear,
     },
-    tensor::{Tensor, TensorType},
+    tensor::{DType, Tensor, TensorType},
     zoo,
 };
 use sparoa_kernels::Activation;
 
 use super::{nvrtc::Nvrtc, translate::translate};
+use crate::bind::half_buffers;
 
 /// Jetson Xavier, Jetson Orin, Ada, Hopper.
 const ARCHITECTURES: [(i32, i32); 4] = [(7, 2), (8, 7), (8, 9), (9, 0)];
@@ -54,13 +56,37 @@ fn all_caps() -> Vec<GpuCaps> {
         GpuCaps { units: 16, matrix_units: Some(MatrixUnits::Tf32), ..base.clone() },
         GpuCaps { f16: true, matrix_units: Some(MatrixUnits::Fp16), ..base.clone() },
         GpuCaps { units: 132, aligned: false, matrix_units: Some(MatrixUnits::Fp16), ..base },
+        with_halves(0),
+        with_halves(132),
+        GpuCaps { aligned: false, ..with_halves(16) },
     ]
 }
 
-/// Distinct kernels by their text, for some devices.
+/// With everything stored as f16 that can be; see [`halves`].
+fn with_halves(units: u32) -> GpuCaps {
+    let all = Halves { inputs: u64::MAX, outputs: u64::MAX, temps: true };
+    GpuCaps { f16: true, matrix_units: Some(MatrixUnits::Fp16), halves: all, ..caps(units) }
+}
+
+/// Those of a node's operands that can be stored as f16, if `caps` has any so stored.
+fn halves(operands: &Operands<'_>, caps: &GpuCaps) -> Halves {
+    let float = |ty: &TensorType| ty.dtype == DType::F32;
+    let bits = |list: &mut dyn Iterator<Item = bool>| {
+        list.take(Halves::OPERANDS).enumerate().fold(0, |bits, (i, b)| bits | u64::from(b) << i)
+    };
+    let input =
+        |o: &Option<Operand>| o.as_ref().is_some_and(|o| o.constant.is_none() && float(&o.ty));
+    Halves {
+        inputs: caps.halves.inputs & bits(&mut operands.inputs.iter().map(input)),
+        outputs: caps.halves.outputs & bits(&mut operands.outputs.iter().map(float)),
+        temps: caps.halves.temps,
+    }
+}
+
+/// Distinct kernels by their text and buffers of f16, for some devices.
 struct Kernels {
     caps: Vec<GpuCaps>,
-    all: BTreeMap<String, Dispatch>,
+    all: BTreeMap<(String, u8), Dispatch>,
 }
 
 impl Kernels {
@@ -69,9 +95,14 @@ impl Kernels {
     }
 
     fn add(&mut self, op: &dyn Op, operands: &Operands<'_>) {
-        for kernel in self.caps.iter().filter_map(|caps| op.gpu(operands, caps)) {
-            for dispatch in kernel.dispatches {
-                self.all.insert(dispatch.source.to_string(), dispatch);
+        for caps in &self.caps {
+            let halves = halves(operands, caps);
+            let kernel = op.gpu(operands, &GpuCaps { halves, ..caps.clone() });
+            for dispatch in kernel.iter().flat_map(|kernel| &kernel.dispatches) {
+                let half_temps = kernel.iter().flat_map(|kernel| &kernel.half_temps).copied();
+                let half_temps: Vec<usize> = half_temps.collect();
+                let bits = half_buffers(dispatch, &half_temps, operands, halves);
+                self.all.insert((dispatch.source.to_string(), bits), dispatch.clone());
             }
         }
     }
@@ -175,15 +206,17 @@ fn of_samples(caps: &[GpuCaps]) -> Kernels {
 }
 
 /// Compiles kernels for architectures; every refusal.
-fn compile(nvrtc: &Nvrtc, work: &[(Dispatch, (i32, i32))]) -> Vec<String> {
+fn compile(nvrtc: &Nvrtc, work: &[(Dispatch, u8, (i32, i32))]) -> Vec<String> {
     let next = AtomicUsize::new(0);
     let refused = parking_lot::Mutex::new(Vec::new());
     let cores = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
-                while let Some((dispatch, arch)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let kernel = translate(&dispatch.source, &dispatch.overrides).unwrap();
+                while let Some((dispatch, halves, arch)) =
+                    work.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let kernel = translate(&dispatch.source, &dispatch.overrides, *halves).unwrap();
                     let cubin = nvrtc.compile(&kernel.source, *arch);
                     if let Err(error) = cubin {
                         refused.lock().push(format!("{} for {arch:?}: {error}", dispatch.label));
@@ -205,8 +238,8 @@ fn every_kernel_has_a_cuda_form() {
     ] {
         println!("{} kernels of {from}", kernels.all.len());
         assert!(kernels.all.len() >= least, "{from}");
-        for dispatch in kernels.all.values() {
-            let kernel = translate(&dispatch.source, &dispatch.overrides)
+        for ((_, halves), dispatch) in &kernels.all {
+            let kernel = translate(&dispatch.source, &dispatch.overrides, *halves)
                 .unwrap_or_else(|e| panic!("{}: {e}\n{}", dispatch.label, dispatch.source));
             assert_eq!(kernel.buffers, dispatch.bindings.len(), "{}", dispatch.label);
             let params = 4 * (8 + dispatch.params.len()).next_multiple_of(4);
@@ -248,9 +281,9 @@ fn kernels_compile_for_every_architecture() {
         warp_groups,
         ..caps(units)
     };
-    let mut seen: BTreeSet<String> = usual.into_keys().collect();
+    let mut seen: BTreeSet<(String, u8)> = usual.into_keys().collect();
     let mut add = |kernels: Kernels, arch, with: &str| {
-        let new = kernels.all.into_iter().filter(|(text, _)| text.contains(with));
+        let new = kernels.all.into_iter().filter(|((text, _), _)| text.contains(with));
         let new: Vec<_> = new.filter(|(text, _)| seen.insert(text.clone())).collect();
         println!("{} texts for {arch:?} alone", new.len());
         if known.contains(&arch) {
@@ -261,13 +294,17 @@ fn kernels_compile_for_every_architecture() {
     add(of_models(&[tensor(132, true, false)]), (8, 9), "");
     let hopper = (9, 0);
     if nvrtc.has_warp_groups(hopper) {
-        let together = of_models(&[tensor(132, false, true), tensor(132, true, true)]);
+        let stored = GpuCaps { warp_groups: true, ..with_halves(132) };
+        let together = of_models(&[tensor(132, false, true), tensor(132, true, true), stored]);
         add(together, hopper, "native_group_");
     }
+    add(of_models(&[with_halves(132)]), (8, 9), "");
+    add(of_examples(&[with_halves(132)]), (8, 7), "");
     add(of_models(&[GpuCaps { aligned: false, ..caps(16) }]), (8, 7), "");
     add(of_examples(&[caps(132), tensor(16, true, false)]), (8, 7), "");
     add(of_samples(&[caps(132), tensor(16, false, false)]), (8, 7), "");
-    let work: Vec<_> = work.into_iter().map(|((_, arch), dispatch)| (dispatch, arch)).collect();
+    let work: Vec<_> =
+        work.into_iter().map(|(((_, halves), arch), dispatch)| (dispatch, halves, arch)).collect();
     let refused = compile(&nvrtc, &work);
     assert!(refused.is_empty(), "{}", refused.join("\n"));
 }

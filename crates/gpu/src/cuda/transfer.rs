@@ -6,10 +6,11 @@
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use cudarc::driver::DriverError;
+use half::{f16, slice::HalfFloatSliceExt};
 use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
 use sparoa_kernels::Pool;
 
@@ -18,18 +19,20 @@ use super::{
     driver::{Address, DeviceMemory, Event, EventKind, HostMemory, Stream},
 };
 use crate::{
+    bind::place,
     copies::{Plan, check_length, no_such, overlap},
     residency::padded,
 };
 
-/// Bytes that an upload advances by: few enough that copies begin early, and where there are many
-/// bytes so many that the copies' own latencies do not count.
-const PIECES: [usize; 2] = [512 << 10, 2 << 20];
-/// Pieces that a long upload is cut into at least.
-const MANY: usize = 16;
+/// Bytes that a thread fills at a time, at most: few enough that copies begin early.
+const PIECE: usize = 512 << 10;
 /// Pieces from which on several threads fill the staging memory: to wake them takes as long as
 /// one piece.
 const ENOUGH: usize = 3;
+/// Bytes from which on an upload is written past the caches.
+const LARGE: usize = 8 << 20;
+/// Copies that an upload is made of at most: to queue one takes microseconds.
+const COPIES: usize = 8;
 
 /// The copies of one program, and the slots they go to.
 pub(crate) struct Transfers {
@@ -55,6 +58,8 @@ enum Slot {
 
 struct Upload {
     view: View,
+    /// What arrives is f16.
+    half: bool,
     /// `None`: direct.
     staging: Option<HostMemory>,
     copied: Event,
@@ -74,6 +79,39 @@ struct Download {
     eager: bool,
 }
 
+/// What so many bytes of f32 take.
+fn stored(bytes: usize, half: bool) -> usize {
+    if half { bytes / 2 } else { bytes }
+}
+
+/// Writes `bytes`, or as `half` the f32 in them rounded to f16, to `offset` of `memory`; `large`: there
+/// are more than caches hold.
+fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: bool, large: bool) {
+    let put = |offset: usize, bytes: &[u8]| match large {
+        true => memory.write_past_caches(offset, bytes),
+        false => memory.write(offset, bytes),
+    };
+    if !half {
+        return put(offset, bytes);
+    }
+    // Few enough that they stay in the nearest cache.
+    let mut rounded = [f16::ZERO; 2048];
+    let mut values = [0f32; 2048];
+    for (i, part) in bytes.chunks(size_of_val(&values)).enumerate() {
+        let count = part.len() / size_of::<f32>();
+        let rounded = &mut rounded[..count];
+        match bytemuck::try_cast_slice::<u8, f32>(part) {
+            Ok(values) => rounded.convert_from_f32_slice(values),
+            Err(_) => {
+                let values = &mut values[..count];
+                bytemuck::cast_slice_mut(values).copy_from_slice(part);
+                rounded.convert_from_f32_slice(values);
+            }
+        }
+        put(offset + i * 2 * 2048, bytemuck::cast_slice(rounded));
+    }
+}
+
 /// Segments of which a task's views, as `views` lists them, overlap `copy`.
 fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
     let touches = |task: usize| {
@@ -90,8 +128,13 @@ fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
 }
 
 impl Transfers {
-    /// Decides every copy's path and makes slots and staging memory.
-    pub(crate) fn new(shared: &Shared, spec: &ProgramSpec) -> Result<Transfers, BackendError> {
+    /// Decides every copy's path and makes slots and staging memory. `halves`: the uploads whose
+    /// targets are stored as f16.
+    pub(crate) fn new(
+        shared: &Shared,
+        spec: &ProgramSpec,
+        halves: &[bool],
+    ) -> Result<Transfers, BackendError> {
         let plan = Plan::new(spec, shared.direct);
         let context = &shared.context;
         let directs = spec.uploads.iter().zip(&plan.direct_uploads);
@@ -107,17 +150,17 @@ impl Transfers {
         }
         let kind = if spec.beside_cpu { EventKind::Sleeping } else { EventKind::Spinning };
         let event = || shared.run("an event", || Event::new(context, kind));
-        let staging = |view: &View, direct: bool| match direct {
+        let staging = |bytes: usize, direct: bool| match direct {
             true => Ok(None),
-            false => {
-                shared.run("staging", || HostMemory::new(context, padded(view.bytes))).map(Some)
-            }
+            false => shared.run("staging", || HostMemory::new(context, padded(bytes))).map(Some),
         };
         let mut uploads = Vec::with_capacity(spec.uploads.len());
-        for (view, &direct) in spec.uploads.iter().zip(&plan.direct_uploads) {
+        let copies = spec.uploads.iter().zip(&plan.direct_uploads).zip(halves);
+        for ((view, &direct), &half) in copies {
             uploads.push(Upload {
                 view: *view,
-                staging: staging(view, direct)?,
+                half,
+                staging: staging(stored(view.bytes, half), direct)?,
                 copied: event()?,
                 after: segments(spec, view, true),
             });
@@ -130,7 +173,7 @@ impl Transfers {
             }
             downloads.push(Download {
                 view: *view,
-                staging: staging(view, plan.direct_downloads[i])?,
+                staging: staging(view.bytes, plan.direct_downloads[i])?,
                 copied: event()?,
                 after: segments(spec, view, false),
                 uploaded: spec.uploads.iter().any(|upload| overlap(upload, view)),
@@ -161,13 +204,13 @@ impl Transfers {
         slots.chain(up.chain(down).map(|memory| memory.bytes)).sum()
     }
 
-    /// Where the device finds a view's first byte.
-    pub(crate) fn address(&self, view: &View) -> Address {
+    /// Where the device finds a view's first byte; `half`: its elements are stored as f16.
+    pub(crate) fn address(&self, view: &View, half: bool) -> Address {
         let start = match &self.slots[view.slot] {
             Slot::Device(memory) => memory.address,
             Slot::Host(memory) => memory.address,
         };
-        start + view.offset as Address
+        start + place(view, half) as Address
     }
 
     /// Waits for every copy.
@@ -199,7 +242,7 @@ impl Transfers {
     fn queue(&self, download: &Download) -> Result<(), DriverError> {
         let Download { view, staging, copied, .. } = download;
         let Some(staging) = staging else { return Ok(()) };
-        self.outward.copy_out(staging, self.address(view), view.bytes)?;
+        self.outward.copy_out(staging, self.address(view, false), view.bytes)?;
         copied.record(&self.outward)
     }
 
@@ -208,28 +251,44 @@ impl Transfers {
     fn stage(
         &self,
         shared: &Shared,
-        to: Address,
+        upload: &Upload,
         staging: &HostMemory,
         bytes: &[u8],
         pool: &Pool,
     ) -> Result<(), DriverError> {
+        let half = upload.half;
+        let to = self.address(&upload.view, half);
+        let threads = if bytes.len() < ENOUGH * PIECE { 1 } else { pool.threads() };
+        // Every thread has as many pieces, and at least two: the first travel meanwhile.
+        let rounds = bytes.len().div_ceil(threads * PIECE).max(2);
+        let size = bytes.len().div_ceil(threads * rounds).next_multiple_of(4096);
+        let pieces = bytes.len().div_ceil(size);
+        let group = pieces.div_ceil(COPIES);
+        let filled = [const { AtomicUsize::new(0) }; COPIES];
         let failure = OnceLock::new();
-        let [least, most] = PIECES;
-        let size = (bytes.len() / MANY).clamp(least, most);
         let advance = |index: usize| {
             let start = index * size;
             let piece = &bytes[start..bytes.len().min(start + size)];
-            staging.write(start, piece);
-            let queued = shared.context.bind().and_then(|()| {
-                self.inward.copy_in(to + start as Address, staging, start, piece.len())
-            });
+            write(staging, stored(start, half), piece, half, bytes.len() >= LARGE);
+            let (first, end) = (index / group * group, (index / group + 1) * group);
+            let all = end.min(pieces) - first;
+            // Who fills the last one sees what the others wrote.
+            if filled[index / group].fetch_add(1, Ordering::AcqRel) + 1 < all {
+                return;
+            }
+            let (at, end) = (first * size, bytes.len().min(end * size));
+            let (at, len) = (stored(at, half), stored(end - at, half));
+            let queued = shared
+                .context
+                .bind()
+                .and_then(|()| self.inward.copy_in(to + at as Address, staging, at, len));
             if let Err(error) = queued {
                 failure.get_or_init(|| error);
             }
         };
-        match bytes.len().div_ceil(size) {
-            pieces if pieces >= ENOUGH => pool.run(pieces, &advance),
-            pieces => (0..pieces).for_each(advance),
+        match threads {
+            1 => (0..pieces).for_each(advance),
+            _ => pool.run(pieces, &advance),
         }
         failure.into_inner().map_or(Ok(()), Err)
     }
@@ -243,7 +302,7 @@ impl Transfers {
         pool: &Pool,
     ) -> Result<(), BackendError> {
         let upload = self.uploads.get(copy).ok_or_else(|| no_such("upload", copy))?;
-        let Upload { view, staging, copied, after } = upload;
+        let Upload { view, half, staging, copied, after } = upload;
         check_length("upload", copy, view, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
@@ -257,7 +316,7 @@ impl Transfers {
                     for event in users {
                         self.inward.wait(event)?;
                     }
-                    self.stage(shared, self.address(view), staging, bytes, pool)?;
+                    self.stage(shared, upload, staging, bytes, pool)?;
                     copied.record(&self.inward)?;
                     self.uploaded.record(&self.inward)?;
                     self.pending.store(true, Ordering::Release);
@@ -266,7 +325,7 @@ impl Transfers {
                     for event in users {
                         event.synchronize()?;
                     }
-                    slot.write(view.offset, bytes);
+                    write(slot, place(view, *half), bytes, *half, false);
                 }
                 (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
             }

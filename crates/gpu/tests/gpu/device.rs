@@ -6,8 +6,8 @@ use std::{
 };
 
 use sparoa_core::{
-    backend::{Accelerator, Arg, BackendError, ProgramSpec, TaskSpec, View},
-    ops::{Op, Operand, Operands, evaluate},
+    backend::{Accelerator, Arg, BackendError, ProgramSpec, TaskSpec, ValueAccesses, View},
+    ops::{self, Op, Operand, Operands, evaluate},
     tensor::{DType, Tensor, TensorType},
 };
 use sparoa_gpu::{GpuOptions, open_gpu};
@@ -78,6 +78,53 @@ impl Case {
 
     /// The backend's outputs. Each run-time value lies `lead` bytes into its slot.
     pub fn on_gpu(&self, gpu: &dyn Accelerator, lead: usize) -> Result<Vec<Tensor>, BackendError> {
+        let (spec, uploads) = self.program(lead);
+        run(gpu, spec, &uploads)
+    }
+
+    /// The same of outputs that are f32 and stay on the device, where a backend may store them, and
+    /// the inputs, otherwise: their negatives are what is downloaded, and negated again.
+    pub fn on_gpu_alone(
+        &self,
+        gpu: &dyn Accelerator,
+        lead: usize,
+    ) -> Result<Vec<Tensor>, BackendError> {
+        let (mut spec, uploads) = self.program(lead);
+        let negate = (ops::find("", "Neg").unwrap().parse)(&ops::Attributes::default()).unwrap();
+        let float =
+            |arg: &Option<Arg>| matches!(arg, Some(Arg::Slot(_, ty)) if ty.dtype == DType::F32);
+        let inputs = spec.tasks[0].inputs.iter().enumerate();
+        let slots = inputs.filter(|(_, arg)| matches!(arg, Some(Arg::Slot(..))));
+        for (upload, (i, _)) in slots.enumerate().filter(|(_, (_, arg))| float(arg)) {
+            let value = ValueAccesses { inputs: vec![(0, i)], ..ValueAccesses::default() };
+            spec.values.push(ValueAccesses { uploads: vec![upload], ..value });
+        }
+        for (i, (view, ty)) in spec.tasks[0].outputs.clone().into_iter().enumerate() {
+            let negative = View { slot: spec.slots.len(), ..view };
+            spec.slots.push(lead + view.bytes);
+            spec.values.push(ValueAccesses {
+                inputs: vec![(spec.tasks.len(), 0)],
+                outputs: vec![(0, i)],
+                ..ValueAccesses::default()
+            });
+            spec.tasks.push(TaskSpec {
+                name: "negative".to_owned(),
+                op: negate.clone(),
+                inputs: vec![Some(Arg::Slot(view, ty.clone()))],
+                outputs: vec![(negative, ty)],
+            });
+            spec.downloads[i] = negative;
+        }
+        spec.segments = vec![0..spec.tasks.len()];
+        let mut results = run(gpu, spec, &uploads)?;
+        for result in &mut results {
+            result.as_slice_mut::<f32>().unwrap().iter_mut().for_each(|v| *v = -*v);
+        }
+        Ok(results)
+    }
+
+    /// A program of this node alone, and what to upload.
+    fn program(&self, lead: usize) -> (ProgramSpec, Vec<&Tensor>) {
         let outputs = self.outputs().unwrap();
         let mut spec = ProgramSpec::default();
         let slot = |spec: &mut ProgramSpec, bytes: usize| {
@@ -100,26 +147,11 @@ impl Case {
         let outputs: Vec<(View, TensorType)> =
             outputs.into_iter().map(|ty| (slot(&mut spec, ty.bytes()), ty)).collect();
         spec.downloads = outputs.iter().map(|(view, _)| *view).collect();
-        let task = TaskSpec {
-            name: self.op.op_type().to_owned(),
-            op: self.op.clone(),
-            inputs,
-            outputs: outputs.clone(),
-        };
+        let task =
+            TaskSpec { name: self.op.op_type().to_owned(), op: self.op.clone(), inputs, outputs };
         spec.tasks.push(task);
         spec.segments.push(0..1);
-        let program = gpu.load(spec)?;
-        for (i, value) in uploads.into_iter().enumerate() {
-            program.upload(i, value.bytes(), &pool())?;
-        }
-        program.launch(0)?;
-        let mut results = Vec::new();
-        for (i, (_, ty)) in outputs.into_iter().enumerate() {
-            let mut tensor = Tensor::zeros(ty);
-            program.download(i, tensor.bytes_mut())?;
-            results.push(tensor);
-        }
-        Ok(results)
+        (spec, uploads)
     }
 
     /// Runs it on both and compares.
@@ -131,6 +163,27 @@ impl Case {
             assert_close(expected, got, name);
         }
     }
+}
+
+/// Runs a program once; its downloads have the types of the first task's outputs.
+fn run(
+    gpu: &dyn Accelerator,
+    spec: ProgramSpec,
+    uploads: &[&Tensor],
+) -> Result<Vec<Tensor>, BackendError> {
+    let types: Vec<TensorType> = spec.tasks[0].outputs.iter().map(|(_, ty)| ty.clone()).collect();
+    let program = gpu.load(spec)?;
+    for (i, value) in uploads.iter().enumerate() {
+        program.upload(i, value.bytes(), &pool())?;
+    }
+    program.launch(0)?;
+    let mut results = Vec::new();
+    for (i, ty) in types.into_iter().enumerate() {
+        let mut tensor = Tensor::zeros(ty);
+        program.download(i, tensor.bytes_mut())?;
+        results.push(tensor);
+    }
+    Ok(results)
 }
 
 /// Equal integers; floats within the error that another order of summation makes.

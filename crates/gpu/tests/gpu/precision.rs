@@ -1,6 +1,6 @@
 //! Tensor cores of an NVIDIA GPU against double precision; other GPUs refuse TF32.
 
-use sparoa_core::backend::BackendError;
+use sparoa_core::{backend::BackendError, ops, tensor::Tensor};
 use sparoa_gpu::{GpuOptions, GpuPrecision, open_gpu};
 
 use crate::{
@@ -32,11 +32,42 @@ fn products_on_tensor_cores_are_within_their_bounds() {
                 for lead in [0, 4] {
                     let got = case.on_gpu(&*gpu, lead).unwrap();
                     let how = format!("in {} for {units:?} units, {lead}", precision.name());
-                    rounded::check(&sample, got[0].as_slice().unwrap(), &how);
+                    rounded::check(&sample, got[0].as_slice().unwrap(), false, &how);
+                    let got = case.on_gpu_alone(&*gpu, lead).unwrap();
+                    let stored = precision == GpuPrecision::Fp16;
+                    let how = format!("{how}, on the device alone");
+                    rounded::check(&sample, got[0].as_slice().unwrap(), stored, &how);
                 }
             }
         }
     }
+}
+
+/// What f16 cannot hold becomes infinite, as it does on every engine that computes in f16; inputs
+/// that it cannot hold are so already.
+#[test]
+fn overflow_is_infinite() {
+    let options =
+        GpuOptions { name: Some("cuda".to_owned()), precision: GpuPrecision::Fp16, ..options() };
+    let gpu = match open_gpu(&options) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("skipped: {error}");
+            return;
+        }
+    };
+    let values = [1.0f32, -300.0, 65_504.0, 65_519.0, 65_520.0, -1.0e6, 1.0e-7, 0.1];
+    let stored =
+        [1.0, -300.0, 65_504.0, 65_504.0, f32::INFINITY, f32::NEG_INFINITY, 2.0f32.powi(-23)];
+    let case = Case {
+        op: (ops::find("", "Neg").unwrap().parse)(&ops::Attributes::default()).unwrap(),
+        inputs: vec![Some(Tensor::from_slice([8], &values))],
+        constant: vec![false],
+    };
+    let got = case.on_gpu_alone(&*gpu, 0).unwrap().remove(0);
+    let got: Vec<f32> = got.as_slice::<f32>().unwrap().iter().map(|v| -v).collect();
+    assert_eq!(got[..7], stored);
+    assert!(got[7] != 0.1 && (got[7] - 0.1).abs() < 0.1 / 2048.0, "{}", got[7]);
 }
 
 #[test]

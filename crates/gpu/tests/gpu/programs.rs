@@ -65,6 +65,7 @@ fn split_value() -> ProgramSpec {
         uploads: vec![view(0, 0, 2), view(1, 2, 1)],
         downloads: vec![view(1, 0, 2), view(2, 0, 3), view(2, 1, 1)],
         beside_cpu: true,
+        values: Vec::new(),
     }
 }
 
@@ -125,6 +126,7 @@ fn three_threads() {
             uploads: vec![view(0, 0, 8), view(1, 0, 8)],
             downloads: vec![view(2, 0, 8), view(3, 0, 8)],
             beside_cpu: true,
+            values: Vec::new(),
         };
         let program = gpu.load(spec).unwrap();
         let barrier = Barrier::new(3);
@@ -182,6 +184,7 @@ fn programs_share_weights() {
             uploads: vec![whole(0)],
             downloads: vec![whole(1)],
             beside_cpu: true,
+            values: Vec::new(),
         }
     };
     // Equal weights in different tensors: the second program finds the first one's buffer.

@@ -234,6 +234,9 @@ pub fn samples() -> Vec<Sample> {
         conv(6, 1, [4, 9], 1),
         conv(5, 2, [12, 7], 1),
         conv(9, 1, [24, 130], 1),
+        conv(8, 2, [16, 20], 2),
+        conv(12, 1, [64, 128], 1),
+        linear(300, 192, 160, true),
         attention(19, 37, 32, 32, false),
         attention(70, 70, 64, 64, true),
         attention(5, 131, 64, 40, false),
@@ -241,12 +244,15 @@ pub fn samples() -> Vec<Sample> {
     ]
 }
 
-/// Panics where a result is off by more than it may.
-pub fn check(sample: &Sample, got: &[f32], how: &str) {
+/// Panics where a result is off by more than it may. `stored`: results are rounded to f16; that inputs
+/// are is what the bound has operands be.
+pub fn check(sample: &Sample, got: &[f32], stored: bool, how: &str) {
     assert_eq!(sample.expected.len(), got.len(), "{}", sample.name);
     for (i, (&got, (expected, bound))) in
         got.iter().zip(sample.expected.iter().zip(&sample.bound)).enumerate()
     {
+        let again = if stored { ROUNDING * (expected.abs() + bound) + TINY } else { 0.0 };
+        let bound = &(bound + again);
         let off = (f64::from(got) - expected).abs();
         assert!(
             off <= *bound,

@@ -90,9 +90,20 @@ impl Epilogue {
         Epilogue { activation, residual }
     }
 
+    /// Whether there is a residual.
+    pub(super) fn has_residual(&self) -> bool {
+        self.residual != ResidualKind::None
+    }
+
+    /// Whether it takes many instructions for each result.
+    pub(super) fn is_long(&self) -> bool {
+        needs_math(self.activation)
+    }
+
     /// Adds to `shader` the parameters, the residual's buffer `residual` (elements as the
     /// output's) and the functions `finish1(sum, at)` and `finish4(sum, at)`, where `at` is the
-    /// output element's (or vector's) index. `rounded`: the sums are of rounded operands.
+    /// output element's (or vector's) index; with a residual also `join1(sum, beside)` and
+    /// `join4(sum, beside)`, which take its element. `rounded`: the sums are of rounded operands.
     pub(in crate::ops) fn add(
         &self,
         shader: Shader,
@@ -105,14 +116,17 @@ impl Epilogue {
             shader = shader.buffer("residual", Binding::Input(RESIDUAL_INPUT), element);
         }
         let (suffix, ty) = if element == "f32" { ("1", "f32") } else { ("4", "vec4<f32>") };
-        let result = match self.residual {
-            ResidualKind::None => format!("activate{suffix}(v)"),
-            ResidualKind::BeforeActivation => {
-                format!("activate{suffix}(v + residual[at_residual() + at])")
-            }
-            ResidualKind::AfterActivation => {
-                format!("activate{suffix}(v) + residual[at_residual() + at]")
-            }
+        let joined = match self.residual {
+            ResidualKind::None => None,
+            ResidualKind::BeforeActivation => Some(format!("activate{suffix}(v + beside)")),
+            ResidualKind::AfterActivation => Some(format!("activate{suffix}(v) + beside")),
+        };
+        let (join, result) = match joined {
+            None => (String::new(), format!("activate{suffix}(v)")),
+            Some(joined) => (
+                format!("fn join{suffix}(v: {ty}, beside: {ty}) -> {ty} {{ return {joined}; }}\n"),
+                format!("join{suffix}(v, residual[at_residual() + at])"),
+            ),
         };
         let activate = match self.activation {
             Activation::Gelu if rounded => SHORT_GELU.replace("$T", ty).replace("$N", suffix),
@@ -122,7 +136,7 @@ impl Epilogue {
             }
         };
         let finish = format!(
-            "{activate}fn finish{suffix}(v: {ty}, at: u32) -> {ty} {{ return {result}; }}\n"
+            "{activate}{join}fn finish{suffix}(v: {ty}, at: u32) -> {ty} {{ return {result}; }}\n"
         );
         shader.define("epilogue", finish)
     }

@@ -2,14 +2,16 @@
 //! queries; keys and values pass by in tiles, shared through workgroup memory on hardware and
 //! through subgroup broadcasts on software adapters. Where the rows are too few for the GPU, several
 //! invocations share one, each with a part of the keys, and join their results at the end. Matrix
-//! units, where they are asked for, have a form of their own ([`super::matrix_attention`]).
+//! units, where they are asked for, have a form of their own ([`super::matrix_attention`]), and one for
+//! operands stored as f16 ([`super::chunk_attention`]).
 
 use std::fmt::Write;
 
 use sparoa_kernels::attention::{AttentionShape, Strides};
 
 use super::{
-    Binding, GpuCaps, GpuKernel, matrix_attention::Form, shader::Shader, tile::software_lanes,
+    Binding, GpuCaps, GpuKernel, MatrixUnits, chunk_attention::Form as ChunkForm,
+    matrix_attention::Form, shader::Shader, tile::software_lanes,
 };
 use crate::{
     ops::{Operands, attention::BIAS_INPUT},
@@ -50,8 +52,11 @@ pub(in crate::ops) fn attention(
         return None;
     }
     let element = if caps.aligned { "vec4<f32>" } else { "f32" };
+    let chunks = if chunks(s, place, x, caps) { ChunkForm::new(s, caps) } else { None };
+    // What q, k and v are bound and counted as.
+    let (operand, unit) = if chunks.is_some() { ("vec4<u32>", 8) } else { (element, 4) };
     let mut access = String::new();
-    for name in ["q", "k", "v"] {
+    for name in ["q", "k", "v"].into_iter().filter(|_| chunks.is_none()) {
         let load = match caps.aligned {
             true => format!("{name}[at_{name}() + i]"),
             false => {
@@ -68,15 +73,15 @@ pub(in crate::ops) fn attention(
          for (var j = 0u; j < 4u; j++) { y[at_y() + i * 4u + j] = v[j]; }\n}\n"
     });
     let mut shader = Shader::new("attention");
-    let part = if place.packed { s.heads * s.head_dim / 4 } else { 0 };
+    let part = if place.packed { s.heads * s.head_dim / unit } else { 0 };
     for (i, name) in ["q", "k", "v"].into_iter().enumerate() {
         let input = if place.packed { 0 } else { i };
         let Strides { batch, head, row } = place.strides[i];
         shader = shader
-            .buffer(name, Binding::Input(input), element)
-            .size(format!("{name}_batch"), batch / 4)
-            .size(format!("{name}_head"), head / 4)
-            .size(format!("{name}_row"), row / 4)
+            .buffer(name, Binding::Input(input), operand)
+            .size(format!("{name}_batch"), batch / unit)
+            .size(format!("{name}_head"), head / unit)
+            .size(format!("{name}_row"), row / unit)
             .size(format!("{name}_first"), i * part);
     }
     let Strides { batch, head, row } = place.strides[3];
@@ -101,13 +106,15 @@ pub(in crate::ops) fn attention(
     let seen = if causal { "key < p.keys && key + p.rows <= row + p.keys" } else { "key < p.keys" };
     let (qd, vd) = (s.head_dim / 4, s.v_dim / 4);
     let lanes = software_lanes(caps);
-    let (rows, text) = match (lanes, Form::new(s, caps)) {
-        (Some(lanes), _) => (lanes, software(qd, vd, lanes)?),
-        (None, Some(form)) => (form.rows(), form.text()?),
-        (None, None) => {
-            let team = team(s, caps);
-            (THREADS / team, hardware(qd, vd, team)?)
-        }
+    let (rows, text) = if let Some(lanes) = lanes {
+        (lanes, software(qd, vd, lanes)?)
+    } else if let Some(form) = chunks {
+        (form.rows(), form.text()?)
+    } else if let Some(form) = Form::new(s, caps) {
+        (form.rows(), form.text()?)
+    } else {
+        let team = team(s, caps);
+        (THREADS / team, hardware(qd, vd, team)?)
     };
     let text = format!(
         "fn bias_of(b: u32, h: u32, row: u32, key: u32) -> f32 {{ {bias_text} }}\n\
@@ -118,6 +125,19 @@ pub(in crate::ops) fn attention(
     let grid = [s.q_len.div_ceil(rows), s.heads, s.batch];
     let dispatch = shader.build(&text, grid)?;
     Some(GpuKernel { dispatches: vec![dispatch], ..GpuKernel::default() })
+}
+
+/// Whether queries, keys and values are stored as f16, in whole chunks of eight.
+fn chunks(s: &AttentionShape, place: &Placement, x: &Operands<'_>, caps: &GpuCaps) -> bool {
+    let inputs = if place.packed { 0..1 } else { 0..3 };
+    let whole = |strides: &Strides| {
+        [strides.batch, strides.head, strides.row].iter().all(|n| n.is_multiple_of(8))
+    };
+    caps.aligned
+        && caps.matrix_units == Some(MatrixUnits::Fp16)
+        && inputs.clone().all(|i| caps.halves.input(i) && x.constant(i).is_none())
+        && place.strides[..3].iter().all(whole)
+        && (!place.packed || (s.heads * s.head_dim).is_multiple_of(8))
 }
 
 /// Loads of the query row and the start of the sums.

@@ -40,7 +40,8 @@ pub(in crate::ops) fn conv(op: &Conv, x: &Operands<'_>, caps: &GpuCaps) -> Optio
         let mut constants = vec![packing::depthwise_weight(weight)];
         constants.extend(bias.map(|b| packing::bias(b, 1)));
         let dispatch = depthwise_dispatch(&shape, &flat, constants.len() > 1, &epilogue, caps)?;
-        return Some(GpuKernel { dispatches: vec![dispatch], constants, temps: Vec::new() });
+        let dispatches = vec![dispatch];
+        return Some(GpuKernel { dispatches, constants, ..GpuKernel::default() });
     }
     let (c_in, c_out) = (shape.c_in / shape.groups, shape.c_out / shape.groups);
     let [oh, ow] = flat.output;

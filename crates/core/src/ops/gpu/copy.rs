@@ -71,29 +71,31 @@ impl View {
         view
     }
 
-    /// The same in whole vec4s, if both sides allow it.
-    fn vectors(&self) -> Option<View> {
+    /// The same in whole vectors of `width` elements, if both sides allow it.
+    fn vectors(&self, width: usize) -> Option<View> {
         let last = self.dims.len().checked_sub(1)?;
+        let size = width as isize;
         let whole = |strides: &[isize], offset: isize| {
-            strides[last] == 1 && offset % 4 == 0 && strides[..last].iter().all(|s| s % 4 == 0)
+            let whole = |s: &isize| s % size == 0;
+            strides[last] == 1 && whole(&offset) && strides[..last].iter().all(whole)
         };
-        if !self.dims[last].is_multiple_of(4)
+        if !self.dims[last].is_multiple_of(width)
             || !whole(&self.from, self.from_offset)
             || !whole(&self.to, self.to_offset)
         {
             return None;
         }
-        let quarter = |strides: &[isize]| {
-            strides.iter().enumerate().map(|(i, &s)| if i == last { 1 } else { s / 4 }).collect()
+        let part = |strides: &[isize]| {
+            strides.iter().enumerate().map(|(i, &s)| if i == last { 1 } else { s / size }).collect()
         };
         let mut dims = self.dims.clone();
-        dims[last] /= 4;
+        dims[last] /= width;
         Some(View {
             dims,
-            from: quarter(&self.from),
-            from_offset: self.from_offset / 4,
-            to: quarter(&self.to),
-            to_offset: self.to_offset / 4,
+            from: part(&self.from),
+            from_offset: self.from_offset / size,
+            to: part(&self.to),
+            to_offset: self.to_offset / size,
         })
     }
 
@@ -106,9 +108,17 @@ impl View {
         caps: &GpuCaps,
     ) -> Option<Dispatch> {
         let view = self.joined();
-        let vectors = if caps.aligned { view.vectors() } else { None };
-        let element = if vectors.is_some() { "vec4<u32>" } else { "u32" };
-        let view = vectors.unwrap_or(view);
+        let vectors = |width| if caps.aligned { view.vectors(width) } else { None };
+        // f16 that stay f16 move as they are.
+        let eighths = match caps.halves.input(input) && caps.halves.output(output) {
+            true => vectors(8),
+            false => None,
+        };
+        let (view, element) = match (eighths, vectors(4)) {
+            (Some(eighths), _) => (eighths, "vec4<u32>"),
+            (None, Some(quarters)) => (quarters, words(true, caps)),
+            (None, None) => (view, words(false, caps)),
+        };
         let count: usize = view.dims.iter().product();
         let threads = caps.threads(count);
         let (grid, groups_x) = fold(count.div_ceil(threads), caps.max_grid);
@@ -135,6 +145,18 @@ impl View {
             .define("BODY", body)
             .define("THREADS", threads.to_string())
             .build(include_str!("copy.wgsl"), grid)
+    }
+}
+
+/// The elements of a text that only moves them: words of any type, or, where some are stored as f16,
+/// the numbers that they are.
+pub(super) fn words(vector: bool, caps: &GpuCaps) -> &'static str {
+    let half = caps.halves.inputs | caps.halves.outputs != 0;
+    match (vector, half) {
+        (true, false) => "vec4<u32>",
+        (true, true) => "vec4<f32>",
+        (false, false) => "u32",
+        (false, true) => "f32",
     }
 }
 
@@ -267,8 +289,8 @@ mod tests {
         // Heads: rows of 32 elements move as vectors.
         let view = View::transposed(&[2, 10, 3, 32], &[0, 2, 1, 3]).joined();
         assert_eq!(view.dims, [2, 3, 10, 32]);
-        let quarter = view.vectors().unwrap();
+        let quarter = view.vectors(4).unwrap();
         assert_eq!((quarter.dims[3], quarter.from), (8, vec![240, 8, 24, 1]));
-        assert!(View::transposed(&[4, 4], &[1, 0]).joined().vectors().is_none());
+        assert!(View::transposed(&[4, 4], &[1, 0]).joined().vectors(4).is_none());
     }
 }

@@ -1,7 +1,9 @@
 //! Gather along an axis with constant indices.
 
 use super::{
-    Binding, GpuCaps, GpuKernel, packing,
+    Binding, GpuCaps, GpuKernel,
+    copy::words,
+    packing,
     shader::{Shader, fold},
 };
 use crate::{ops::Operands, tensor::DType};
@@ -21,7 +23,7 @@ pub(in crate::ops) fn gather(x: &Operands<'_>, caps: &GpuCaps, axis: usize) -> O
     }
     let inner: usize = data.shape()[axis + 1..].iter().product();
     let vector = caps.aligned && inner.is_multiple_of(4);
-    let (element, inner) = if vector { ("vec4<u32>", inner / 4) } else { ("u32", inner) };
+    let (element, inner) = (words(vector, caps), if vector { inner / 4 } else { inner });
     let count = x.output(0).len() / if vector { 4 } else { 1 };
     let (grid, groups_x) = fold(count.div_ceil(64), caps.max_grid);
     let dispatch = Shader::new("gather")
@@ -39,6 +41,6 @@ pub(in crate::ops) fn gather(x: &Operands<'_>, caps: &GpuCaps, axis: usize) -> O
     Some(GpuKernel {
         dispatches: vec![dispatch],
         constants: vec![packing::indices(indices, dim)],
-        temps: Vec::new(),
+        ..GpuKernel::default()
     })
 }

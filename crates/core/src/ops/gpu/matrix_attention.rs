@@ -161,32 +161,7 @@ impl Form {
             )
             .ok()?;
         }
-        for (r, [even, odd]) in [["x", "y"], ["z", "w"]].into_iter().enumerate() {
-            writeln!(t, "var next{r} = high{r};").ok()?;
-            for j in 0..tiles {
-                writeln!(t, "next{r} = max(next{r}, max(s{j}.{even}, s{j}.{odd}));").ok()?;
-            }
-            writeln!(
-                t,
-                "next{r} = native_quad_max(next{r});\nlet fade{r} = exp(high{r} - next{r});\n\
-                 high{r} = next{r};\nsum{r} *= fade{r};"
-            )
-            .ok()?;
-        }
-        for j in 0..tiles {
-            // Masked keys before the first visible one have the lowest score as their maximum.
-            writeln!(
-                t,
-                "s{j} = select(vec4<f32>(), exp(s{j} - vec4<f32>(next0, next0, next1, next1)), \
-                 s{j} > vec4<f32>(-2.9e38));\n\
-                 sum0 += s{j}.x + s{j}.y;\nsum1 += s{j}.z + s{j}.w;"
-            )
-            .ok()?;
-        }
-        t.push_str("let fade = vec4<f32>(fade0, fade0, fade1, fade1);\n");
-        for n in 0..vd / 2 {
-            writeln!(t, "o{n} *= fade;").ok()?;
-        }
+        weights(&mut t, tiles, vd / 2)?;
         // Weights times values; a product takes 8 or 16 keys.
         for group in 0..tiles / per_group {
             for step in 0..2 {
@@ -297,8 +272,40 @@ impl Form {
     }
 }
 
+/// From scores `s0`.., each of eight keys, to weights, and fades what the keys before gave: sums and
+/// `outputs` of `o0`..
+pub(super) fn weights(t: &mut String, scores: usize, outputs: usize) -> Option<()> {
+    for (r, [even, odd]) in [["x", "y"], ["z", "w"]].into_iter().enumerate() {
+        writeln!(t, "var next{r} = high{r};").ok()?;
+        for j in 0..scores {
+            writeln!(t, "next{r} = max(next{r}, max(s{j}.{even}, s{j}.{odd}));").ok()?;
+        }
+        writeln!(
+            t,
+            "next{r} = native_quad_max(next{r});\nlet fade{r} = exp(high{r} - next{r});\n\
+             high{r} = next{r};\nsum{r} *= fade{r};"
+        )
+        .ok()?;
+    }
+    for j in 0..scores {
+        // Masked keys before the first visible one have the lowest score as their maximum.
+        writeln!(
+            t,
+            "s{j} = select(vec4<f32>(), exp(s{j} - vec4<f32>(next0, next0, next1, next1)), \
+             s{j} > vec4<f32>(-2.9e38));\n\
+             sum0 += s{j}.x + s{j}.y;\nsum1 += s{j}.z + s{j}.w;"
+        )
+        .ok()?;
+    }
+    t.push_str("let fade = vec4<f32>(fade0, fade0, fade1, fade1);\n");
+    for n in 0..outputs {
+        writeln!(t, "o{n} *= fade;").ok()?;
+    }
+    Some(())
+}
+
 /// Declarations of what the text calls besides [`super::matrix_units::NATIVE`].
-const NATIVE: &str = "\
+pub(super) const NATIVE: &str = "\
 fn native_quad_max(v: f32) -> f32 { return v; }
 fn native_quad_sum(v: f32) -> f32 { return v; }
 ";

@@ -6,12 +6,13 @@
 //! the CUDA backend knows: it has their instructions, and takes `copy_async` and `load_matrices` for
 //! what their names say. The bodies given here stand for their types. Other backends never ask for
 //! this form: their [`super::GpuCaps::matrix_units`] is `None`. Where four warps can multiply
-//! together, most products have the form of [`super::warp_groups`].
+//! together, most products have the form of [`super::warp_groups`]. Left sides that are stored as f16
+//! need no rounding: [`super::chunks`].
 
 use std::fmt::Write;
 
 use super::{
-    MatrixUnits,
+    MatrixUnits, chunks,
     matrix_blocks::{Block, Choice, SLICES},
     product::{Access, Product, own_part},
     warp_groups,
@@ -26,15 +27,29 @@ impl Choice {
         self.block.group > 0
     }
 
+    /// Whether inner elements of the right side are in the order of [`super::warp_groups`].
+    pub(super) fn turned(&self, access: Access) -> bool {
+        self.together() && !access.chunks
+    }
+
     /// Workgroups.
     pub(super) fn grid(&self, product: &Product) -> [usize; 3] {
         product.grid([self.block.rows, self.block.columns], self.parts)
     }
 
     /// `main`, over `place`, `left_at`, `store` and the constant `b` of chunks. `run`: contiguous
-    /// elements of the left side.
-    pub(super) fn text(&self, product: &Product, access: Access, run: usize) -> String {
+    /// elements of the left side; `beside`: there are `beside` and `store_beside` as well.
+    pub(super) fn text(
+        &self,
+        product: &Product,
+        access: Access,
+        run: usize,
+        beside: bool,
+    ) -> String {
         let exact = product.sizes[1].is_multiple_of(self.block.step(self.units));
+        if access.chunks {
+            return chunks::text(self, access, exact, beside);
+        }
         if self.together() {
             return warp_groups::text(self, access, exact);
         }
@@ -77,16 +92,10 @@ impl Text {
 
     fn print(&self) -> Result<String, std::fmt::Error> {
         let Choice { block, units, parts, .. } = self.choice;
-        let Block { rows, columns, warps, line, .. } = block;
+        let Block { rows, columns, line, .. } = block;
         let (threads, step, slice) = (block.threads(), block.step(units), (rows + columns) * line);
-        let [tile_rows, tile_columns] = block.tile();
         let apart = threads / line;
         let (a_loads, b_loads) = (rows / apart, columns / apart);
-        // Chunks change places within a row so that eight rows' are in different banks.
-        let swizzle = |row: &str| match line {
-            4 => format!("({row} / 2u % 4u)"),
-            _ => format!("({row} % 8u)"),
-        };
         let mut t =
             format!("var<workgroup> tile: array<vec4<u32>, {}>;\n{NATIVE}{MEMORY}", SLICES * slice);
         writeln!(
@@ -100,12 +109,10 @@ impl Text {
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {columns}u;\n\
              let lane = thread % 32u;\nlet warp = thread / 32u;\n\
-             let warp_row = warp / {0}u * {tile_rows}u;\nlet warp_col = warp % {0}u * {tile_columns}u;\n\
              let chunk = thread % {line}u;\nlet own = thread / {line}u;\n\
-             let to = own * {line}u + (chunk ^ {1});\n\
-             let source = z * p.b_z + chunk + first / {2}u;",
-            warps[1],
-            swizzle("own"),
+             let to = own * {line}u + (chunk ^ {0});\n\
+             let source = z * p.b_z + chunk + first / {1}u;",
+            swizzle("own", line),
             units.chunk(),
         )?;
         for i in 0..a_loads {
@@ -120,22 +127,7 @@ impl Text {
             writeln!(t, "var source{i} = source + min(col0 + own + {row}u, p.n - 1u) * p.b_row;")?;
         }
         self.start(&mut t)?;
-        writeln!(t, "let lane_a = (warp_row + lane % 16u) * {line}u;")?;
-        writeln!(
-            t,
-            "let lane_b = {}u + (warp_col + lane % 8u + lane / 16u * 8u) * {line}u;",
-            rows * line
-        )?;
-        for s in 0..line / 2 {
-            let turn = swizzle("(lane % 8u)");
-            writeln!(t, "let xa{s} = lane_a + (({}u + lane / 16u) ^ {turn});", 2 * s)?;
-            writeln!(t, "let xb{s} = lane_b + (({}u + lane / 8u % 2u) ^ {turn});", 2 * s)?;
-        }
-        for i in 0..tile_rows / 16 {
-            for j in 0..tile_columns / 8 {
-                writeln!(t, "var s{i}_{j} = vec4<f32>();")?;
-            }
-        }
+        start_warps(&mut t, &block)?;
         let copy = |t: &mut String, half: &str| -> std::fmt::Result {
             for i in 0..b_loads {
                 let at = rows * line + i * threads;
@@ -171,58 +163,16 @@ impl Text {
         self.advance(&mut t)?;
         self.load(&mut t, a_loads)?;
         t.push_str("}\n");
-        self.multiply(&mut t)?;
-        t.push_str("if (!more) { break; }\n");
-        keep(&mut t, "half")?;
-        t.push_str("workgroupBarrier();\n}\n");
-        // Lanes hold two columns of two rows, neighbours exchange them for four of one.
-        t.push_str(
-            "let row = row0 + warp_row + lane / 4u + lane % 2u * 8u;\n\
-             let col = (col0 + warp_col) / 4u + lane / 2u % 2u;\n",
-        );
-        for i in 0..tile_rows / 16 {
-            for j in 0..tile_columns / 8 {
-                writeln!(
-                    t,
-                    "store(row + {}u, col + {}u, z, part, native_exchange(s{i}_{j}));",
-                    i * 16,
-                    j * 2
-                )?;
-            }
-        }
-        t.push_str("}\n");
-        Ok(t)
-    }
-
-    /// The products of a slice, each warp on its own.
-    fn multiply(&self, t: &mut String) -> std::fmt::Result {
-        let Block { line, .. } = self.choice.block;
-        let [tile_rows, tile_columns] = self.choice.block.tile();
-        let multiply = match self.choice.units {
+        let name = match units {
             MatrixUnits::Tf32 => "native_multiply_tf32",
             MatrixUnits::Fp16 => "native_multiply_f16",
         };
-        for s in 0..line / 2 {
-            for i in 0..tile_rows / 16 {
-                let at = i * 16 * line;
-                writeln!(t, "let x{s}_{i} = load_matrices(now + xa{s} + {at}u);")?;
-            }
-            for j in 0..tile_columns / 16 {
-                let at = j * 16 * line;
-                writeln!(t, "let w{s}_{j} = load_matrices(now + xb{s} + {at}u);")?;
-            }
-            for i in 0..tile_rows / 16 {
-                for j in 0..tile_columns / 8 {
-                    let (low, high) = if j % 2 == 0 { ("x", "y") } else { ("z", "w") };
-                    let w = format!("w{s}_{}", j / 2);
-                    writeln!(
-                        t,
-                        "s{i}_{j} = {multiply}(x{s}_{i}, {w}.{low}, {w}.{high}, s{i}_{j});"
-                    )?;
-                }
-            }
-        }
-        Ok(())
+        multiply(&mut t, &block, name)?;
+        t.push_str("if (!more) { break; }\n");
+        keep(&mut t, "half")?;
+        t.push_str("workgroupBarrier();\n}\n");
+        finish(&mut t, block.tile())?;
+        Ok(t)
     }
 
     /// Positions in its window that an invocation keeps: of a chunk, of its vec4s, or of its
@@ -292,4 +242,82 @@ impl Text {
         }
         Ok(())
     }
+}
+
+/// Turns the chunks of a row such that eight rows' are in different banks: by so many places.
+pub(super) fn swizzle(row: &str, line: usize) -> String {
+    match line {
+        4 => format!("({row} / 2u % 4u)"),
+        _ => format!("({row} % 8u)"),
+    }
+}
+
+/// Where a warp's rows and columns are, and its sums.
+pub(super) fn start_warps(t: &mut String, block: &Block) -> std::fmt::Result {
+    let Block { rows, warps, line, .. } = *block;
+    let [tile_rows, tile_columns] = block.tile();
+    writeln!(
+        t,
+        "let warp_row = warp / {0}u * {tile_rows}u;\nlet warp_col = warp % {0}u * {tile_columns}u;\n\
+         let lane_a = (warp_row + lane % 16u) * {line}u;\n\
+         let lane_b = {1}u + (warp_col + lane % 8u + lane / 16u * 8u) * {line}u;",
+        warps[1],
+        rows * line
+    )?;
+    for s in 0..line / 2 {
+        let turn = swizzle("(lane % 8u)", line);
+        writeln!(t, "let xa{s} = lane_a + (({}u + lane / 16u) ^ {turn});", 2 * s)?;
+        writeln!(t, "let xb{s} = lane_b + (({}u + lane / 8u % 2u) ^ {turn});", 2 * s)?;
+    }
+    for i in 0..tile_rows / 16 {
+        for j in 0..tile_columns / 8 {
+            writeln!(t, "var s{i}_{j} = vec4<f32>();")?;
+        }
+    }
+    Ok(())
+}
+
+/// The products of the slice that begins at chunk `now`, each warp on its own.
+pub(super) fn multiply(t: &mut String, block: &Block, name: &str) -> std::fmt::Result {
+    let line = block.line;
+    let [tile_rows, tile_columns] = block.tile();
+    for s in 0..line / 2 {
+        for i in 0..tile_rows / 16 {
+            let at = i * 16 * line;
+            writeln!(t, "let x{s}_{i} = load_matrices(now + xa{s} + {at}u);")?;
+        }
+        for j in 0..tile_columns / 16 {
+            let at = j * 16 * line;
+            writeln!(t, "let w{s}_{j} = load_matrices(now + xb{s} + {at}u);")?;
+        }
+        for i in 0..tile_rows / 16 {
+            for j in 0..tile_columns / 8 {
+                let (low, high) = if j % 2 == 0 { ("x", "y") } else { ("z", "w") };
+                let w = format!("w{s}_{}", j / 2);
+                writeln!(t, "s{i}_{j} = {name}(x{s}_{i}, {w}.{low}, {w}.{high}, s{i}_{j});")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Stores a warp's sums `s0_0`.. of so many rows and columns. Lanes hold two columns of two rows,
+/// neighbours exchange them for four of one.
+pub(super) fn finish(t: &mut String, [rows, columns]: [usize; 2]) -> std::fmt::Result {
+    t.push_str(
+        "let row = row0 + warp_row + lane / 4u + lane % 2u * 8u;\n\
+         let col = (col0 + warp_col) / 4u + lane / 2u % 2u;\n",
+    );
+    for i in 0..rows / 16 {
+        for j in 0..columns / 8 {
+            writeln!(
+                t,
+                "store(row + {}u, col + {}u, z, part, native_exchange(s{i}_{j}));",
+                i * 16,
+                j * 2
+            )?;
+        }
+    }
+    t.push_str("}\n");
+    Ok(())
 }

@@ -3,6 +3,8 @@
 mod activation;
 mod attention;
 mod blocks;
+mod chunk_attention;
+mod chunks;
 mod conv;
 mod copy;
 mod elementwise;
@@ -35,7 +37,7 @@ pub(in crate::ops) use gather::gather;
 pub(in crate::ops) use linear::{gemm, linear, matmul};
 pub(in crate::ops) use pooling::{batch_norm, pool};
 pub(in crate::ops) use rows::{layer_norm, reduce, softmax};
-pub(in crate::ops) use sequence::{Stage, StageInput, sequence};
+pub(in crate::ops) use sequence::{Stage, StageInput, sequence, stage_caps};
 
 /// The arithmetic of matrix units (tensor cores): how they round the operands of products. Sums are
 /// f32.
@@ -59,6 +61,34 @@ impl MatrixUnits {
     /// `k` inner elements rounded up to whole slices of the longest lines, 128 bytes.
     const fn padded(self, k: usize) -> usize {
         k.next_multiple_of(8 * self.chunk())
+    }
+}
+
+/// Which operands of a node a backend stores as f16. Texts are written for f32 all the same: such a
+/// backend converts what they load and store. A text that takes the numbers as they are declares
+/// its buffer as `u32` words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Halves {
+    /// Inputs, a bit for each.
+    pub inputs: u64,
+    /// Outputs, a bit for each.
+    pub outputs: u64,
+    /// What lies between the stages of a fused operator.
+    pub temps: bool,
+}
+
+impl Halves {
+    /// Operands that can be told apart.
+    pub const OPERANDS: usize = 64;
+
+    /// Whether input `i` is stored as f16.
+    pub fn input(&self, i: usize) -> bool {
+        i < Halves::OPERANDS && self.inputs >> i & 1 == 1
+    }
+
+    /// Whether output `i` is stored as f16.
+    pub fn output(&self, i: usize) -> bool {
+        i < Halves::OPERANDS && self.outputs >> i & 1 == 1
     }
 }
 
@@ -93,6 +123,8 @@ pub struct GpuCaps {
     pub matrix_bytes: u32,
     /// Matrix units work for four warps at once, and read workgroup memory themselves.
     pub warp_groups: bool,
+    /// Operands stored as f16; set for each node by backends that know such storage.
+    pub halves: Halves,
 }
 
 impl GpuCaps {
@@ -119,6 +151,7 @@ impl GpuCaps {
             matrix_units: None,
             matrix_bytes: 0,
             warp_groups: false,
+            halves: Halves { inputs: 0, outputs: 0, temps: false },
         }
     }
 }
@@ -132,6 +165,8 @@ pub struct GpuKernel {
     pub constants: Vec<GpuConstant>,
     /// Bytes of temporary buffers that live from the first dispatch to the last.
     pub temps: Vec<usize>,
+    /// Which of them are stored as f16, as [`Halves::temps`] admits; their bytes are counted as f32.
+    pub half_temps: Vec<usize>,
 }
 
 /// A constant buffer: a constant of the graph, and how to rearrange it for the shader. The
@@ -178,7 +213,8 @@ impl GpuConstant {
 /// is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first the element offset (in 4-byte
 /// elements) at which each of up to 8 bindings begins, filled in by the runtime, then `params`,
 /// padded to 16 bytes. Buffers are padded to 16 bytes and hold f32, i32 or u32 elements, constants
-/// also pairs of f16; boolean and 64-bit tensors never reach the GPU.
+/// also pairs of f16, and those of [`GpuCaps::halves`] f16; boolean and 64-bit tensors never reach
+/// the GPU.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
     /// Name for traces and caches.

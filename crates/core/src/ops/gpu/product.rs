@@ -87,6 +87,10 @@ pub(super) fn own_part(parts: usize) -> &'static str {
 pub(super) struct Access {
     /// Elements come as vec4s.
     pub(super) vector: bool,
+    /// They are stored as f16.
+    pub(super) half: bool,
+    /// They are, and come as chunks of eight.
+    pub(super) chunks: bool,
     /// Window positions down and across.
     pub(super) taps: [usize; 2],
     /// No element lies in a padding.

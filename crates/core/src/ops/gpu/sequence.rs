@@ -1,6 +1,6 @@
 //! The kernel of a fused operator: the kernels of its stages one after the other.
 
-use super::{Binding, GpuKernel};
+use super::{Binding, GpuCaps, GpuKernel, Halves};
 
 /// A stage's kernel, where its inputs come from, and the bytes of its one output.
 pub(in crate::ops) struct Stage {
@@ -18,8 +18,29 @@ pub(in crate::ops) enum StageInput {
     Previous,
 }
 
-/// One kernel of all stages. What lies between them becomes temporary buffers.
-pub(in crate::ops) fn sequence(stages: Vec<Stage>) -> GpuKernel {
+/// What a stage may use: where its inputs come from tells which are stored as f16.
+pub(in crate::ops) fn stage_caps(
+    caps: &GpuCaps,
+    inputs: &[Option<StageInput>],
+    last: bool,
+) -> GpuCaps {
+    let between = caps.halves.temps;
+    let mut halves = Halves { temps: between, ..Halves::default() };
+    for (i, input) in inputs.iter().enumerate().take(Halves::OPERANDS) {
+        let half = match input {
+            Some(StageInput::Input(index)) => caps.halves.input(*index),
+            Some(StageInput::Previous) => between,
+            None => false,
+        };
+        halves.inputs |= u64::from(half) << i;
+    }
+    halves.outputs = if last { caps.halves.outputs } else { u64::from(between) };
+    GpuCaps { halves, ..caps.clone() }
+}
+
+/// One kernel of all stages. What lies between them becomes temporary buffers, of f16 where `caps`
+/// has it so.
+pub(in crate::ops) fn sequence(stages: Vec<Stage>, caps: &GpuCaps) -> GpuKernel {
     let mut whole = GpuKernel::default();
     let count = stages.len();
     for (i, Stage { kernel, inputs, bytes }) in stages.into_iter().enumerate() {
@@ -47,7 +68,11 @@ pub(in crate::ops) fn sequence(stages: Vec<Stage>) -> GpuKernel {
         }
         whole.constants.extend(kernel.constants);
         whole.temps.extend(kernel.temps);
+        whole.half_temps.extend(kernel.half_temps.iter().map(|j| temps + j));
         if i + 1 < count {
+            if caps.halves.temps {
+                whole.half_temps.push(whole.temps.len());
+            }
             whole.temps.push(bytes);
         }
     }

@@ -9,7 +9,7 @@
 //! with constants use them ([`super::matrix_units`]), but for those of few rows.
 
 use super::{
-    Binding, GpuCaps, GpuConstant, GpuKernel,
+    Binding, GpuCaps, GpuConstant, GpuKernel, MatrixUnits,
     activation::Epilogue,
     blocks, matrix_blocks,
     packing::{Weight, padded},
@@ -126,29 +126,38 @@ impl Tile {
             sizes: [self.m, rows.taps[0] * rows.taps[1] * rows.run, self.n],
             batch: self.batch,
         };
-        let access = Access { vector, taps: rows.taps, sure: rows.sure };
         let thin = rows.sure && thin::fits(self.m, caps);
+        let half = caps.halves.input(0);
+        let chunks = half
+            && matches!(self.right, Right::Constant(_))
+            && caps.matrix_units == Some(MatrixUnits::Fp16)
+            && !thin
+            && vector
+            && rows.run.is_multiple_of(8)
+            && rows.strides.iter().all(|s| s % 8 == 0);
+        let access = Access { vector, half, chunks, taps: rows.taps, sure: rows.sure };
         let units = match (&self.right, caps.matrix_units) {
             (Right::Constant(weight), Some(units)) if !software && !thin => {
-                matrix_blocks::choose(&product, units, access, caps)
+                matrix_blocks::choose(&product, units, access, self.epilogue.is_long(), caps)
                     .map(|choice| (weight, units, choice))
             }
             _ => None,
         };
-        let (shader, mut text) = self.left_side(rows, vector);
+        let (shader, mut text) = self.left_side(rows, access);
         let (shader, constant, main) = match units {
             Some((weight, units, choice)) => {
                 let line = units.padded(product.sizes[1]) / units.chunk();
                 let shader = shader
                     .buffer("b", Binding::Constant(0), "vec4<u32>")
                     .sizes([("b_row", line), ("b_z", line * self.n)]);
+                let beside = choice.parts == 1 && self.beside(access, caps);
                 let main = Main {
-                    text: choice.text(&product, access, rows.run),
+                    text: choice.text(&product, access, rows.run, beside),
                     grid: choice.grid(&product),
                     parts: choice.parts,
                     span: choice.span,
                 };
-                (shader, Some(weight.columns(&product, units, choice.together())), main)
+                (shader, Some(weight.columns(&product, units, choice.turned(access))), main)
             }
             None => {
                 let (shader, constant) = self.right_side(shader, &mut text, &product, caps);
@@ -167,8 +176,12 @@ impl Tile {
         let constants: Vec<GpuConstant> = constant.into_iter().chain(self.bias.clone()).collect();
         if main.parts == 1 {
             let shader = self.results(shader, &mut text, caps);
+            if self.beside(access, caps) {
+                let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
+                text.push_str(&STORE_BESIDE.replace("$sum", sum));
+            }
             let dispatches = vec![shader.build(&(text + &main.text), main.grid)?];
-            return Some(GpuKernel { dispatches, constants, temps: Vec::new() });
+            return Some(GpuKernel { dispatches, constants, ..GpuKernel::default() });
         }
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
             ("parts", main.parts),
@@ -189,7 +202,22 @@ impl Tile {
         let shader = self.results(shader, &mut text, caps);
         let sums = shader.build(&(text + &sum), grid)?;
         let temps = vec![16 * count * main.parts];
-        Some(GpuKernel { dispatches: vec![products, sums], constants, temps })
+        Some(GpuKernel {
+            dispatches: vec![products, sums],
+            constants,
+            temps,
+            ..GpuKernel::default()
+        })
+    }
+
+    /// Whether the results are whole vec4s.
+    fn vector_results(&self, caps: &GpuCaps) -> bool {
+        caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0)
+    }
+
+    /// Whether there is a residual that can be loaded before sums are stored.
+    fn beside(&self, access: Access, caps: &GpuCaps) -> bool {
+        access.chunks && self.epilogue.has_residual() && self.vector_results(caps)
     }
 
     /// vec4s of a row of the right side.
@@ -198,8 +226,12 @@ impl Tile {
     }
 
     /// The left side, how to load from it, and sizes.
-    fn left_side(&self, rows: &Rows, vector: bool) -> (Shader, String) {
-        let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
+    fn left_side(&self, rows: &Rows, access: Access) -> (Shader, String) {
+        let (element, unit) = match access {
+            Access { chunks: true, .. } => ("vec4<u32>", 8),
+            Access { vector: true, .. } => ("vec4<f32>", 4),
+            _ => ("f32", 1),
+        };
         let taps = rows.taps[0] * rows.taps[1];
         let shader = Shader::new(self.label)
             .buffer("a", Binding::Input(0), element)
@@ -240,8 +272,7 @@ impl Tile {
     /// The output and `store(row, col, z, part, sum)`: bias, epilogue, and the ends of rows that
     /// are no whole vec4s. There is one part.
     fn results(&self, shader: Shader, text: &mut String, caps: &GpuCaps) -> Shader {
-        let vector =
-            caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0);
+        let vector = self.vector_results(caps);
         let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
         let mut shader = shader
             .buffer("y", Binding::Output(0), element)
@@ -334,6 +365,18 @@ const LOAD_B_SCALAR: &str = "fn load_b(k: u32, c: u32, z: u32) -> vec4<f32> {\n 
 
 const STORE: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
     if (row >= p.m || col >= p.n4) { return; }\n";
+
+/// [`STORE`] with the residual's vec4, and what it is.
+const STORE_BESIDE: &str = "\
+fn beside(row: u32, col: u32, z: u32) -> vec4<f32> {
+    return residual[at_residual() + z * p.y_z + min(row, p.m - 1u) * p.y_row + min(col, p.n4 - 1u)];
+}
+fn store_beside(row: u32, col: u32, z: u32, sum: vec4<f32>, beside: vec4<f32>) {
+    if (row >= p.m || col >= p.n4) { return; }
+    let v = $sum;
+    y[at_y() + z * p.y_z + row * p.y_row + col] = join4(v, beside);
+}
+";
 
 /// The rest of [`STORE`] that leaves a part's sums where another dispatch finds them.
 const KEEP: &str = "    \

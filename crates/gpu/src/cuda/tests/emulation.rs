@@ -6,17 +6,18 @@ use std::{
     cell::RefCell, collections::BTreeMap, ffi::c_void, fmt::Write, fs, process::Command, sync::Arc,
 };
 
+use half::f16;
 use libloading::Library;
 use sparoa_core::{
     backend::{Arg, BackendError, TaskSpec, View},
-    ops::{self, GpuCaps, GpuConstant, MatrixUnits, Op, evaluate},
+    ops::{self, GpuCaps, GpuConstant, Halves, MatrixUnits, Op, evaluate},
     tensor::{DType, Tensor, TensorType},
 };
 use sparoa_kernels::Pool;
 
 use super::{super::translate, all_caps, rounded};
 use crate::{
-    bind::{Binder, Bindings, Bound},
+    bind::{Binder, Bindings, Bound, place},
     residency::{Residency, Resident},
 };
 
@@ -36,12 +37,28 @@ struct Case {
     slots: Vec<Memory>,
     temps: Vec<usize>,
     expected: Vec<(View, Tensor)>,
+    halves: Halves,
     rounded: bool,
+}
+
+/// The value as it is after it was stored as f16.
+fn through_f16(value: &Tensor) -> Tensor {
+    let mut value = value.clone();
+    for v in value.as_slice_mut::<f32>().into_iter().flatten() {
+        *v = f16::from_f32(*v).to_f32();
+    }
+    value
+}
+
+/// The bytes of f32 stored as f16.
+fn f16_bytes(value: &Tensor) -> Vec<u8> {
+    let halves = value.as_slice::<f32>().unwrap().iter().map(|v| f16::from_f32(*v));
+    bytemuck::cast_slice(&halves.collect::<Vec<_>>()).to_vec()
 }
 
 impl Case {
     /// `None` where the operator has no GPU kernel for this. Run-time values lie `lead` bytes into
-    /// their slots.
+    /// their slots. What `caps` has stored as f16 is rounded to it first.
     fn new(
         name: String,
         op: &Arc<dyn Op>,
@@ -49,34 +66,49 @@ impl Case {
         caps: &GpuCaps,
         lead: usize,
     ) -> Option<Case> {
-        let values: Vec<Option<&Tensor>> = inputs.iter().map(|(v, _)| v.as_ref()).collect();
-        let mut slots = Vec::new();
-        let mut slot = |bytes: &[u8]| {
-            slots.push(memory(lead, bytes));
-            View { slot: slots.len() - 1, offset: lead, bytes: bytes.len() }
-        };
-        let arg = |(value, constant): &(Option<Tensor>, bool)| {
-            value.as_ref().map(|value| match constant {
-                true => Arg::Constant(Arc::new(value.clone())),
-                false => Arg::Slot(slot(value.bytes()), value.ty().clone()),
-            })
-        };
-        let args: Vec<Option<Arg>> = inputs.iter().map(arg).collect();
-        // Only what the GPU supports is worth the CPU's time.
-        let operands: Vec<Option<ops::Operand>> = args
+        let operands: Vec<Option<ops::Operand>> = inputs
             .iter()
-            .map(|arg| {
-                arg.as_ref().map(|arg| match arg {
-                    Arg::Constant(value) => ops::Operand::constant(value.clone()),
-                    Arg::Slot(_, ty) => ops::Operand::dynamic(ty.clone()),
+            .map(|(value, constant)| {
+                value.as_ref().map(|value| match constant {
+                    true => ops::Operand::constant(Arc::new(value.clone())),
+                    false => ops::Operand::dynamic(value.ty().clone()),
                 })
             })
             .collect();
         let types = op.infer(&operands).ok()?;
-        op.gpu(&ops::Operands { inputs: &operands, outputs: &types }, caps)?;
+        let typed = ops::Operands { inputs: &operands, outputs: &types };
+        let halves = super::halves(&typed, caps);
+        // Only what the GPU supports is worth the CPU's time.
+        op.gpu(&typed, &GpuCaps { halves, ..caps.clone() })?;
+        let stored = |(i, (value, _)): (usize, &(Option<Tensor>, bool))| {
+            value.as_ref().map(|v| if halves.input(i) { through_f16(v) } else { v.clone() })
+        };
+        let inputs: Vec<(Option<Tensor>, bool)> =
+            inputs.iter().enumerate().map(|all| (stored(all), all.1.1)).collect();
+        let values: Vec<Option<&Tensor>> = inputs.iter().map(|(v, _)| v.as_ref()).collect();
+        let mut slots = Vec::new();
+        let mut slot = |value: &Tensor, half: bool| {
+            let bytes = value.bytes().len();
+            let view = View { slot: slots.len(), offset: lead, bytes };
+            slots.push(match half {
+                true => memory(place(&view, true), &f16_bytes(value)),
+                false => memory(lead, value.bytes()),
+            });
+            view
+        };
+        let arg = |(i, (value, constant)): (usize, &(Option<Tensor>, bool))| {
+            value.as_ref().map(|value| match constant {
+                true => Arg::Constant(Arc::new(value.clone())),
+                false => Arg::Slot(slot(value, halves.input(i)), value.ty().clone()),
+            })
+        };
+        let args: Vec<Option<Arg>> = inputs.iter().enumerate().map(arg).collect();
         let expected = evaluate(op.as_ref(), &values, &Pool::new(1)).ok()?;
-        let outputs: Vec<(View, TensorType)> =
-            types.into_iter().map(|ty| (slot(Tensor::zeros(ty.clone()).bytes()), ty)).collect();
+        let outputs: Vec<(View, TensorType)> = types
+            .iter()
+            .enumerate()
+            .map(|(i, ty)| (slot(&Tensor::zeros(ty.clone()), halves.output(i)), ty.clone()))
+            .collect();
         let expected = outputs.iter().map(|(view, _)| *view).zip(expected).collect();
         let residency = Residency::<Memory>::default();
         let resident = |constant: &GpuConstant| {
@@ -89,13 +121,14 @@ impl Case {
         let task = TaskSpec { name: name.clone(), op: op.clone(), inputs: args, outputs };
         let mut temps = Vec::new();
         // Refused is what the device's limits do not admit.
-        let bound = binder.bind(&task, &mut temps).ok()?;
+        let bound = binder.bind(&task, halves, &mut temps).ok()?;
         Some(Case {
             name,
             bound,
             slots,
             temps,
             expected,
+            halves,
             rounded: caps.f16 || caps.matrix_units.is_some(),
         })
     }
@@ -105,11 +138,12 @@ impl Case {
         let mut temps: Vec<Memory> = self.temps.iter().map(|b| memory(0, &vec![0; *b])).collect();
         for bindings in &self.bound {
             let mut buffers: Vec<*mut c_void> = Vec::new();
-            for bound in &bindings.buffers {
+            for (i, bound) in bindings.buffers.iter().enumerate() {
                 buffers.push(match bound {
                     Bound::Slot(view) => {
                         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.slots[view.slot]);
-                        bytes[view.offset..].as_mut_ptr().cast()
+                        let at = place(view, bindings.halves >> i & 1 == 1);
+                        bytes[at..].as_mut_ptr().cast()
                     }
                     Bound::Resident(resident) => resident.buffer.as_ptr().cast_mut().cast(),
                     Bound::Temp(i) => temps[*i].as_mut_ptr().cast(),
@@ -121,16 +155,28 @@ impl Case {
 
     /// The results, each with what the CPU computes.
     fn results(&self) -> Vec<(&Tensor, Tensor)> {
-        let result = |(view, expected): &'_ (View, Tensor)| {
+        let result = |i: usize, view: &View, expected: &Tensor| {
             let bytes: &[u8] = bytemuck::cast_slice(&self.slots[view.slot]);
             let mut got = Tensor::zeros(expected.ty().clone());
-            got.bytes_mut().copy_from_slice(&bytes[view.offset..view.offset + view.bytes]);
+            let half = self.halves.output(i);
+            let bytes = &bytes[place(view, half)..];
+            match got.as_slice_mut::<f32>().filter(|_| half) {
+                Some(values) => {
+                    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *value = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+                    }
+                }
+                None => got.bytes_mut().copy_from_slice(&bytes[..view.bytes]),
+            }
             got
         };
-        self.expected.iter().map(|pair| (&pair.1, result(pair))).collect()
+        let all = self.expected.iter().enumerate();
+        all.map(|(i, (view, expected))| (expected, result(i, view, expected))).collect()
     }
 
-    fn compare(&self, expected: &Tensor, got: &Tensor) {
+    fn compare(&self, i: usize, expected: &Tensor, got: &Tensor) {
+        let stored = self.halves.output(i).then(|| through_f16(expected));
+        let expected = stored.as_ref().unwrap_or(expected);
         if expected.dtype() != DType::F32 {
             assert_eq!(expected.bytes(), got.bytes(), "{}", self.name);
             return;
@@ -150,8 +196,8 @@ impl Case {
 /// The kernels as a library of the host.
 struct Emulator {
     library: Library,
-    /// By WGSL: the number in the function's name, and the threads of a block.
-    kernels: BTreeMap<String, (usize, [u32; 3])>,
+    /// By WGSL and buffers of f16: the number in the function's name, and the threads of a block.
+    kernels: BTreeMap<(String, u8), (usize, [u32; 3])>,
     _folder: tempfile::TempDir,
 }
 
@@ -166,16 +212,26 @@ impl Emulator {
         let mut text = include_str!("emulation.hpp").to_owned();
         text += &translate::PRELUDE
             .replace(conversion, "_Float16 h; __builtin_memcpy(&h, &v, sizeof h); r = (f32)h;");
+        let rounding = "asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(r) : \"f\"(v));";
+        assert!(translate::HALF.contains(rounding), "the device's rounding is replaced");
+        text += &translate::HALF.replace(
+            rounding,
+            "const _Float16 h = (_Float16)v; __builtin_memcpy(&r, &h, sizeof r);",
+        );
         text += include_str!("native.hpp");
         let mut kernels = BTreeMap::new();
         for bindings in cases.flat_map(|case| &case.bound) {
             let dispatch = &bindings.dispatch;
-            if kernels.contains_key(dispatch.source.as_ref()) {
+            let key = (dispatch.source.to_string(), bindings.halves);
+            if kernels.contains_key(&key) {
                 continue;
             }
-            let kernel = translate::translate(&dispatch.source, &dispatch.overrides).unwrap();
+            let kernel =
+                translate::translate(&dispatch.source, &dispatch.overrides, bindings.halves)
+                    .unwrap();
             let number = kernels.len();
             let body = kernel.source.strip_prefix(translate::PRELUDE).unwrap();
+            let body = body.strip_prefix(translate::HALF).unwrap_or(body);
             let body = body.strip_prefix(translate::NATIVE).unwrap_or(body);
             let body = body.strip_prefix(translate::GROUP).unwrap_or(body);
             let memory = format!("static unsigned char shared_memory[{}];", kernel.shared_bytes);
@@ -194,14 +250,14 @@ impl Emulator {
                 translate::ENTRY
             )
             .unwrap();
-            kernels.insert(dispatch.source.to_string(), (number, kernel.threads));
+            kernels.insert(key, (number, kernel.threads));
         }
         let folder = tempfile::tempdir().unwrap();
         let (source, binary) =
             (folder.path().join("kernels.cpp"), folder.path().join("kernels.so"));
         fs::write(&source, text).unwrap();
         let built = Command::new(compiler)
-            .args(["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-o"])
+            .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", "-o"])
             .args([&binary, &source])
             .output()
             .unwrap();
@@ -214,7 +270,8 @@ impl Emulator {
 
     fn run(&self, bindings: &Bindings<Memory>, buffers: &mut [*mut c_void]) {
         type Run = unsafe extern "C" fn(*const u32, *const u32, *const c_void, *mut *mut c_void);
-        let (number, threads) = &self.kernels[bindings.dispatch.source.as_ref()];
+        let key = (bindings.dispatch.source.to_string(), bindings.halves);
+        let (number, threads) = &self.kernels[&key];
         // As aligned as the kernel's structure.
         let params = memory(0, bytemuck::cast_slice(&bindings.params));
         // SAFETY: the function has this type; parameters and buffers are what a device would get,
@@ -252,8 +309,10 @@ fn cases() -> Vec<Case> {
             let add = |op: &Arc<dyn Op>, inputs: &[(Option<Tensor>, bool)]| {
                 for (caps, lead) in all_caps().iter().flat_map(|c| [(c, 0), (c, 4)]) {
                     let f16 = if caps.f16 { ", f16" } else { "" };
+                    let stored = if caps.halves.temps { ", stored" } else { "" };
                     let units = caps.matrix_units.map_or(String::new(), |u| format!(", {u:?}"));
-                    let name = format!("{} ({}{f16}{units}, {lead})", spec.name, example.name);
+                    let name =
+                        format!("{} ({}{f16}{units}{stored}, {lead})", spec.name, example.name);
                     cases.borrow_mut().extend(Case::new(name, op, inputs, caps, lead));
                 }
             };
@@ -281,7 +340,9 @@ fn examples_equal_the_cpu() {
     println!("{} cases of {} kernels", cases.len(), emulator.kernels.len());
     for case in &mut cases {
         case.run(&emulator);
-        case.results().iter().for_each(|(expected, got)| case.compare(expected, got));
+        let results = case.results();
+        let results = results.iter().enumerate();
+        results.for_each(|(i, (expected, got))| case.compare(i, expected, got));
     }
 }
 
@@ -290,14 +351,35 @@ fn matrix_units_are_within_their_bounds() {
     let (samples, mut cases) = (rounded::samples(), Vec::new());
     for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
         let mut together = 0;
-        for (count, warp_groups, lead) in
-            [(1, false, 0), (16, false, 4), (64, false, 0), (1, true, 0), (16, true, 4)]
-        {
+        for (count, warp_groups, lead, stored) in [
+            (1, false, 0, false),
+            (16, false, 4, false),
+            (64, false, 0, false),
+            (1, true, 0, false),
+            (16, true, 4, false),
+            (1, false, 0, true),
+            (16, false, 4, true),
+            (132, false, 0, true),
+            (1, true, 0, true),
+            (16, true, 4, true),
+            (2, true, 0, true),
+            (5, true, 0, true),
+            (132, true, 0, true),
+        ] {
             let f16 = units == MatrixUnits::Fp16;
+            if stored && !f16 {
+                continue;
+            }
             let caps =
                 GpuCaps { warp_groups, f16, matrix_units: Some(units), ..super::caps(count) };
+            let caps = match stored {
+                true => GpuCaps { warp_groups, ..super::with_halves(count) },
+                false => caps,
+            };
             for (i, sample) in samples.iter().enumerate() {
-                let how = format!("in {units:?} for {count} units, together {warp_groups}, {lead}");
+                let how = format!(
+                    "in {units:?} for {count} units, together {warp_groups}, {lead}, stored {stored}"
+                );
                 let inputs: Vec<_> =
                     sample.inputs.iter().map(|(v, c)| (Some(v.clone()), *c)).collect();
                 let case =
@@ -320,6 +402,12 @@ fn matrix_units_are_within_their_bounds() {
     for name in ["native_multiply_tf32(x", "native_multiply_f16(x", "native_quad_sum(sum0)"] {
         assert!(used(name) > 10, "{name}");
     }
+    for name in ["copy_left(there", "native_group_multiply_lines_"] {
+        println!("{} products with {name}", used(name));
+        assert!(used(name) >= 8, "{name}");
+    }
+    let attention = cases.iter().flat_map(|(_, case)| &case.bound);
+    assert!(attention.filter(|bound| bound.dispatch.source.contains("load_turned")).count() > 8);
     let Some(emulator) = Emulator::build(cases.iter().map(|(_, case)| case)) else {
         println!("skipped: no C++ compiler");
         return;
@@ -328,6 +416,7 @@ fn matrix_units_are_within_their_bounds() {
     for (sample, case) in &mut cases {
         case.run(&emulator);
         let got = &case.results()[0].1;
-        rounded::check(&samples[*sample], got.as_slice().unwrap(), &case.name);
+        let stored = case.halves.output(0);
+        rounded::check(&samples[*sample], got.as_slice().unwrap(), stored, &case.name);
     }
 }

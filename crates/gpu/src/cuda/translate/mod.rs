@@ -1,13 +1,16 @@
 //! From a kernel's WGSL to CUDA C++: naga parses and validates, this prints its IR. Covered is what
 //! the operators' kernels use; anything else is an error that names it, never other code.
 //!
+//! Buffers that are stored as f16 are declared as such; what is loaded becomes f32, what is stored is
+//! rounded (`half.cuh`). A text that declares one of u32 takes it as it is.
+//!
 //! The uniform block becomes the kernel's first parameter, by value; storage buffers are pointers
 //! in the order of their bindings. Helper functions get all of them and are inlined.
 //!
 //! What a warp does together has no words in WGSL: functions called `native_..` are declared there
 //! for their types and are defined in `native.cuh`. What functions called `copy_..` load and assign is
-//! copied by the hardware on the side; of the element that `load_matrices` and `shared_place` return
-//! the address is taken, the access is the hardware's.
+//! copied by the hardware on the side; of the element that `load_matrices`, `load_turned` and `shared_place`
+//! return the address is taken, the access is the hardware's.
 
 mod expressions;
 mod statements;
@@ -16,18 +19,20 @@ mod types;
 use std::fmt::Write;
 
 use naga::{
-    AddressSpace, ArraySize, BuiltIn, Expression, Function, GlobalVariable, Handle, Module,
+    AddressSpace, ArraySize, BuiltIn, Expression, Function, GlobalVariable, Handle, Module, Scalar,
     ShaderStage, StorageAccess, TypeInner,
-    valid::{Capabilities, FunctionInfo, ModuleInfo, ValidationFlags, Validator},
+    valid::{Capabilities, FunctionInfo, GlobalUse, ModuleInfo, ValidationFlags, Validator},
 };
 
 use expressions::{constant, literal_of};
 use statements::Writer;
-use types::{layout, type_name};
+use types::{layout, scalar_of, type_name};
 
 /// What stands in front of every translated kernel.
 pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
-/// What stands behind it where functions called `native_..` are used.
+/// What stands behind it where buffers are stored as f16.
+pub(crate) const HALF: &str = include_str!("half.cuh");
+/// What stands behind that where functions called `native_..` are used.
 pub(crate) const NATIVE: &str = include_str!("native.cuh");
 /// What stands behind that where functions called `native_group_..` are used.
 pub(crate) const GROUP: &str = include_str!("group.cuh");
@@ -36,6 +41,8 @@ const NATIVE_PREFIX: &str = "native_";
 const GROUP_PREFIX: &str = "native_group_";
 /// Vectors of 16 bytes from which on a thread needs more than 128 registers.
 const MANY_VECTORS: usize = 28;
+/// Bytes of shared memory of which a multiprocessor has room for two blocks', where it has most.
+const HALF_SHARED: u32 = 113 << 10;
 /// Matrices begin where their pattern of banks does.
 const MATRIX_ALIGN: &str = "__align__(1024) ";
 /// Shared memory that a module may declare; what takes more gets all of its memory at launch.
@@ -87,23 +94,25 @@ fn suffix(name: Option<&str>) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// Translates the entry point `main` of `source`.
+/// Translates the entry point `main` of `source`. `halves`: the buffers that are stored as f16, a bit
+/// for each.
 ///
 /// # Errors
 /// See [`TranslateError`].
-pub(crate) fn translate(source: &str, overrides: &[(&str, f64)]) -> Result<Kernel> {
+pub(crate) fn translate(source: &str, overrides: &[(&str, f64)], halves: u8) -> Result<Kernel> {
     let module = naga::front::wgsl::parse_str(source)
         .map_err(|e| TranslateError::Parse(e.emit_to_string(source)))?;
     let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| TranslateError::Invalid(e.emit_to_string(source)))?;
-    Printer { module: &module, info: &info, out: PRELUDE.to_owned() }.kernel(overrides)
+    Printer { module: &module, info: &info, halves, out: PRELUDE.to_owned() }.kernel(overrides)
 }
 
 struct Printer<'a> {
     module: &'a Module,
     info: &'a ModuleInfo,
+    halves: u8,
     out: String,
 }
 
@@ -136,6 +145,9 @@ impl Printer<'_> {
         if entry.stage != ShaderStage::Compute || entry.workgroup_size_overrides.is_some() {
             return unsupported("an entry point that is not a compute shader of fixed size");
         }
+        if self.halves != 0 {
+            self.out.push_str(HALF);
+        }
         let native = |function: &Function| is_native(function.name.as_deref());
         if module.functions.iter().any(|(_, function)| native(function)) {
             self.out.push_str(NATIVE);
@@ -153,12 +165,13 @@ impl Printer<'_> {
         }
         let [x, y, _] = entry.workgroup_size;
         // Registers for two large blocks at once, of which one works while the other waits; but
-        // where one has more sums than that leaves room for.
+        // where one has more sums than that leaves room for, or takes most of the shared memory.
         let locals = entry.function.local_variables.iter();
         let vectors = locals
             .filter(|(_, v)| matches!(module.types[v.ty].inner, TypeInner::Vector { .. }))
             .count();
-        let two = threads == 256 && vectors < MANY_VECTORS;
+        let large = globals.shared_bytes > HALF_SHARED;
+        let two = threads == 256 && vectors < MANY_VECTORS && !large;
         let bounds = if two { "256, 2".to_owned() } else { threads.to_string() };
         self.line(&format!(
             "extern \"C\" __global__ void __launch_bounds__({bounds}) {ENTRY}({}) {{",
@@ -270,7 +283,11 @@ impl Printer<'_> {
                     let binding = global.binding.ok_or_else(|| {
                         TranslateError::Invalid("a buffer has no binding".to_owned())
                     })?;
-                    buffers.push((binding.binding, handle, self.pointer(global, access)?));
+                    buffers.push((
+                        binding.binding,
+                        handle,
+                        self.pointer(handle, binding.binding, access)?,
+                    ));
                 }
                 AddressSpace::WorkGroup => shared.push(self.shared(handle, global)?),
                 other => return unsupported(format!("address space {other:?}")),
@@ -301,16 +318,34 @@ impl Printer<'_> {
         Ok(globals)
     }
 
-    /// The type of a storage buffer's pointer. Only constants are promised not to be written.
-    fn pointer(&self, global: &GlobalVariable, access: StorageAccess) -> Result<String> {
+    /// The type of a storage buffer's pointer. What a kernel does not write nobody does meanwhile, and
+    /// nothing that it writes overlaps another of its buffers: values that are in use at the same time
+    /// never share memory.
+    fn pointer(
+        &self,
+        handle: Handle<GlobalVariable>,
+        binding: u32,
+        access: StorageAccess,
+    ) -> Result<String> {
         let module = self.module;
+        let global = &module.global_variables[handle];
         let TypeInner::Array { base, size: ArraySize::Dynamic, .. } = module.types[global.ty].inner
         else {
             return unsupported("a storage buffer that is no runtime-sized array");
         };
-        let element = type_name(module, &module.types[base].inner)?;
-        Ok(match access.contains(StorageAccess::STORE) {
-            true => format!("{element}*"),
+        let inner = &module.types[base].inner;
+        // The first binding is the uniform block's.
+        let half = binding.checked_sub(1).is_some_and(|i| i < 8 && self.halves >> i & 1 == 1);
+        let element = match (scalar_of(inner), inner) {
+            (Some(Scalar::F32), TypeInner::Scalar(_)) if half => "half1".to_owned(),
+            (Some(Scalar::F32), _) if half => "half4".to_owned(),
+            (Some(Scalar::U32), _) if half => type_name(module, inner)?,
+            _ if half => return unsupported("a buffer of f16 that declares other elements"),
+            _ => type_name(module, inner)?,
+        };
+        let written = self.info.get_entry_point(0)[handle].contains(GlobalUse::WRITE);
+        Ok(match access.contains(StorageAccess::STORE) && written {
+            true => format!("{element}* __restrict__"),
             false => format!("const {element}* __restrict__"),
         })
     }

@@ -41,11 +41,22 @@ FN f32 native_quad_sum(f32 v) {
     return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
+// The same bits.
+FN vec4<u32> native_bits(vec4<f32> v) { return {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)}; }
+FN vec4<f32> native_numbers(vec4<u32> v) { return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)}; }
+
 FN u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Four 8 x 8 matrices of 16-bit elements (8 x 4 of 32 bits) in shared memory: lanes 8 i .. point to the rows of the i-th.
 FN vec4<u32> load_matrices(const vec4<u32>* row) {
     vec4<u32> r;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
+    return r;
+}
+// The same, each matrix transposed.
+FN vec4<u32> load_turned(const vec4<u32>* row) {
+    vec4<u32> r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
         : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared_address(row)) : "memory");
     return r;
 }
@@ -56,8 +67,10 @@ template <class T> FN void copy_async(vec4<T>* to, const vec4<T>* from) {
 FN void native_wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 // Copies since the last time belong together: all of them are waited for but the last so many.
 FN void native_end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// As many as rings of four to six slices need.
+// As many as rings of up to eight slices need.
 #define WAIT_COPIES(n) FN void native_wait_copies_but_##n() { asm volatile("cp.async.wait_group " #n ";" ::: "memory"); }
 WAIT_COPIES(1)
 WAIT_COPIES(2)
 WAIT_COPIES(3)
+WAIT_COPIES(4)
+WAIT_COPIES(5)

@@ -65,6 +65,7 @@ impl<'a> Writer<'a> {
             memory: match function.name.as_deref() {
                 Some(name) if name.starts_with("copy_") => Memory::Copies,
                 Some("load_matrices") => Memory::Place("load_matrices"),
+                Some("load_turned") => Memory::Place("load_turned"),
                 Some("shared_place") => Memory::Place("shared_place"),
                 _ => Memory::Plain,
             },

@@ -17,11 +17,11 @@ fn shader(before: &str, body: &str) -> String {
 
 fn translated(before: &str, body: &str) -> Kernel {
     let source = shader(before, body);
-    translate(&source, &[]).unwrap_or_else(|e| panic!("{e}\n{source}"))
+    translate(&source, &[], 0).unwrap_or_else(|e| panic!("{e}\n{source}"))
 }
 
 fn refusal(before: &str, body: &str) -> String {
-    translate(&shader(before, body), &[]).unwrap_err().to_string()
+    translate(&shader(before, body), &[], 0).unwrap_err().to_string()
 }
 
 #[test]
@@ -33,6 +33,27 @@ fn the_interface_is_parameters_then_buffers_by_binding() {
     assert!(x < y && signature.contains("const vec4<f32>* __restrict__"), "{signature}");
     assert!(kernel.source.contains("static_assert(sizeof("), "{}", kernel.source);
     assert!(kernel.source.contains("params.m0offsets[0].y"), "{}", kernel.source);
+}
+
+#[test]
+fn buffers_of_f16_convert_and_words_stay() {
+    let source = shader("", "y[thread] = x[thread].y + p.scale;");
+    let kernel = translate(&source, &[], 0b11).unwrap();
+    let signature = kernel.source.lines().find(|l| l.contains("__global__")).unwrap();
+    assert!(signature.contains("const half4* __restrict__ g"), "{signature}");
+    assert!(signature.contains(", half1* __restrict__ g"), "{signature}");
+    assert!(kernel.source.contains(HALF) && !translated("", "y[0] = 1.0;").source.contains(HALF));
+    // The second alone.
+    let kernel = translate(&source, &[], 0b10).unwrap();
+    let signature = kernel.source.lines().find(|l| l.contains("__global__")).unwrap();
+    assert!(signature.contains("vec4<f32>*") && signature.contains("half1*"), "{signature}");
+    let words = source.replace("array<vec4<f32>>", "array<vec4<u32>>");
+    let words = words.replace("x[thread].y", "f32(x[thread].y)");
+    let kernel = translate(&words, &[], 0b01).unwrap();
+    assert!(kernel.source.contains("const vec4<u32>* __restrict__"), "{}", kernel.source);
+    let integers = words.replace("array<vec4<u32>>", "array<vec4<i32>>");
+    let error = translate(&integers, &[], 0b01).unwrap_err().to_string();
+    assert!(error.contains("a buffer of f16"), "{error}");
 }
 
 #[test]
@@ -105,13 +126,13 @@ fn signed_arithmetic_wraps_and_literals_keep_their_bits() {
 #[test]
 fn overrides_become_constants() {
     let source = shader("override WIDTH: u32 = 4u; override SCALE: f32;", "y[WIDTH] = SCALE;");
-    let kernel = translate(&source, &[("SCALE", 0.5)]).unwrap();
+    let kernel = translate(&source, &[("SCALE", 0.5)], 0).unwrap();
     assert!(kernel.source.contains("static constexpr u32 o0 = 4u;"), "{}", kernel.source);
     assert!(kernel.source.contains("static constexpr f32 o1 = (5e-1f);"), "{}", kernel.source);
-    let error = translate(&source, &[]).unwrap_err().to_string();
+    let error = translate(&source, &[], 0).unwrap_err().to_string();
     assert!(error.contains("SCALE"), "{error}");
-    assert!(translate(&source, &[("DEPTH", 1.0)]).is_err());
-    assert!(translate(&source, &[("SCALE", 0.5), ("WIDTH", 0.5)]).is_err());
+    assert!(translate(&source, &[("DEPTH", 1.0)], 0).is_err());
+    assert!(translate(&source, &[("SCALE", 0.5), ("WIDTH", 0.5)], 0).is_err());
 }
 
 #[test]
@@ -129,7 +150,7 @@ fn what_is_not_covered_is_named() {
         let error = refusal(before, body);
         assert!(error.starts_with("no CUDA form of ") && error.contains(named), "{error}");
     }
-    assert!(matches!(translate("fn main( {", &[]), Err(TranslateError::Parse(_))));
+    assert!(matches!(translate("fn main( {", &[], 0), Err(TranslateError::Parse(_))));
     let invalid = shader("fn f() -> f32 { return 1.0; }", "y[thread] = x[thread];");
-    assert!(translate(&invalid, &[]).is_err());
+    assert!(translate(&invalid, &[], 0).is_err());
 }

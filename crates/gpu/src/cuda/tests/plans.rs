@@ -1,0 +1,112 @@
+//! Programs of whole models, as plans make them, without a device: what is stored as f16, and that
+//! every dispatch has a CUDA form with it.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
+
+use sparoa_core::{
+    backend::{Accelerator, BackendError, DeviceInfo, Program, ProgramSpec, SimulatedGpu},
+    engine::{Engine, KernelCache},
+    ir::{Shapes, passes, specialize},
+    ops::{GpuConstant, MatrixUnits, Op, Operands},
+    plan::{Place, Placement, Support, compile},
+    zoo,
+};
+use sparoa_kernels::Pool;
+
+use super::{super::storage::Storage, super::translate::translate, with_halves};
+use crate::{
+    bind::{self, Binder, Bindings, check_ranges},
+    residency::Resident,
+};
+
+/// Keeps the programs that it is given, and runs none.
+struct Recorder {
+    like: SimulatedGpu,
+    programs: Mutex<Vec<ProgramSpec>>,
+}
+
+impl Accelerator for Recorder {
+    fn info(&self) -> &DeviceInfo {
+        self.like.info()
+    }
+
+    fn supports(&self, op: &dyn Op, operands: &Operands<'_>) -> Result<(), String> {
+        bind::kernel(op, operands, &caps()).map(|_| ())
+    }
+
+    fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {
+        self.programs.lock().unwrap().push(spec);
+        Err(BackendError::Unavailable("it was kept".to_owned()))
+    }
+}
+
+fn caps() -> sparoa_core::ops::GpuCaps {
+    let halves = Default::default();
+    sparoa_core::ops::GpuCaps { warp_groups: true, halves, ..with_halves(132) }
+}
+
+/// The program of a model of which every operator is at `place`.
+fn program(model: &str, batch: usize, place: Place) -> ProgramSpec {
+    let model = Arc::new(zoo::build(model).unwrap());
+    let mut shapes = Shapes::new();
+    shapes.insert("input".to_owned(), vec![batch, 3, 224, 224]);
+    let graph = Arc::new(passes::optimize(specialize(&model, &shapes).unwrap().graph));
+    let recorder = Recorder { like: SimulatedGpu::new("any", false), programs: Mutex::default() };
+    let support = Support::of(&graph, Some(&recorder));
+    let places = (support.split.iter()).map(|axis| {
+        if axis.is_none() && matches!(place, Place::Split(_)) { Place::Gpu } else { place }
+    });
+    let placement = Placement { places: places.collect() };
+    let plan = compile(&graph, &placement, &support, None).unwrap();
+    let pool = Arc::new(Pool::new(2));
+    let engine = Engine::new(plan, &graph, &KernelCache::new(), &pool, Some(&recorder));
+    assert!(engine.is_err(), "nothing is loaded");
+    recorder.programs.into_inner().unwrap().remove(0)
+}
+
+/// The dispatches of a program.
+fn bound(spec: &ProgramSpec, storage: &Storage) -> Vec<Bindings<()>> {
+    check_ranges(spec).unwrap();
+    let caps = caps();
+    let resident = |_: &GpuConstant| Ok(Arc::new(Resident { buffer: (), bytes: 0 }));
+    let binder = Binder { caps: &caps, lead: &|_| 0, resident: &resident };
+    let mut temps = Vec::new();
+    let tasks = spec.tasks.iter().zip(&storage.tasks);
+    tasks.flat_map(|(task, halves)| binder.bind(task, *halves, &mut temps).unwrap()).collect()
+}
+
+#[test]
+fn programs_of_models_keep_their_activations_in_f16() {
+    let mut seen = HashSet::new();
+    for (model, batch, place) in [
+        ("resnet18", 1, Place::Gpu),
+        ("mobilenet_v3_small", 8, Place::Gpu),
+        ("swin_t", 1, Place::Gpu),
+        ("resnet18", 2, Place::Split(0.5)),
+        ("mobilenet_v3_small", 1, Place::Split(0.3)),
+    ] {
+        let spec = program(model, batch, place);
+        let storage = Storage::of(&spec, Some(MatrixUnits::Fp16));
+        let all = bound(&spec, &storage);
+        let halves = all.iter().filter(|b| b.halves != 0).count();
+        println!("{model} {place:?}: {halves} of {} dispatches have f16", all.len());
+        if place == Place::Gpu {
+            // All but what the host reads.
+            assert!(halves + 1 >= all.len() && storage.uploads == [true], "{model}");
+            let written = storage.tasks.iter().filter(|task| task.outputs == 0).count();
+            assert_eq!(written, 1, "{model}");
+        } else {
+            assert!(storage.uploads.contains(&true), "{model}");
+        }
+        for bindings in &all {
+            let dispatch = &bindings.dispatch;
+            if seen.insert((dispatch.source.to_string(), bindings.halves)) {
+                translate(&dispatch.source, &dispatch.overrides, bindings.halves)
+                    .unwrap_or_else(|e| panic!("{}: {e}", dispatch.label));
+            }
+        }
+    }
+}
