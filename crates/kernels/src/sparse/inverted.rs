@@ -107,7 +107,7 @@ impl Cut {
 /// Steps from channel to channel of the input and of what is filtered: odd, so that channels
 /// spread over the cache's sets. What is filtered has room for any tile.
 fn steps(planes: &Planes) -> [usize; 2] {
-    [planes.count() * planes.len | 1, planes.len | 1]
+    [(planes.count() * planes.len) | 1, planes.len | 1]
 }
 
 impl SparseInvertedResidual {
