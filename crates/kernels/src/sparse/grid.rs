@@ -31,7 +31,7 @@ const BLOCK_LEN: usize = 12 * 1024;
 /// weights cost more.
 const POINTWISE_BLOCK_LEN: usize = 32 * 1024;
 /// Offsets in vectors, which are kept in 16 bits, are below this.
-const OFFSETS: usize = 1 << 16;
+pub(crate) const OFFSETS: usize = 1 << 16;
 /// Of 16 weights, those that a layout is chosen for.
 const LIKELY_NONZERO: usize = 2;
 /// Of the cost of a grid, the part that whole images cost more where halves would keep two threads
@@ -49,6 +49,39 @@ pub(crate) const TRANSPOSE_COST: usize = 16;
 pub(crate) struct Tap {
     pub(crate) plane: usize,
     pub(crate) shift: usize,
+}
+
+/// Rows below and columns beside an output's place that its taps reach.
+pub(crate) fn reach(params: &Conv2dParams) -> [usize; 2] {
+    [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i])
+}
+
+/// The remainders of the input's rows and columns that taps use, each a plane, and where the taps
+/// are on planes with rows of `pitch`.
+pub(crate) fn planes_and_taps(
+    params: &Conv2dParams,
+    pitch: usize,
+) -> Option<(Vec<[usize; 2]>, Vec<Tap>)> {
+    let [sy, sx] = params.stride;
+    let (mut planes, mut taps) = (Vec::new(), Vec::new());
+    for ky in 0..params.kernel[0] {
+        for kx in 0..params.kernel[1] {
+            let (dy, dx) = (ky * params.dilation[0], kx * params.dilation[1]);
+            let remainder = [dy % sy, dx % sx];
+            let known = planes.iter().position(|&p| p == remainder);
+            let plane = known.unwrap_or_else(|| {
+                planes.push(remainder);
+                planes.len() - 1
+            });
+            taps.push(Tap { plane, shift: (dy / sy).checked_mul(pitch)? + dx / sx });
+        }
+    }
+    Some((planes, taps))
+}
+
+/// How wide tiles of at most `most` are that share out `len` evenly.
+pub(crate) fn even_width(len: usize, most: usize) -> usize {
+    len.div_ceil(len.div_ceil(most).max(1)).max(1)
 }
 
 /// What a layout is chosen for.
@@ -111,7 +144,7 @@ impl Grid {
         let geometry = Geometry { params: *params, h, w, oh, ow };
         if params.taps() == 1 && [h, w, oh, ow] == [1; 4] && params.pads == [0; 4] {
             let vectors = n.div_ceil(lanes).max(1);
-            let width = vectors.div_ceil(vectors.div_ceil(most));
+            let width = even_width(vectors, most);
             let across = [lanes, 1, 1];
             return Grid::cut(geometry, lanes, across, 0, [1, width], n, load.channels, true);
         }
@@ -126,7 +159,7 @@ impl Grid {
                     if most / rows < 4 {
                         continue;
                     }
-                    let tile = [rows, wide.div_ceil(wide.div_ceil(most / rows))];
+                    let tile = [rows, even_width(wide, most / rows)];
                     let channels = load.channels;
                     let Some(grid) =
                         Grid::cut(geometry, lanes, across, cuts, tile, n, channels, false)
@@ -158,8 +191,7 @@ impl Grid {
         flat: bool,
     ) -> Option<Grid> {
         let Geometry { params, oh, ow, .. } = geometry;
-        let [sy, sx] = params.stride;
-        let reach = [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i]);
+        let reach = reach(&params);
         let rectangle = [oh.div_ceil(1 << cuts).div_ceil(across[1]), ow.div_ceil(across[2])];
         let [_, down, right] = across;
         let corner = |lane: usize| Place {
@@ -172,19 +204,7 @@ impl Grid {
         let tiles = if flat { 1 } else { rectangle[1].div_ceil(tile[1]).max(1) };
         let pitch = if flat { 1 } else { tiles.checked_mul(tile[1])?.checked_add(reach[1])? };
         let rows = (bands * tile[0]).checked_add(reach[0])?;
-        let (mut planes, mut taps) = (Vec::new(), Vec::new());
-        for ky in 0..params.kernel[0] {
-            for kx in 0..params.kernel[1] {
-                let (dy, dx) = (ky * params.dilation[0], kx * params.dilation[1]);
-                let remainder = [dy % sy, dx % sx];
-                let known = planes.iter().position(|&p| p == remainder);
-                let plane = known.unwrap_or_else(|| {
-                    planes.push(remainder);
-                    planes.len() - 1
-                });
-                taps.push(Tap { plane, shift: (dy / sy).checked_mul(pitch)? + dx / sx });
-            }
-        }
+        let (planes, taps) = planes_and_taps(&params, pitch)?;
         let mut grid = Grid {
             geometry,
             lanes,

@@ -17,15 +17,13 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::simd;
 use crate::sparse::compressed::Compressed;
-use crate::sparse::grid::TILE_VECTORS;
+use crate::sparse::grid::{OFFSETS, TILE_VECTORS};
 use crate::sparse::kernel::{GROUP, Output};
 use crate::sparse::planes::Planes;
 use stages::{Part, Run, Sum};
 
 /// Floats of a strip that should stay in the second-level cache.
 const STRIP_LEN: usize = 256 * 1024;
-/// Offsets in vectors, which are kept in 16 bits, are below this.
-const OFFSETS: usize = 1 << 16;
 /// The most planes of a channel.
 const MAX_PLANES: usize = 16;
 /// Into how many parts the filtered channels can be cut, each of which is projected by itself.

@@ -174,10 +174,9 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
                     // and each tap's shift beyond; sums has GROUP rows of `width`.
                     unsafe {
                         let sums = sums.add(r * width);
-                        let start = if block > 0 { Start::Sums } else { Start::Bias(bias) };
+                        let start = if block > 0 { Start::Sums(sums) } else { Start::Bias(bias) };
                         let weights = t.weights.row(block, row);
-                        let mut acc =
-                            one_row::<S, R, C, U, false>(s, weights, x, t.line, sums, start);
+                        let mut acc = one_row::<S, R, C, U, false>(s, weights, x, t.line, start);
                         if last {
                             for acc in acc.as_flattened_mut() {
                                 *acc = t.output.activate(s, *acc);
@@ -202,14 +201,14 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
 pub(crate) enum Start {
     Bias(f32),
     /// Those of earlier blocks.
-    Sums,
+    Sums(*const f32),
 }
 
 /// A row of weights times the tile; `line` floats further its second row begins. Offsets count
 /// vectors, or single ELEMENTS.
 ///
 /// # Safety
-/// From each offset on x has the tile's R rows of C vectors, and `sums` R C vectors if they count.
+/// From each offset on x has the tile's R rows of C vectors, and so have the sums that it starts with.
 #[inline(always)]
 pub(crate) unsafe fn one_row<
     S: Simd,
@@ -222,16 +221,15 @@ pub(crate) unsafe fn one_row<
     (offsets, values): (&[u16], &[f32]),
     x: *const f32,
     line: usize,
-    sums: *const f32,
     start: Start,
 ) -> [[S::V; C]; R] {
     let unit = if ELEMENTS { 1 } else { S::LANES };
     let mut acc = [[[s.splat(0.0); C]; R]; U];
-    // SAFETY: the caller's contract: `sums` has R C vectors, and so has x from each offset on.
+    // SAFETY: the caller's contract: sums have R C vectors, and so has x from each offset on.
     unsafe {
         match start {
             Start::Bias(bias) => acc[0] = [[s.splat(bias); C]; R],
-            Start::Sums => {
+            Start::Sums(sums) => {
                 for (v, acc) in acc[0].as_flattened_mut().iter_mut().enumerate() {
                     *acc = s.load(sums.add(v * S::LANES));
                 }

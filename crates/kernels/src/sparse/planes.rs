@@ -10,10 +10,9 @@ use crate::aligned::SharedMut;
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
 use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::sparse::grid::{OFFSETS, planes_and_taps, reach};
 use crate::sparse::slab::square;
 
-/// Offsets, which are kept in 16 bits, are below this.
-const OFFSETS: usize = 1 << 16;
 /// No column of the image.
 const NONE: u32 = u32::MAX;
 
@@ -56,34 +55,20 @@ impl Planes {
     ) -> Option<Planes> {
         let [oh, ow] = params.output_size(h, w);
         let geometry = Geometry { params: *params, h, w, oh, ow };
-        let [sy, sx] = params.stride;
-        let reach = [0, 1].map(|i| (params.kernel[i] - 1) * params.dilation[i] / params.stride[i]);
-        let pitch = ow.checked_add(reach[1])?;
-        let (mut remainders, mut places) = (Vec::new(), Vec::new());
-        for ky in 0..params.kernel[0] {
-            for kx in 0..params.kernel[1] {
-                let (dy, dx) = (ky * params.dilation[0], kx * params.dilation[1]);
-                let remainder = [dy % sy, dx % sx];
-                let known = remainders.iter().position(|&r| r == remainder);
-                let plane = known.unwrap_or_else(|| {
-                    remainders.push(remainder);
-                    remainders.len() - 1
-                });
-                places.push((plane, (dy / sy).checked_mul(pitch)? + dx / sx));
-            }
-        }
+        let [reach, beside] = reach(params);
+        let pitch = ow.checked_add(beside)?;
+        let (remainders, taps) = planes_and_taps(params, pitch)?;
         let outputs = rows.checked_mul(pitch)?.next_multiple_of(lanes);
-        let len = (outputs + reach[0].checked_mul(pitch)? + reach[1]).div_ceil(lanes);
+        let len = (outputs + reach.checked_mul(pitch)? + beside).div_ceil(lanes);
         if remainders.len().checked_mul(len)?.checked_mul(lanes)? > OFFSETS {
             return None;
         }
         let column = |[_, remainder]: &[usize; 2], i: usize| {
-            let column = (i * sx + remainder).wrapping_sub(params.pads[1]);
+            let column = (i * params.stride[1] + remainder).wrapping_sub(params.pads[1]);
             if column < w { column as u32 } else { NONE }
         };
         let columns = remainders.iter().flat_map(|r| (0..pitch).map(|i| column(r, i))).collect();
-        let taps = places.into_iter().map(|(plane, shift)| plane * len * lanes + shift).collect();
-        let reach = reach[0];
+        let taps = taps.into_iter().map(|tap| tap.plane * len * lanes + tap.shift).collect();
         Some(Planes { geometry, lanes, rows, pitch, reach, remainders, taps, len, columns })
     }
 

@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 use super::{
     GpuCaps,
-    product::{Access, LATENCY, Product, RESIDENT, multiprocessors, own_part},
+    product::{Access, LATENCY, Product, RESIDENT, begin, multiprocessors},
     shader::fold,
 };
 
@@ -145,14 +145,11 @@ impl Text {
         let mut t = String::new();
         writeln!(
             t,
-            "var<workgroup> tile_a: array<vec4<f32>, {}>;\nvar<workgroup> tile_b: array<vec4<f32>, {}>;\n\
-             @compute @workgroup_size({threads})\n\
-             fn main(@builtin(workgroup_id) group: vec3<u32>, \
-             @builtin(local_invocation_index) thread: u32) {{",
+            "var<workgroup> tile_a: array<vec4<f32>, {}>;\nvar<workgroup> tile_b: array<vec4<f32>, {}>;",
             2 * step * a_line,
             2 * step * b_line
         )?;
-        t.push_str(own_part(self.choice.parts));
+        begin(&mut t, threads, self.choice.parts)?;
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {b_line}u;\n\

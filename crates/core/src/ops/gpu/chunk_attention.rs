@@ -7,10 +7,12 @@ use std::fmt::Write;
 
 use sparoa_kernels::attention::AttentionShape;
 
-use super::{GpuCaps, MatrixUnits, matrix_attention, matrix_units::swizzle};
+use super::{
+    GpuCaps, MatrixUnits,
+    matrix_attention::{self, ROWS},
+    matrix_units::swizzle,
+};
 
-/// Rows of a warp.
-const ROWS: usize = 16;
 /// Keys of a tile.
 const KEYS: usize = 64;
 /// Elements of a chunk.
@@ -30,8 +32,7 @@ impl Form {
         let widths = [s.head_dim, s.v_dim];
         // A product takes 16 elements; lines turn their chunks among four or eight.
         let whole = widths.iter().all(|d| d.is_multiple_of(4 * CHUNK));
-        let groups = |warps: usize| s.q_len.div_ceil(ROWS * warps) * s.heads * s.batch;
-        let warps = if groups(4) >= caps.units as usize { 4 } else { 2 };
+        let warps = matrix_attention::warps(s, caps);
         let form = Form { warps, chunks: widths.map(|d| d / CHUNK) };
         let fits = 16 * form.memory() <= caps.workgroup_bytes as usize;
         (whole && fits && form.threads() <= caps.workgroup_size as usize).then_some(form)

@@ -10,7 +10,7 @@ use super::{
     MatrixUnits,
     matrix_blocks::{Block, Choice},
     matrix_units::{self, NATIVE, swizzle},
-    product::{Access, own_part},
+    product::{Access, begin},
     warp_groups::ROWS,
 };
 
@@ -102,13 +102,7 @@ impl Text {
                 sums.trim_end_matches(", ")
             )?;
         }
-        writeln!(
-            t,
-            "@compute @workgroup_size({threads})\n\
-             fn main(@builtin(workgroup_id) group: vec3<u32>, \
-             @builtin(local_invocation_index) thread: u32) {{"
-        )?;
-        t.push_str(own_part(parts));
+        begin(&mut t, threads, parts)?;
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {columns}u;\n\

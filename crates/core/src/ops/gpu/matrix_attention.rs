@@ -11,9 +11,15 @@ use sparoa_kernels::attention::AttentionShape;
 use super::{GpuCaps, MatrixUnits, matrix_units::CHUNK};
 
 /// Rows of a warp.
-const ROWS: usize = 16;
+pub(super) const ROWS: usize = 16;
 /// Chunks of keys in a tile.
 const KEY_CHUNKS: usize = 8;
+
+/// Warps of a workgroup: fewer where else some multiprocessor would have none.
+pub(super) fn warps(s: &AttentionShape, caps: &GpuCaps) -> usize {
+    let groups = |warps: usize| s.q_len.div_ceil(ROWS * warps) * s.heads * s.batch;
+    if groups(4) >= caps.units as usize { 4 } else { 2 }
+}
 
 /// An attention as it is shared out.
 pub(super) struct Form {
@@ -28,8 +34,7 @@ impl Form {
     pub(super) fn new(s: &AttentionShape, caps: &GpuCaps) -> Option<Form> {
         let units = caps.matrix_units.filter(|_| caps.aligned)?;
         let whole = s.head_dim.is_multiple_of(4 * units.chunk()) && s.v_dim.is_multiple_of(8);
-        let groups = |warps: usize| s.q_len.div_ceil(ROWS * warps) * s.heads * s.batch;
-        let warps = if groups(4) >= caps.units as usize { 4 } else { 2 };
+        let warps = warps(s, caps);
         let form = Form { units, warps, quads: [s.head_dim / 4, s.v_dim / 4] };
         let fits = CHUNK * form.chunks() <= caps.workgroup_bytes as usize;
         (whole && fits && form.threads() <= caps.workgroup_size as usize).then_some(form)

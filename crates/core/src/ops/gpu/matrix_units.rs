@@ -14,7 +14,7 @@ use std::fmt::Write;
 use super::{
     MatrixUnits, chunks,
     matrix_blocks::{Block, Choice, SLICES},
-    product::{Access, Product, own_part},
+    product::{Access, Product, begin},
     warp_groups,
 };
 
@@ -98,13 +98,7 @@ impl Text {
         let (a_loads, b_loads) = (rows / apart, columns / apart);
         let mut t =
             format!("var<workgroup> tile: array<vec4<u32>, {}>;\n{NATIVE}{MEMORY}", SLICES * slice);
-        writeln!(
-            t,
-            "@compute @workgroup_size({threads})\n\
-             fn main(@builtin(workgroup_id) group: vec3<u32>, \
-             @builtin(local_invocation_index) thread: u32) {{"
-        )?;
-        t.push_str(own_part(parts));
+        begin(&mut t, threads, parts)?;
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {columns}u;\n\

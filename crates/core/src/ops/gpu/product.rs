@@ -71,15 +71,22 @@ impl Product {
     }
 }
 
-/// A workgroup's product `z`, its `part`, and the inner elements of it.
-pub(super) fn own_part(parts: usize) -> &'static str {
-    match parts {
+/// Begins `main` of so many threads: a workgroup's product `z`, its `part`, and the inner elements
+/// of it.
+pub(super) fn begin(t: &mut String, threads: usize, parts: usize) -> std::fmt::Result {
+    let part = match parts {
         1 => "let z = group.z;\nlet part = 0u;\nlet first = 0u;\nlet end = p.rows_b;\n",
         _ => {
             "let z = group.z / p.parts;\nlet part = group.z - z * p.parts;\n\
              let first = part * p.span;\nlet end = min(first + p.span, p.rows_b);\n"
         }
-    }
+    };
+    write!(
+        t,
+        "@compute @workgroup_size({threads})\n\
+         fn main(@builtin(workgroup_id) group: vec3<u32>, \
+         @builtin(local_invocation_index) thread: u32) {{\n{part}"
+    )
 }
 
 /// How left-hand elements are found; see [`super::tile::Rows`].

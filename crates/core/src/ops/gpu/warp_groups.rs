@@ -12,7 +12,7 @@ use super::{
     MatrixUnits,
     matrix_blocks::{Block, Choice},
     matrix_units::{CHUNK, NATIVE},
-    product::{Access, own_part},
+    product::{Access, begin},
 };
 
 /// Rows of four warps.
@@ -90,14 +90,11 @@ impl Text {
         writeln!(
             t,
             "fn {}({sums}a: vec4<u32>, b: vec4<u32>, step: u32) {{}}\n\
-             fn native_group_hold_{group}({}) {{}}\n\
-             @compute @workgroup_size({threads})\n\
-             fn main(@builtin(workgroup_id) group: vec3<u32>, \
-             @builtin(local_invocation_index) thread: u32) {{",
+             fn native_group_hold_{group}({}) {{}}",
             self.multiply(),
             sums.trim_end_matches(", ")
         )?;
-        t.push_str(own_part(parts));
+        begin(&mut t, threads, parts)?;
         // Chunks change places within a row so that those that are read together are in different
         // banks: lines of 64 bytes as the hardware has it, of 128 those of odd rows by half a line.
         let turn = |row: &str| match quads {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Cut, MAX_PLANES, PARTS, SparseInvertedResidual};
 use crate::aligned::SharedMut;
 use crate::simd::{Kernel, Simd};
-use crate::sparse::grid::TILE_VECTORS;
+use crate::sparse::grid::{TILE_VECTORS, even_width};
 use crate::sparse::kernel::{GROUP, Output, Pixels, Start, one_row, store_group};
 use crate::sparse::planes::{Fill, Strip};
 
@@ -41,11 +41,6 @@ impl Run<'_> {
     fn partial(&self, strip: usize, part: usize) -> SharedMut {
         self.partial.at((strip * self.cut.parts + part) * self.cut.partial_len)
     }
-}
-
-/// How many of `vectors` are computed at once.
-fn width_of(vectors: usize) -> usize {
-    vectors.div_ceil(vectors.div_ceil(TILE_VECTORS).max(1)).max(1)
 }
 
 /// Where the tiles of C vectors begin that cover `vectors`, the last perhaps over the one before.
@@ -110,10 +105,10 @@ impl Kernel for Part<'_> {
         }
         let channels = block.part(part, parts)..block.part(part + 1, parts);
         let task = Filtering { block, channels, spans, vectors, input, expanded, filtered };
-        by_width!(s, width_of(widest), Filter, task);
+        by_width!(s, even_width(widest, TILE_VECTORS), Filter, task);
         let partial = (parts > 1).then(|| run.partial(index, part));
         let task = Projecting { run, strip, part, vectors, filtered, sums, partial };
-        by_width!(s, width_of(vectors), Project, task);
+        by_width!(s, even_width(vectors, TILE_VECTORS), Project, task);
     }
 }
 
@@ -157,7 +152,7 @@ impl<const C: usize, const U: usize> Kernel for Filter<'_, C, U> {
                             let x = t.input.at(at * S::LANES).ptr().cast_const();
                             let out = t.expanded.at(at * S::LANES).ptr();
                             let start = Start::Bias(0.0);
-                            let [sums] = one_row::<S, 1, C, U, false>(s, weights, x, 0, x, start);
+                            let [sums] = one_row::<S, 1, C, U, false>(s, weights, x, 0, start);
                             for (v, &sum) in sums.iter().enumerate() {
                                 s.store(out.add(v * S::LANES), finish.activate(s, sum));
                             }
@@ -176,7 +171,7 @@ impl<const C: usize, const U: usize> Kernel for Filter<'_, C, U> {
                     let x = x.add(tile * S::LANES);
                     let out = out.at(tile * S::LANES).ptr();
                     let start = Start::Bias(bias);
-                    let [sums] = one_row::<S, 1, C, U, true>(s, weights, x, 0, x, start);
+                    let [sums] = one_row::<S, 1, C, U, true>(s, weights, x, 0, start);
                     for (v, &sum) in sums.iter().enumerate() {
                         s.store(out.add(v * S::LANES), finish.activate(s, sum));
                     }
@@ -210,7 +205,7 @@ impl<const C: usize, const U: usize> Kernel for Project<'_, C, U> {
         let (c_out, output) = (block.c_out(), &t.run.output);
         assert!(C <= t.vectors);
         for tile in tiles::<C>(t.vectors) {
-            let pixels = pixels::<S>(block, t.strip, tile, C);
+            let pixels = t.partial.is_none().then(|| pixels::<S>(block, t.strip, tile, C));
             for group in (0..c_out).step_by(GROUP) {
                 let rows = group..c_out.min(group + GROUP);
                 for row in rows.clone() {
@@ -235,7 +230,7 @@ impl<const C: usize, const U: usize> Kernel for Project<'_, C, U> {
                     // room for C of each row of a group, a part's for all vectors of each row.
                     unsafe {
                         let x = t.filtered.at(tile * S::LANES).ptr().cast_const();
-                        let [sums] = one_row::<S, 1, C, U, false>(s, weights, x, 0, x, start);
+                        let [sums] = one_row::<S, 1, C, U, false>(s, weights, x, 0, start);
                         for (v, mut sum) in sums.into_iter().enumerate() {
                             if t.partial.is_none() {
                                 sum = output.activate(s, sum);
@@ -244,9 +239,9 @@ impl<const C: usize, const U: usize> Kernel for Project<'_, C, U> {
                         }
                     }
                 }
-                if t.partial.is_none() {
+                if let Some(pixels) = &pixels {
                     // SAFETY: the sums of a group's rows; the pixels are this task's.
-                    unsafe { store_group(s, output, &pixels, C, rows, t.sums.ptr()) };
+                    unsafe { store_group(s, output, pixels, C, rows, t.sums.ptr()) };
                 }
             }
         }
