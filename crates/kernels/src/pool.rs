@@ -1,10 +1,12 @@
-//! A fork-join pool: workers spin briefly, then park; tasks are claimed from one counter.
+//! A fork-join pool: workers spin briefly, then park. Tasks are shared out evenly in their order,
+//! and who has none left takes the last ones of another: of operators that divide their rows alike
+//! each thread mostly reads what it wrote itself, which its caches still hold.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -40,15 +42,44 @@ type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
 struct Job {
     task: *const Task<'static>,
-    tasks: usize,
+    threads: usize,
+}
+
+/// Tasks of one thread that nobody has begun, `end << 32 | next`, on cache lines of their own.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    /// Fewer than 2^32 tasks.
+    fn set(&self, tasks: Range<usize>) {
+        self.0.store((tasks.end as u64) << 32 | tasks.start as u64, Ordering::Relaxed);
+    }
+
+    /// Takes the first task.
+    fn first(&self) -> Option<usize> {
+        self.take(1).map(|share| share as u32 as usize)
+    }
+
+    /// Takes the last task.
+    fn last(&self) -> Option<usize> {
+        self.take((1u64 << 32).wrapping_neg()).map(|share| (share >> 32) as usize - 1)
+    }
+
+    /// Adds `step` unless all are taken, and says what there was.
+    fn take(&self, step: u64) -> Option<u64> {
+        let some = |share: u64| (share as u32) < (share >> 32) as u32;
+        let take = |share| some(share).then_some(share.wrapping_add(step));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()
+    }
 }
 
 struct Shared {
     /// Who may read `job`: a worker that raised the count while `OPEN` was set, until it lowers it.
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Of each thread, the caller's first.
+    shares: Box<[Share]>,
+    panic: Panic,
     parked: Box<[AtomicBool]>,
 }
 
@@ -72,7 +103,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            shares: (0..=helpers).map(|_| Share(AtomicU64::new(0))).collect(),
             panic: Mutex::new(None),
             parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
         });
@@ -117,8 +148,8 @@ impl Pool {
     /// [`Pool::run`] with `f(task, worker)`: `worker < threads()`, and no two tasks of this call
     /// run at the same time under one worker number (to index per-worker scratch).
     pub fn run_with_worker(&self, tasks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
-        let helpers = self.threads() - 1;
-        let inline = helpers == 0 || tasks <= 1 || IN_TASK.get();
+        let threads = self.threads().min(tasks);
+        let inline = threads <= 1 || tasks > u32::MAX as usize || IN_TASK.get();
         if inline || self.busy.swap(true, Ordering::Acquire) {
             for task in 0..tasks {
                 f(task, 0);
@@ -130,19 +161,21 @@ impl Pool {
         // closes the job and waits below for the count of workers inside to reach zero.
         let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(f) };
         // SAFETY: `busy` is ours and the last job was closed with no worker inside: no reader.
-        unsafe { *shared.job.get() = Some(Job { task, tasks }) };
-        shared.next.store(0, Ordering::Relaxed);
+        unsafe { *shared.job.get() = Some(Job { task, threads }) };
+        for (thread, share) in shared.shares[..threads].iter().enumerate() {
+            share.set(thread * tasks / threads..(thread + 1) * tasks / threads);
+        }
         let generation = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
         let generation = generation & 0x7fff_ffff;
-        let admitted = (helpers as u64) << 16;
+        let admitted = (threads as u64 - 1) << 16;
         shared.state.store(generation << 32 | OPEN | admitted, Ordering::SeqCst);
-        for (index, (worker, _)) in self.workers.iter().enumerate().take(helpers.min(tasks - 1)) {
+        for (index, (worker, _)) in self.workers.iter().enumerate().take(threads - 1) {
             let parked = &shared.parked[index];
             if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
                 worker.unpark();
             }
         }
-        claim(shared, f, tasks, 0);
+        claim(&shared.shares[..threads], &shared.panic, f, 0);
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0u32;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
@@ -180,21 +213,25 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-fn claim(shared: &Shared, f: &Task<'_>, tasks: usize, worker: usize) {
+type Panic = Mutex<Option<Box<dyn Any + Send>>>;
+
+/// Does the worker's share of tasks, from the front, and what is left of the others', from the back.
+fn claim(shares: &[Share], panic: &Panic, f: &Task<'_>, worker: usize) {
     IN_TASK.set(true);
     let result = catch_unwind(AssertUnwindSafe(|| {
-        loop {
-            let task = shared.next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
-            }
+        while let Some(task) = shares[worker].first() {
             f(task, worker);
+        }
+        for other in 1..shares.len() {
+            while let Some(task) = shares[(worker + other) % shares.len()].last() {
+                f(task, worker);
+            }
         }
     }));
     IN_TASK.set(false);
     if let Err(payload) = result {
-        shared.next.store(tasks, Ordering::Relaxed);
-        let mut first = shared.panic.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.iter().for_each(|share| share.set(0..0));
+        let mut first = panic.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(payload);
     }
 }
@@ -216,11 +253,11 @@ fn work(shared: &Shared, index: usize) {
         seen = state >> 32;
         // SAFETY: this worker is counted in `state` while OPEN was set: the job is published, its
         // closure alive, and neither changes before the count is lowered below.
-        let (task, tasks) = unsafe {
+        let (task, threads) = unsafe {
             let job = (*shared.job.get()).as_ref().expect("an open state has a job");
-            (&*job.task, job.tasks)
+            (&*job.task, job.threads)
         };
-        claim(shared, task, tasks, index + 1);
+        claim(&shared.shares[..threads], &shared.panic, task, index + 1);
         shared.state.fetch_sub(1, Ordering::Release);
     }
 }
@@ -255,6 +292,8 @@ fn wait(shared: &Shared, index: usize, seen: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
@@ -289,6 +328,33 @@ mod tests {
             });
             assert_eq!(pool.threads(), 4);
         }
+    }
+
+    #[test]
+    fn shares_are_taken_from_both_ends() {
+        let share = Share(AtomicU64::new(0));
+        assert_eq!((share.first(), share.last()), (None, None));
+        share.set(7..11);
+        let taken = [share.last(), share.first(), share.last(), share.first(), share.first()];
+        assert_eq!(taken, [Some(10), Some(7), Some(9), Some(8), None]);
+        assert_eq!(share.last(), None);
+    }
+
+    #[test]
+    fn takes_what_a_busy_thread_has_left() {
+        let pool = Pool::new(2);
+        let done = AtomicUsize::new(0);
+        // The first task of whoever begins waits until all other tasks are done.
+        let first = AtomicBool::new(true);
+        pool.run(16, &|_| {
+            if first.swap(false, Ordering::SeqCst) {
+                while done.load(Ordering::SeqCst) < 15 {
+                    thread::yield_now();
+                }
+            }
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(done.into_inner(), 16);
     }
 
     #[test]
