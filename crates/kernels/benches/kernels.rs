@@ -13,7 +13,8 @@ use sparoa_kernels::conv::{
 use sparoa_kernels::gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled};
 use sparoa_kernels::isa;
 use sparoa_kernels::permute::permute_f32;
-use sparoa_kernels::sparse::{SparseConv2d, SparseInvertedResidual};
+use sparoa_kernels::pooling::{Nhwc, Pool2dParams, max_pool2d};
+use sparoa_kernels::sparse::{SparseConv2d, SparseInvertedResidual, SparsePooledConv2d};
 use sparoa_kernels::{Activation, Epilogue, Pool};
 
 /// The shortest of the times of `f`, over at least 0.3 s.
@@ -227,6 +228,55 @@ impl Bench {
         println!();
     }
 
+    /// A first layer with the maximum of its result, 3 x 3 with step 2, dense and with zeros.
+    fn pooled(&self, n: usize, size: usize, [ci, co]: [usize; 2], [k, s]: [usize; 2]) {
+        let title = format!("pooled x{n} {ci}->{co} {size} k{k} s{s}");
+        if !title.contains(&self.filter) {
+            return;
+        }
+        let params = Conv2dParams {
+            c_in: ci,
+            c_out: co,
+            groups: 1,
+            kernel: [k, k],
+            stride: [s, s],
+            dilation: [1, 1],
+            pads: [k / 2; 4],
+        };
+        let windows =
+            Pool2dParams { kernel: [3, 3], stride: [2, 2], dilation: [1, 1], pads: [1; 4] };
+        let (bias, weight, dice) = (values(co), values(co * ci * k * k), dice(co * ci * k * k));
+        let threads = self.pool.threads();
+        let options = Conv2dOptions { images: Some([n, size, size]), ..Conv2dOptions::default() };
+        let conv = Conv2d::for_images(params, &weight, Some(&bias), options);
+        let [h, w] = conv.output_size(size, size);
+        let out = [h, w].map(|d| (d - 1) / 2 + 1);
+        let x = values(n * size * size * ci);
+        let (mut z, mut y) = (vec![0.0; n * h * w * co], vec![0.0; n * out[0] * out[1] * co]);
+        let mut scratch = vec![0.0; conv.scratch_len(n, size, size, threads)];
+        let epi = Epilogue::activation(Activation::Relu);
+        let dense = best_seconds(threads, || {
+            conv.run(n, size, size, black_box(&x), &epi, &mut z, &mut scratch, &self.pool);
+            max_pool2d(&windows, Nhwc { n, h, w, c: co }, out, &z, &mut y, &self.pool);
+        });
+        print!("{title:42} {} and pool {:6.1} us;", conv.algorithm(), dense * 1e6);
+        for sparsity in [0.5, 0.6, 0.7, 0.8, 0.9, 0.95] {
+            let pruned = weight.iter().zip(&dice);
+            let pruned: Vec<f32> =
+                pruned.map(|(&w, &d)| if d < sparsity { 0.0 } else { w + 2.0 }).collect();
+            let (size, relu) = ([size, size], Activation::Relu);
+            let conv =
+                SparsePooledConv2d::new(params, size, &windows, out, &pruned, Some(&bias), relu);
+            let conv = conv.expect("the windows are known");
+            scratch.resize(conv.scratch_len(threads), 0.0);
+            let seconds = best_seconds(threads, || {
+                conv.run(n, black_box(&x), &mut y, &mut scratch, &self.pool);
+            });
+            print!(" {sparsity:.2} {:5.1} us ({:.2})", seconds * 1e6, seconds / dense);
+        }
+        println!();
+    }
+
     /// An inverted residual with dense and with sparse pointwise stages, 90 % zeros in all stages.
     fn inverted(&self, size: usize, [ci, mid, co]: [usize; 3], s: usize) {
         let title = format!("inverted {ci}->{mid}->{co} {size} s{s}");
@@ -434,6 +484,7 @@ fn main() {
     b.inverted(7, [160, 960, 160], 1);
     for n in [1, 8] {
         b.sparse("resnet", n, 224, [3, 64], [7, 2]);
+        b.pooled(n, 224, [3, 64], [7, 2]);
         b.sparse("resnet", n, 56, [64, 64], [3, 1]);
         b.sparse("resnet", n, 56, [64, 128], [3, 2]);
         b.sparse("resnet", n, 56, [64, 128], [1, 2]);

@@ -106,6 +106,13 @@ pub fn pool2d_with_isa(
     });
 }
 
+/// The larger of two, NaN if either is.
+#[inline(always)]
+pub(crate) fn larger<S: Simd>(s: S, a: S::V, b: S::V) -> S::V {
+    // max gives b where either is NaN: right unless a is the NaN.
+    s.select(s.is_nan(a), a, s.max(a, b))
+}
+
 struct Rows<'a> {
     kind: PoolKind,
     p: Pool2dParams,
@@ -180,12 +187,7 @@ impl Rows<'_> {
                                 let p = line.as_ptr().add(x * c + i);
                                 if lanes == S::LANES { s.load(p) } else { s.load_partial(p, lanes) }
                             };
-                            acc = if max {
-                                // max gives v where either is NaN: right unless acc is the NaN.
-                                s.select(s.is_nan(acc), acc, s.max(acc, v))
-                            } else {
-                                s.add(acc, v)
-                            };
+                            acc = if max { larger(s, acc, v) } else { s.add(acc, v) };
                         }
                     }
                     if !max {

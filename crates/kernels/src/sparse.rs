@@ -14,11 +14,13 @@ mod inverted;
 mod kernel;
 mod matrix;
 mod planes;
+mod pooled;
 mod slab;
 
 pub use conv::SparseConv2d;
 pub use inverted::SparseInvertedResidual;
 pub use matrix::SparseMatrix;
+pub use pooled::SparsePooledConv2d;
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 
 mod kernel;
 mod links;
+mod pooled;
 mod text;
 
 use std::{ops::Range, sync::Arc};
@@ -139,10 +140,12 @@ impl Op for FusedLayers {
 
     fn cpu(&self, x: &Operands<'_>) -> Result<Box<dyn CpuKernel>, OpError> {
         let links = self.links(x.inputs)?;
-        let kernel = kernel::Slices::new(&links, kernel::SLICE_BYTES)?;
-        let method = if kernel.count() > 1 { "slices" } else { "layer by layer" };
-        let held: Vec<usize> = (0..x.inputs.len()).filter(|i| kernel.holds(*i)).collect();
-        Ok(packed_kernel(method, held, Box::new(kernel)))
+        pooled::or_else(&links, x.output(0), || {
+            let kernel = kernel::Slices::new(&links, kernel::SLICE_BYTES)?;
+            let method = if kernel.count() > 1 { "slices" } else { "layer by layer" };
+            let held: Vec<usize> = (0..x.inputs.len()).filter(|i| kernel.holds(*i)).collect();
+            Ok(packed_kernel(method, held, Box::new(kernel)))
+        })
     }
 
     fn gpu(&self, x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {

@@ -91,27 +91,13 @@ impl SparseConv2d {
         let (weights, position) = (co * taps * ci, TRANSPOSE_COST * ci);
         let load = Load { channels: ci, weights, rows: co, position };
         let grid = Grid::new(p, images, [lanes, most_vectors(isa)], load)?;
-        let blocks = cut_evenly(ci, grid.block_channels());
-        let planes = grid.planes.len();
-        let groups = (0..p.groups).map(|group| {
-            Compressed::new(co, blocks.clone(), |channels, row, list| {
-                let row = &weight[(group * co + row) * ci * taps..][..ci * taps];
-                for c in channels.clone() {
-                    for (tap, &value) in grid.taps.iter().zip(&row[c * taps..][..taps]) {
-                        if value != 0.0 {
-                            let at = (c - channels.start) * planes + tap.plane;
-                            let offset = u16::try_from(at * grid.slab + tap.shift);
-                            list.push((offset.expect("a block fits 16 bits"), value));
-                        }
-                    }
-                }
-            })
-        });
+        let groups = weight.chunks_exact((co * ci * taps).max(1)).take(p.groups);
+        let groups = groups.map(|weight| compress(&grid, [co, ci], weight)).collect();
         Some(SparseConv2d {
             params,
             isa,
             size: [h, w],
-            groups: groups.collect(),
+            groups,
             grid,
             bias: bias.map(<[f32]>::to_vec),
             zeros: AlignedBuffer::zeroed(ci),
@@ -370,10 +356,29 @@ impl Run<'_> {
             line: grid.pitch * grid.lanes,
             channel_len: grid.planes.len() * grid.slab * grid.lanes,
             sums,
+            keeps_sums: false,
             output: &output,
         };
         simd::dispatch(conv.isa, tile);
     }
+}
+
+/// Compresses the weights (c_out, c_in, tap) of a group.
+pub(crate) fn compress(grid: &Grid, [co, ci]: [usize; 2], weight: &[f32]) -> Compressed {
+    let (planes, taps) = (grid.planes.len(), grid.taps.len());
+    let blocks = cut_evenly(ci, grid.block_channels());
+    Compressed::new(co, blocks, |channels, row, list| {
+        let row = &weight[row * ci * taps..][..ci * taps];
+        for c in channels.clone() {
+            for (tap, &value) in grid.taps.iter().zip(&row[c * taps..][..taps]) {
+                if value != 0.0 {
+                    let at = (c - channels.start) * planes + tap.plane;
+                    let offset = u16::try_from(at * grid.slab + tap.shift);
+                    list.push((offset.expect("a block fits 16 bits"), value));
+                }
+            }
+        }
+    })
 }
 
 /// `len` cut into ranges of nearly equal length, at most `most`.

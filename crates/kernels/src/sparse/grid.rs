@@ -179,8 +179,16 @@ impl Grid {
         best.map(|(_, grid)| grid)
     }
 
+    /// The same with strips of as many bands as have at most `positions`, and how many those are.
+    pub(crate) fn shorter(mut self, positions: usize) -> (Grid, usize) {
+        let fits = |&strip: &usize| strip == 1 || self.longest_slab(strip) <= positions;
+        let strip = (1..=self.strip).rev().find(fits).unwrap_or(1);
+        (self.strip, self.slab) = (strip, self.longest_slab(strip) | 1);
+        (self, strip)
+    }
+
     /// The grid whose lanes share out the images so, and whose tiles have these rows and columns.
-    fn cut(
+    pub(crate) fn cut(
         geometry: Geometry,
         lanes: usize,
         across: [usize; 3],

@@ -71,6 +71,8 @@ pub(crate) struct Tile<'a> {
     pub(crate) channel_len: usize,
     /// Space for the sums of a group of rows, or with several blocks of all rows.
     pub(crate) sums: &'a mut [f32],
+    /// Whether the activated sums of all rows, at most a group, stay there and go nowhere else.
+    pub(crate) keeps_sums: bool,
     pub(crate) output: &'a Output<'a>,
 }
 
@@ -150,9 +152,11 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
     fn run<S: Simd>(self, s: S) {
         let t = self.0;
         let width = R * C * S::LANES;
-        let pixels = Pixels::of_tile::<R, C>(t.grid, t.n, [t.band, t.index]);
+        let pixels =
+            (!t.keeps_sums).then(|| Pixels::of_tile::<R, C>(t.grid, t.n, [t.band, t.index]));
         let blocks = t.weights.blocks().len();
         assert!(t.sums.len() >= sums_len(t.grid, t.weights, t.rows.len()));
+        assert!(!t.keeps_sums || t.rows.len() <= GROUP);
         assert!(width <= t.grid.tile_len() && R * C <= WIDE_VECTORS && t.grid.lanes == S::LANES);
         for (block, channels) in t.weights.blocks().iter().enumerate() {
             let x = t.x.wrapping_add(channels.start * t.channel_len);
@@ -161,7 +165,7 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
                 let at = if blocks > 1 { (row - t.rows.start) * width } else { 0 };
                 let sums = t.sums[at..][..GROUP * width].as_mut_ptr();
                 let last = block + 1 == blocks;
-                if last && t.output.far {
+                if let Some(pixels) = pixels.as_ref().filter(|_| last && t.output.far) {
                     // The lines to write are there when the sums are.
                     for &pixel in pixels.index[..width].iter().filter(|&&p| p != NONE) {
                         let at = pixel as usize * t.output.stride + t.output.channel + row;
@@ -187,9 +191,9 @@ impl<const R: usize, const C: usize, const U: usize> Kernel for Vectors<'_, R, C
                         }
                     }
                 }
-                if last {
+                if let Some(pixels) = pixels.as_ref().filter(|_| last) {
                     // SAFETY: as above; the pixels are this task's.
-                    unsafe { store_group(s, t.output, &pixels, R * C, rows, sums) };
+                    unsafe { store_group(s, t.output, pixels, R * C, rows, sums) };
                 }
             }
         }

@@ -3,12 +3,14 @@
 
 use proptest::prelude::*;
 
-use super::{SparseConv2d, SparseMatrix};
+use super::{SparseConv2d, SparseMatrix, SparsePooledConv2d};
+use crate::activation::{Activation, Epilogue};
 use crate::conv::tests::{epilogue, params, reference};
 use crate::conv::{Conv2d, Conv2dParams};
 use crate::gemm::{PackedB, gemm};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::pooling::Pool2dParams;
 use crate::testing::{close, epilogue_reference, random};
 
 /// Where the nonzero weights of a matrix of rows are.
@@ -228,4 +230,123 @@ fn memory_falls_with_the_weights() {
 fn images_too_wide_are_refused() {
     let p = square([4, 4], 3, 1);
     assert!(SparseConv2d::new(p, [1, 8, 1 << 20], &vec![1.0; 144], None).is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn pooled_convolution_matches_double_precision(
+        (c_in, c_out) in (1usize..6, 1usize..36),
+        kernel in [1usize..5, 1usize..5],
+        stride in [1usize..4, 1usize..4],
+        dilation in [1usize..3, 1usize..3],
+        pads in [0usize..4, 0usize..4, 0usize..3, 0usize..3],
+        size in [1usize..4, 1usize..50, 1usize..90],
+        windows in [1usize..5, 1usize..5, 0usize..3, 0usize..3],
+        more in [0usize..2, 0usize..2],
+        pattern in pattern(),
+        bias in any::<bool>(),
+        relu in any::<bool>(),
+        threads in 1usize..5,
+    ) {
+        let p = Conv2dParams { c_in, c_out, groups: 1, kernel, stride, dilation, pads };
+        let [n, h, w] = size;
+        let between = p.output_size(h, w);
+        let [step_y, step_x, top, left] = windows;
+        let (top, left) = (top.min(step_y), left.min(step_x));
+        let windows = Pool2dParams {
+            kernel: [step_y + top, step_x + left],
+            stride: [step_y, step_x],
+            dilation: [1, 1],
+            pads: [top, left, 0, 0],
+        };
+        // Whole windows, or one that reaches beyond the end as those of rounded-up sizes do.
+        let out = [0, 1].map(|i| between[i] / windows.stride[i] + more[i]);
+        let starts = |i: usize| (out[i].max(1) - 1) * windows.stride[i] < between[i] + windows.pads[i];
+        prop_assume!(out[0] > 0 && out[1] > 0 && between[0] > 0 && between[1] > 0);
+        prop_assume!(starts(0) && starts(1));
+        let x = random(n * h * w * c_in, 1);
+        let row = c_in * kernel[0] * kernel[1];
+        let weight = weights(pattern, row, c_out * row);
+        let bias = bias.then(|| random(c_out, 3));
+        let activation = if relu { Activation::Relu } else { Activation::None };
+        let epi = Epilogue::activation(activation);
+        let sums = reference(&p, false, size, between, &x, &weight);
+        let bias_of = |i: usize| bias.as_ref().map(|b| b[i % c_out]);
+        let values: Vec<_> =
+            (0..sums.len()).map(|i| epilogue_reference(sums[i], bias_of(i), &epi, i)).collect();
+        let pool = Pool::new(threads);
+        for isa in Isa::available() {
+            let bias = bias.as_deref();
+            let conv = SparsePooledConv2d::new_with_isa(
+                isa, p, [h, w], &windows, out, &weight, bias, activation,
+            );
+            prop_assert_eq!(conv.is_some(), step_y != 3);
+            let Some(conv) = conv else { continue };
+            let mut y = vec![f32::NAN; n * out[0] * out[1] * c_out];
+            let mut scratch = vec![f32::NAN; conv.scratch_len(threads)];
+            conv.run(n, &x, &mut y, &mut scratch, &pool);
+            for (i, &y) in y.iter().enumerate() {
+                let (channel, pixel) = (i % c_out, i / c_out);
+                let (image, oy, ox) = (pixel / out[1] / out[0], pixel / out[1] % out[0], pixel % out[1]);
+                let inside = |o: usize, axis: usize| {
+                    let first = o * windows.stride[axis];
+                    first.saturating_sub(windows.pads[axis])
+                        ..(first + windows.stride[axis]).min(between[axis])
+                };
+                let mut want = (f64::NEG_INFINITY, 0.0f64);
+                for by in inside(oy, 0) {
+                    for bx in inside(ox, 1) {
+                        let at = ((image * between[0] + by) * between[1] + bx) * c_out + channel;
+                        want = (want.0.max(values[at].0), want.1.max(values[at].1));
+                    }
+                }
+                let same = f64::from(y) == want.0;
+                prop_assert!(same || close(y, want), "{isa} at {i}: {y}, {want:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_with_nan_are_nan() {
+    let p = Conv2dParams {
+        c_in: 1,
+        c_out: 1,
+        groups: 1,
+        kernel: [1, 1],
+        stride: [1, 1],
+        dilation: [1, 1],
+        pads: [0; 4],
+    };
+    let windows =
+        Pool2dParams { kernel: [3, 3], stride: [2, 2], dilation: [1, 1], pads: [1, 1, 1, 1] };
+    let (size, out) = ([20, 70], [10, 35]);
+    let pool = Pool::new(2);
+    for at in [0, 1, 70 * 9 + 33, 70 * 19 + 69] {
+        let mut x = random(20 * 70, 5);
+        x[at] = f32::NAN;
+        for isa in Isa::available() {
+            let conv = SparsePooledConv2d::new_with_isa(
+                isa,
+                p,
+                size,
+                &windows,
+                out,
+                &[1.0],
+                None,
+                Activation::Relu,
+            );
+            let conv = conv.unwrap();
+            let mut y = vec![0.0; 10 * 35];
+            let mut scratch = vec![f32::NAN; conv.scratch_len(2)];
+            conv.run(1, &x, &mut y, &mut scratch, &pool);
+            for (i, y) in y.iter().enumerate() {
+                let near = |o: usize, at: usize| (2 * o).abs_diff(at) <= 1;
+                let hit = near(i / 35, at / 70) && near(i % 35, at % 70);
+                assert_eq!(y.is_nan(), hit, "{isa}: {at}, {i}");
+            }
+        }
+    }
 }

@@ -172,3 +172,64 @@ fn texts_that_are_no_layers_are_refused() {
         assert!(found.contains(error), "{text}: {found}");
     }
 }
+
+#[test]
+fn a_pruned_convolution_and_its_maximum_are_one_kernel() {
+    let weight = floats([20, 3, 5, 5], 2);
+    let pruned: Vec<f32> = (weight.as_slice::<f32>().unwrap().iter().enumerate())
+        .map(|(i, &w)| if i % 10 == 3 { w } else { 0.0 })
+        .collect();
+    let tensors =
+        [floats([2, 21, 37, 3], 1), Tensor::from_slice(weight.shape(), &pruned), floats([20], 3)];
+    // (pads of the windows, whether the sparse kernel knows them)
+    for (pads, known) in [("1,1,1,1", true), ("0,0,0,0", false)] {
+        let texts = vec![
+            "ai.sparoa.Conv(0,1,2) kernel_shape=is:5,5 pads=is:2,2,2,2 strides=is:2,2 \
+             layout=s:NHWC activation=s:Relu"
+                .to_owned(),
+            format!(
+                "ai.sparoa.MaxPool(@2x11x19x20) kernel_shape=is:3,3 pads=is:{pads} \
+                 strides=is:2,2 layout=s:NHWC"
+            ),
+        ];
+        let texts = AttributeValue::Strings(texts);
+        let attributes = Attributes::new(1, 1, [("layers".to_owned(), texts)]);
+        let fused = FusedLayers::parse(&attributes).unwrap();
+        let operands: Vec<_> = (tensors.iter().enumerate())
+            .map(|(i, tensor)| match i {
+                0 => Some(Operand::dynamic(tensor.ty().clone())),
+                _ => Some(Operand::constant(Arc::new(tensor.clone()))),
+            })
+            .collect();
+        let outputs = fused.infer(&operands).unwrap();
+        let x = Operands { inputs: &operands, outputs: &outputs };
+        let run = |variant| {
+            let kernel = fused.with_variant(variant).unwrap().cpu(&x).unwrap();
+            let (mut y, pool) = (Tensor::zeros(outputs[0].clone()), Pool::new(2));
+            let mut scratch = Storage::zeroed(kernel.scratch_bytes(2));
+            // What the kernel holds has no bytes.
+            let inputs: Vec<_> = (tensors.iter().enumerate())
+                .map(|(i, tensor)| {
+                    let mut view = tensor.view();
+                    if kernel.holds(i) {
+                        view.bytes = &[];
+                    }
+                    Some(view)
+                })
+                .collect();
+            let outputs = &mut [y.view_mut()];
+            let mut io = KernelIo { inputs: &inputs, outputs, scratch: scratch.bytes_mut() };
+            kernel.run(&mut io, &pool).unwrap();
+            (kernel.method(), kernel.holds(1), y)
+        };
+        let (sparse, held, got) = run(Variant::Sparse);
+        assert_eq!((sparse == crate::ops::variant::SPARSE, held), (known, true));
+        let (dense, _, want) = run(Variant::Dense);
+        assert_ne!(dense, crate::ops::variant::SPARSE);
+        for (got, want) in
+            got.as_slice::<f32>().unwrap().iter().zip(want.as_slice::<f32>().unwrap())
+        {
+            assert!((got - want).abs() <= 150.0 * f32::EPSILON * want.abs().max(4.0));
+        }
+    }
+}
