@@ -41,7 +41,7 @@ struct Cut {
     strips: Strips,
     /// Whether all slabs are made first, by all threads.
     shared: bool,
-    /// Parts of the output channels: more than one where strips alone cannot occupy the threads.
+    /// Parts of the output channels that tasks have on shared slabs.
     parts: usize,
     /// Slabs that exist at once.
     slabs: usize,
@@ -148,33 +148,39 @@ impl SparseConv2d {
             1 => 1,
             _ => (4 * threads).min(self.nonzeros().saturating_mul(sums) / TASK_MACS).max(1),
         };
-        let mut strips = self.grid.strips(images);
+        let strips = self.grid.strips(images);
+        let whole = co.div_ceil(GROUP);
+        let busy = threads.min(wanted);
+        let even = bands.next_multiple_of(busy);
         // Strips keep what they read with one processor; but each should have as much to do.
-        let even = bands.div_ceil(threads) * threads * 4 <= bands * 5;
         let uneven = match groups {
-            1 => wanted > 1 && !even,
+            1 => wanted > 1 && even * 4 > bands * 5,
             _ => strips * groups < wanted.min(2 * threads),
         };
         let shared = uneven && threads > FEW_THREADS;
+        let mut cut = Strips { bands, parts: 1, count: strips };
         let mut parts = 1;
-        if uneven {
-            let tasks = if shared { tiles * groups } else { strips * groups };
-            parts = wanted.div_ceil(tasks.max(1)).min(co.div_ceil(GROUP)).max(1);
-            if !shared {
-                parts = parts.min(threads);
-            }
-        } else if wanted > 1 && groups == 1 {
-            strips = strips.next_multiple_of(threads).min(bands.max(1));
+        if shared {
+            parts = wanted.div_ceil((tiles * groups).max(1)).min(whole).max(1);
+        } else if groups > 1 && uneven {
+            cut.parts = wanted.div_ceil(strips * groups).min(threads).min(whole);
+            cut.count = strips * cut.parts;
+        } else if groups == 1 && wanted > 1 && even * 50 > bands * 51 && whole >= busy {
+            // Threads share out a band's channels where they cannot have as many bands each.
+            cut = Strips { bands, parts: busy, count: busy };
+        } else if groups == 1 && wanted > 1 {
+            cut.count = strips.next_multiple_of(busy).min(bands.max(1));
         }
-        let rows = co.div_ceil(GROUP).div_ceil(parts) * GROUP;
+        let most = if shared { whole.div_ceil(parts) } else { cut.most_of(whole) };
         Cut {
-            strips: Strips { bands, count: strips },
+            strips: cut,
             shared,
             parts,
             slabs: if shared { strips * groups } else { threads },
             slab_len: (ci * self.grid.planes.len() * self.grid.slab * self.grid.lanes)
                 .next_multiple_of(16),
-            sums_len: sums_len(&self.grid, &self.groups[0], rows.min(co)).next_multiple_of(16),
+            sums_len: sums_len(&self.grid, &self.groups[0], co.min(most * GROUP))
+                .next_multiple_of(16),
         }
     }
 
@@ -227,12 +233,11 @@ impl SparseConv2d {
         let count = self.groups.len();
         let channels = self.params.c_in / self.params.groups;
         if !cut.shared {
-            pool.run_with_worker(cut.strips.count * count * cut.parts, &|task, worker| {
-                let (task, part) = (task / cut.parts, task % cut.parts);
+            pool.run_with_worker(cut.strips.count * count, &|task, worker| {
                 // SAFETY: each worker has its own part, and runs one task at a time.
                 let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
                 let slab = slabs.at(worker * cut.slab_len);
-                run.strip(task / count, task % count, part, slab, sums);
+                run.strip(task / count, task % count, slab, sums);
             });
             return;
         }
@@ -241,7 +246,8 @@ impl SparseConv2d {
         pool.run(cut.strips.count * count * chunks, &|task| {
             let (which, chunk) = (task / chunks, task % chunks);
             let part = chunk_of(channels, chunks, chunk);
-            run.fill(which / count, which % count, part, slabs.at(which * cut.slab_len));
+            let bands = cut.strips.bands_of(which / count);
+            run.fill(bands, which % count, part, slabs.at(which * cut.slab_len));
         });
         let tiles = cut.strips.bands * self.grid.tiles;
         pool.run_with_worker(count * cut.parts * tiles, &|task, worker| {
@@ -250,9 +256,11 @@ impl SparseConv2d {
             let (group, part) = (rest / cut.parts, rest % cut.parts);
             let strip = cut.strips.with(tile / self.grid.tiles);
             let slab = slabs.at((strip * count + group) * cut.slab_len);
+            let first = cut.strips.bands_of(strip).start;
+            let rows = run.rows(part..part + 1, cut.parts);
             // SAFETY: each worker has its own part, and runs one task at a time.
             let sums = unsafe { sums.slice(worker * cut.sums_len, cut.sums_len) };
-            run.tile(strip, group, tile, part, slab, sums);
+            run.tile(group, first, tile, rows, slab, sums);
         });
     }
 
@@ -275,7 +283,7 @@ impl SparseConv2d {
         let y = SharedMut::new(y);
         let run = Run { conv: self, cut, images, x, stride, bias, epi, y, far };
         for task in 0..cut.strips.count * self.groups.len() {
-            run.strip(task / self.groups.len(), task % self.groups.len(), 0, slab, sums);
+            run.strip(task / self.groups.len(), task % self.groups.len(), slab, sums);
         }
     }
 }
@@ -294,19 +302,32 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All of a strip for some of a group's output channels.
-    fn strip(&self, strip: usize, group: usize, part: usize, slab: SharedMut, sums: &mut [f32]) {
+    /// All of a strip for a group.
+    fn strip(&self, strip: usize, group: usize, slab: SharedMut, sums: &mut [f32]) {
+        let (grid, strips) = (&self.conv.grid, &self.cut.strips);
         let channels = self.conv.params.c_in / self.conv.params.groups;
-        self.fill(strip, group, 0..channels, slab);
-        let (bands, tiles) = (self.cut.strips.bands_of(strip), self.conv.grid.tiles);
-        for tile in bands.start * tiles..bands.end * tiles {
-            self.tile(strip, group, tile, part, slab, sums);
+        let all = strips.bands_of(strip);
+        for first in all.clone().step_by(grid.strip) {
+            let bands = first..all.end.min(first + grid.strip);
+            self.fill(bands.clone(), group, 0..channels, slab);
+            for tile in first * grid.tiles..bands.end * grid.tiles {
+                let parts = strips.parts_of(strip, tile / grid.tiles);
+                let rows = self.rows(parts, strips.parts);
+                self.tile(group, first, tile, rows, slab, sums);
+            }
         }
     }
 
-    /// Makes some channels of a strip's slab.
-    fn fill(&self, strip: usize, group: usize, channels: Range<usize>, out: SharedMut) {
-        let (conv, bands) = (self.conv, self.cut.strips.bands_of(strip));
+    /// Some of `count` parts of a group's output channels.
+    fn rows(&self, parts: Range<usize>, count: usize) -> Range<usize> {
+        let co = self.conv.params.c_out / self.conv.params.groups;
+        let cut = |i: usize| (i * co.div_ceil(GROUP) / count * GROUP).min(co);
+        cut(parts.start)..cut(parts.end)
+    }
+
+    /// Makes some channels of the slab of some bands.
+    fn fill(&self, bands: Range<usize>, group: usize, channels: Range<usize>, out: SharedMut) {
+        let conv = self.conv;
         let grid = &conv.grid;
         if channels.is_empty() || bands.is_empty() {
             return;
@@ -325,31 +346,28 @@ impl Run<'_> {
         simd::dispatch(conv.isa, slab);
     }
 
-    /// A tile times some of a group's output channels.
+    /// A tile times some of a group's output channels; the slab begins with band `first`.
     fn tile(
         &self,
-        strip: usize,
         group: usize,
+        first: usize,
         tile: usize,
-        part: usize,
+        rows: Range<usize>,
         slab: SharedMut,
         sums: &mut [f32],
     ) {
         let conv = self.conv;
         let co = conv.params.c_out / conv.params.groups;
-        let groups = co.div_ceil(GROUP);
-        let cut = |i: usize| (i * groups / self.cut.parts * GROUP).min(co);
         let stride = conv.params.c_out;
         let output = Output::new(self.bias, self.epi, self.y, self.far, stride, group * co);
         let grid = &conv.grid;
         let (band, index) = (tile / grid.tiles, tile % grid.tiles);
-        let at = grid.start(band) - grid.start(self.cut.strips.bands_of(strip).start)
-            + index * grid.tile[1];
+        let at = grid.start(band) - grid.start(first) + index * grid.tile[1];
         let tile = Tile {
             grid,
             n: self.images,
             weights: &conv.groups[group],
-            rows: cut(part)..cut(part + 1),
+            rows,
             band,
             index,
             x: slab.at(at * grid.lanes).ptr(),

@@ -126,7 +126,7 @@ pub(crate) struct Grid {
     pub(crate) planes: Vec<[usize; 2]>,
     pub(crate) taps: Vec<Tap>,
     /// The most bands of a strip, and how many positions of each channel and plane a slab has.
-    strip: usize,
+    pub(crate) strip: usize,
     pub(crate) slab: usize,
 }
 
@@ -383,20 +383,38 @@ impl Grid {
     }
 }
 
-/// How strips share out the bands of a run.
+/// How strips share out the bands of a run, whole or in parts of their output channels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strips {
     /// Bands in all.
     pub(crate) bands: usize,
+    /// Parts of each.
+    pub(crate) parts: usize,
     /// Strips.
     pub(crate) count: usize,
 }
 
 impl Strips {
-    /// The bands of a strip.
+    /// Where a strip begins, in parts.
+    fn start(&self, strip: usize) -> usize {
+        strip * self.bands * self.parts / self.count
+    }
+
+    /// The bands that a strip has parts of.
     pub(crate) fn bands_of(&self, strip: usize) -> Range<usize> {
-        let cut = |i: usize| i * self.bands / self.count;
-        cut(strip)..cut(strip + 1)
+        self.start(strip) / self.parts..self.start(strip + 1).div_ceil(self.parts)
+    }
+
+    /// Which parts of a band a strip has.
+    pub(crate) fn parts_of(&self, strip: usize, band: usize) -> Range<usize> {
+        let within = |part: usize| part.saturating_sub(band * self.parts).min(self.parts);
+        within(self.start(strip))..within(self.start(strip + 1))
+    }
+
+    /// The most of a band's `groups` of channels that a strip has.
+    pub(crate) fn most_of(&self, groups: usize) -> usize {
+        let parts = (self.bands * self.parts).div_ceil(self.count).min(self.parts);
+        groups.div_ceil(self.parts) * parts
     }
 
     /// The strip that has a band.
