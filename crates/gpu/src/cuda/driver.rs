@@ -154,6 +154,22 @@ impl DeviceMemory {
     }
 }
 
+impl DeviceMemory {
+    /// Fills all of it with `data`, again and again, and waits.
+    pub(crate) fn repeat(&self, data: &[u8]) -> Result<()> {
+        let mut filled = data.len().min(self.bytes);
+        self.fill(&data[..filled])?;
+        while filled > 0 && filled < self.bytes {
+            let more = filled.min(self.bytes - filled);
+            let to = self.address + filled as Address;
+            // SAFETY: both parts are inside and do not overlap.
+            unsafe { result::memcpy_dtod_sync(to, self.address, more) }?;
+            filled += more;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let _ = self.context.bind();
@@ -331,6 +347,11 @@ impl Stream {
             None => result::stream::create(result::stream::StreamKind::NonBlocking)?,
         };
         Ok(Stream { context: context.clone(), raw })
+    }
+
+    /// For libraries, which queue their own kernels.
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.raw
     }
 
     /// Queues a kernel.
