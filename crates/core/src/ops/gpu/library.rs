@@ -78,6 +78,9 @@ pub struct Images {
     pub channels: usize,
     /// Their sizes, and those of the windows.
     pub window: Flat,
+    /// Sums are to be plain sums of products; otherwise f32 may be transformed first, as
+    /// Winograd's convolution does.
+    pub plain: bool,
 }
 
 impl Standard {

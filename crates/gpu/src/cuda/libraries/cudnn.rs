@@ -22,9 +22,9 @@ pub(super) const NAMES: &[&str] = &["cudnn64_9.dll"];
 pub(super) const NAMES: &[&str] = &["libcudnn.so.9"];
 
 /// Bytes of workspace that an algorithm may take.
-const MAX_WORKSPACE: i64 = 64 << 20;
+const MAX_WORKSPACE: i64 = 128 << 20;
 /// Configurations to ask for: some of them do not compute as they must.
-const CONFIGURATIONS: usize = 12;
+const CONFIGURATIONS: usize = 24;
 
 type Raw = *mut c_void;
 type Status = c_int;
@@ -57,11 +57,15 @@ const KIND_TENSOR: c_int = 17;
 const POINTWISE_ADD: c_int = 0;
 const POINTWISE_RELU: c_int = 100;
 const CROSS_CORRELATION: c_int = 1;
-const HEURISTICS: c_int = 3;
+/// Ways to look for configurations: by estimates, and those that are nearly always there.
+const HEURISTICS: [c_int; 2] = [3, 2];
 /// What a configuration's numbers may not be: rounded to fewer bits than asked for, added with
-/// fewer, transformed, or added in no fixed order. With fp32 no tensor cores either.
-const NOTES_REFUSED: [c_int; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+/// fewer, as the coefficients of a Fourier transform or Winograd's of the largest tiles, or added in
+/// no fixed order.
+const NOTES_REFUSED: [c_int; 5] = [1, 2, 3, 4, 8];
 const NOTE_TENSOR_CORE: c_int = 0;
+/// Winograd's convolution, and its tiles of 4 x 4 and 6 x 6.
+const NOTES_WINOGRAD: [c_int; 3] = [5, 6, 7];
 /// Notes that there may be, with room for more.
 const NOTES: usize = 16;
 
@@ -284,7 +288,7 @@ impl Graph {
     }
 
     fn describe(cudnn: &Arc<Cudnn>, c: &Convolution) -> Result<Graph, Status> {
-        let Images { batch, channels, window } = c.images;
+        let Images { batch, channels, window, .. } = c.images;
         let int = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         let pair = |sizes: [usize; 2]| sizes.map(int);
         let dtype = Value::Word(TYPE_DATA_TYPE, if c.half { HALF } else { FLOAT });
@@ -388,7 +392,16 @@ impl Graph {
             KIND_GRAPH,
             &[(800, Value::Handle), (801, Value::Descriptors(&list))],
         )?;
-        let configurations = configurations(cudnn, &graph, c.half || c.tf32)?;
+        let refused = |note: &c_int| {
+            let rounded = c.half || c.tf32;
+            NOTES_REFUSED.contains(note)
+                || (*note == NOTE_TENSOR_CORE && !rounded)
+                || (NOTES_WINOGRAD.contains(note) && (rounded || c.images.plain))
+        };
+        let mut configurations = Vec::new();
+        for heuristic in HEURISTICS {
+            configurations.extend(self::configurations(cudnn, &graph, heuristic, &refused)?);
+        }
         let mut described = operations;
         described.extend(tensors);
         described.push(graph);
@@ -409,6 +422,7 @@ impl Graph {
         let mut bytes = [0i64];
         // SAFETY: a workspace's size is one of these.
         unsafe { plan.get(402, TYPE_INT64, &mut bytes) }.ok()?;
+        tracing::debug!(way = i, workspace = bytes[0], "a plan of cuDNN");
         let workspace = usize::try_from(bytes[0]).ok()?;
         (bytes[0] <= MAX_WORKSPACE).then(|| Plan { plan, names: self.names.clone(), workspace })
     }
@@ -418,12 +432,13 @@ impl Graph {
 fn configurations(
     cudnn: &Arc<Cudnn>,
     graph: &Descriptor,
-    tensor_cores: bool,
+    heuristic: c_int,
+    refused: &dyn Fn(&c_int) -> bool,
 ) -> Result<Vec<Descriptor>, Status> {
     let heuristics = Descriptor::new(
         cudnn,
         KIND_ENGINEHEUR,
-        &[(200, Value::Word(TYPE_HEUR_MODE, HEURISTICS)), (201, Value::Descriptors(&[graph]))],
+        &[(200, Value::Word(TYPE_HEUR_MODE, heuristic)), (201, Value::Descriptors(&[graph]))],
     )?;
     let mut found: Vec<Descriptor> = (0..CONFIGURATIONS)
         .map(|_| Descriptor::bare(cudnn, KIND_ENGINECFG))
@@ -434,9 +449,7 @@ fn configurations(
     found.truncate(count);
     found.retain(|configuration| {
         let notes = notes(configuration);
-        let refused = |note: &c_int| {
-            NOTES_REFUSED.contains(note) || (*note == NOTE_TENSOR_CORE && !tensor_cores)
-        };
+        tracing::debug!(?notes, heuristic, "a configuration of cuDNN");
         notes.is_ok_and(|notes| !notes.iter().any(refused))
     });
     Ok(found)

@@ -255,9 +255,11 @@ impl Ways {
 
     fn way(&self, i: usize) -> Option<Way> {
         match self {
-            Ways::Product(matmul) => (i < matmul.count()).then(|| Way::Product(matmul.clone(), i)),
+            Ways::Product(matmul) => {
+                (i < matmul.count()).then(|| Way(Of::Product(matmul.clone(), i)))
+            }
             Ways::Convolution(graph) if i < graph.count() => {
-                graph.plan(i).map(|plan| Way::Convolution(Arc::new(plan)))
+                graph.plan(i).map(|plan| Way(Of::Convolution(Arc::new(plan))))
             }
             Ways::Convolution(_) => None,
         }
@@ -266,7 +268,11 @@ impl Ways {
 
 /// One way to compute something with a library.
 #[derive(Clone)]
-pub(crate) enum Way {
+pub(crate) struct Way(Of);
+
+#[derive(Clone)]
+enum Of {
+    /// An algorithm by its number.
     Product(Arc<Matmul>, usize),
     Convolution(Arc<Plan>),
 }
@@ -285,17 +291,17 @@ pub(crate) struct Operands {
 impl Way {
     /// Bytes of workspace.
     pub(crate) fn workspace(&self) -> usize {
-        match self {
-            Way::Product(matmul, i) => matmul.workspace(*i),
-            Way::Convolution(plan) => plan.workspace(),
+        match &self.0 {
+            Of::Product(matmul, i) => matmul.workspace(*i),
+            Of::Convolution(plan) => plan.workspace(),
         }
     }
 
     /// Which library it is of.
     pub(crate) fn library(&self) -> &'static str {
-        match self {
-            Way::Product(..) => "cuBLASLt",
-            Way::Convolution(_) => "cuDNN",
+        match &self.0 {
+            Of::Product(..) => "cuBLASLt",
+            Of::Convolution(_) => "cuDNN",
         }
     }
 
@@ -304,9 +310,9 @@ impl Way {
     unsafe fn queue(&self, operands: &Operands, stream: CUstream) -> Result<(), DriverError> {
         // SAFETY: the caller's word.
         let queued = unsafe {
-            match self {
-                Way::Product(matmul, i) => matmul.queue(*i, operands, stream),
-                Way::Convolution(plan) => plan.queue(operands, stream),
+            match &self.0 {
+                Of::Product(matmul, i) => matmul.queue(*i, operands, stream),
+                Of::Convolution(plan) => plan.queue(operands, stream),
             }
         };
         queued.map_err(|Refused { library, status }| {
@@ -337,6 +343,9 @@ impl Call {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod bounds;
 
 #[cfg(test)]
 mod tests {
