@@ -23,8 +23,10 @@ pub(super) const NAMES: &[&str] = &["libcudnn.so.9"];
 
 /// Bytes of workspace that an algorithm may take.
 const MAX_WORKSPACE: i64 = 128 << 20;
-/// Configurations to ask for: some of them do not compute as they must.
-const CONFIGURATIONS: usize = 24;
+/// Configurations to ask for at most: many of them do not compute as they must.
+const CONFIGURATIONS: usize = 160;
+/// Those of them that are taken.
+const TAKEN: usize = 10;
 
 type Raw = *mut c_void;
 type Status = c_int;
@@ -202,6 +204,14 @@ impl Descriptor {
             Value::Handle => put(TYPE_HANDLE, 1, ptr::from_ref(&self.cudnn.handle).cast()),
             Value::Pointers(list) => put(TYPE_VOID_PTR, list.len(), list.as_ptr().cast()),
         }
+    }
+
+    /// How many values of the type `ty` an attribute has.
+    fn count(&self, name: c_int, ty: c_int) -> Result<usize, Status> {
+        let mut count = 0;
+        // SAFETY: no value is asked for, their number is written.
+        check(unsafe { (self.cudnn.get)(self.raw, name, ty, 0, &mut count, ptr::null_mut()) })?;
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 
     /// Fills `values` of an attribute; how many there are.
@@ -402,6 +412,7 @@ impl Graph {
         for heuristic in HEURISTICS {
             configurations.extend(self::configurations(cudnn, &graph, heuristic, &refused)?);
         }
+        configurations.truncate(TAKEN);
         let mut described = operations;
         described.extend(tensors);
         described.push(graph);
@@ -422,7 +433,6 @@ impl Graph {
         let mut bytes = [0i64];
         // SAFETY: a workspace's size is one of these.
         unsafe { plan.get(402, TYPE_INT64, &mut bytes) }.ok()?;
-        tracing::debug!(way = i, workspace = bytes[0], "a plan of cuDNN");
         let workspace = usize::try_from(bytes[0]).ok()?;
         (bytes[0] <= MAX_WORKSPACE).then(|| Plan { plan, names: self.names.clone(), workspace })
     }
@@ -440,18 +450,16 @@ fn configurations(
         KIND_ENGINEHEUR,
         &[(200, Value::Word(TYPE_HEUR_MODE, heuristic)), (201, Value::Descriptors(&[graph]))],
     )?;
-    let mut found: Vec<Descriptor> = (0..CONFIGURATIONS)
-        .map(|_| Descriptor::bare(cudnn, KIND_ENGINECFG))
-        .collect::<Result<_, _>>()?;
+    let there = heuristics.count(202, TYPE_DESCRIPTOR)?.min(CONFIGURATIONS);
+    let made = (0..there).map(|_| Descriptor::bare(cudnn, KIND_ENGINECFG));
+    let mut found: Vec<Descriptor> = made.collect::<Result<_, _>>()?;
     let mut raw: Vec<Raw> = found.iter().map(|descriptor| descriptor.raw).collect();
     // SAFETY: results are descriptors of configurations, which the library fills.
     let count = unsafe { heuristics.get(202, TYPE_DESCRIPTOR, &mut raw) }?;
     found.truncate(count);
-    found.retain(|configuration| {
-        let notes = notes(configuration);
-        tracing::debug!(?notes, heuristic, "a configuration of cuDNN");
-        notes.is_ok_and(|notes| !notes.iter().any(refused))
-    });
+    found
+        .retain(|configuration| notes(configuration).is_ok_and(|notes| !notes.iter().any(refused)));
+    tracing::debug!(heuristic, there, usable = found.len(), "configurations of cuDNN");
     Ok(found)
 }
 

@@ -13,9 +13,9 @@ use super::{Libraries, Operands, Way, key};
 use crate::cuda::driver::{Context, DeviceMemory, Event, EventKind, Launch, Stream};
 
 /// What measuring may take for one program; the rest is measured when the next one is loaded.
-const BUDGET: Duration = Duration::from_millis(2500);
+const BUDGET: Duration = Duration::from_millis(2000);
 /// What measuring may take for one computation.
-const SHARE: Duration = Duration::from_millis(600);
+const SHARE: Duration = Duration::from_millis(400);
 /// What a library must leave of our own kernel's time: measurements differ by a few per cent.
 const GAIN: f64 = 0.96;
 /// A way that is so much slower when it first runs is not measured, apart from what the host takes
@@ -158,9 +158,9 @@ impl Libraries {
         operands: &Operands,
         [own, finish]: [&[Launch]; 2],
     ) -> Result<Option<Way>, DriverError> {
-        let start = Instant::now();
+        let (start, key) = (Instant::now(), key(standard, text));
         let Some(ways) = self.ways(standard) else {
-            self.choices.set(key(standard, text), None);
+            self.choices.set(key, None);
             return Ok(None);
         };
         let launch = |stream: &Stream, launches: &[Launch]| {
@@ -209,8 +209,10 @@ impl Libraries {
             took_ms = start.elapsed().as_millis(),
             "measured a library"
         );
-        self.choices.set(key(standard, text), best.as_ref().map(|(_, i, _)| *i));
-        Ok(best.map(|(_, _, way)| way))
+        self.choices.set(key.clone(), best.as_ref().map(|(_, i, _)| *i));
+        let way = best.map(|(_, _, way)| way);
+        self.ready.lock().extend(way.iter().map(|way| (key.clone(), way.clone())));
+        Ok(way)
     }
 }
 

@@ -9,6 +9,7 @@ mod cudnn;
 mod measure;
 
 use std::{
+    collections::HashMap,
     env,
     ffi::{CStr, OsString, c_int},
     path::{Path, PathBuf},
@@ -130,6 +131,8 @@ pub(crate) struct Libraries {
     /// Multiprocessors, where they are a share of the device's.
     share: Option<u32>,
     choices: Choices,
+    /// Ways that were chosen and are made, by their keys.
+    ready: Mutex<HashMap<String, Way>>,
 }
 
 impl Libraries {
@@ -149,6 +152,7 @@ impl Libraries {
             tf32: units == Some(MatrixUnits::Tf32),
             share,
             choices: Choices::default(),
+            ready: Mutex::default(),
         };
         let names = libraries.names().join(", ");
         libraries.choices = Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"));
@@ -200,14 +204,22 @@ impl Libraries {
 
     /// Whether a choice was made before, by this process or another.
     pub(crate) fn known(&self, standard: &Standard, own: &str) -> Known {
-        match self.choices.get(&key(standard, own)) {
+        let key = key(standard, own);
+        match self.choices.get(&key) {
             None => Known::Unknown,
             Some(None) => Known::Own,
-            // A way that is gone is none.
-            Some(Some(way)) => match self.ways(standard).and_then(|ways| ways.way(way)) {
-                Some(way) => Known::Library(way),
-                None => Known::Own,
-            },
+            Some(Some(way)) => {
+                let mut ready = self.ready.lock();
+                if let Some(way) = ready.get(&key) {
+                    return Known::Library(way.clone());
+                }
+                // A way that is gone is none.
+                let Some(way) = self.ways(standard).and_then(|ways| ways.way(way)) else {
+                    return Known::Own;
+                };
+                ready.insert(key, way.clone());
+                Known::Library(way)
+            }
         }
     }
 
