@@ -107,7 +107,8 @@ impl Scratch {
         };
         // What runs first is loaded first.
         queue(&self.stream)?;
-        let once = timed(&|| queue(&self.stream))?;
+        let alone = || timed(&|| queue(&self.stream));
+        let once = alone()?.min(alone()?);
         if once > limit {
             return Ok(None);
         }
