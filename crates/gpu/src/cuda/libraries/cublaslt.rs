@@ -84,7 +84,6 @@ pub(super) struct CublasLt {
         *mut Heuristic,
         *mut c_int,
     ) -> Status,
-    #[expect(clippy::type_complexity, reason = "the library's signature")]
     matmul: unsafe extern "C" fn(
         Raw,
         Raw,
