@@ -134,6 +134,7 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
         matrix_bytes: 0,
         warp_groups: false,
         halves: Halves::default(),
+        libraries: false,
     };
     let key = format!("{:?}-{:x}-{:x}-{}", raw.backend, raw.vendor, raw.device, info.driver);
     Ok(Opened { device, queue, info, caps, features, limits, key })

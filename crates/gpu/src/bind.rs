@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sparoa_core::{
     backend::{Arg, BackendError, ProgramSpec, TaskSpec, View},
     ops::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Halves, Op, Operand, Operands},
-    tensor::DType,
+    tensor::{DType, TensorType},
 };
 
 use crate::residency::{Resident, padded};
@@ -41,6 +41,14 @@ pub(crate) struct Binder<'a, B> {
     pub(crate) resident: &'a dyn Fn(&GpuConstant) -> Result<Arc<Resident<B>>, BackendError>,
 }
 
+/// An operator's kernel, and the operands that it was asked for.
+pub(crate) struct Described {
+    pub(crate) kernel: GpuKernel,
+    inputs: Vec<Option<Operand>>,
+    outputs: Vec<TensorType>,
+    halves: Halves,
+}
+
 impl<B> Binder<'_, B> {
     /// Asks the operator for its kernel and finds the buffers of its dispatches; `temps` grows to
     /// the bytes that its temporary buffers need. `halves`: the task's operands that are stored as
@@ -51,6 +59,19 @@ impl<B> Binder<'_, B> {
         halves: Halves,
         temps: &mut Vec<usize>,
     ) -> Result<Vec<Bindings<B>>, BackendError> {
+        let described = self.describe(task, halves, temps)?;
+        let dispatches = described.kernel.dispatches.iter();
+        let bound = dispatches.map(|dispatch| self.dispatch(task, &described, dispatch));
+        bound.filter_map(Result::transpose).collect()
+    }
+
+    /// Asks the operator for its kernel; `temps` and `halves` as in [`Binder::bind`].
+    pub(crate) fn describe(
+        &self,
+        task: &TaskSpec,
+        halves: Halves,
+        temps: &mut Vec<usize>,
+    ) -> Result<Described, BackendError> {
         let refuse = |detail: String| BackendError::Kernel { task: task.name.clone(), detail };
         let inputs: Vec<Option<Operand>> = task
             .inputs
@@ -85,37 +106,58 @@ impl<B> Binder<'_, B> {
                 None => temps.push(bytes),
             }
         }
-        let mut bound = Vec::with_capacity(kernel.dispatches.len());
-        for dispatch in kernel.dispatches {
-            if dispatch.grid.contains(&0) {
-                continue;
-            }
-            let mut params = vec![0u32; OFFSETS];
-            let mut buffers = Vec::with_capacity(dispatch.bindings.len());
-            let halves = half_buffers(&dispatch, &kernel.half_temps, &operands, halves);
-            for (offset, &binding) in params.iter_mut().zip(&dispatch.bindings) {
-                let buffer = match binding {
-                    Binding::Constant(i) => Bound::Resident((self.resident)(&kernel.constants[i])?),
-                    Binding::Temp(i) => Bound::Temp(i),
-                    Binding::Output(i) => Bound::Slot(task.outputs[i].0),
-                    Binding::Input(i) => match &task.inputs[i] {
-                        Some(Arg::Slot(view, _)) => Bound::Slot(*view),
-                        Some(Arg::Constant(value)) => {
-                            Bound::Resident((self.resident)(&GpuConstant::plain(value.clone()))?)
-                        }
-                        None => return Err(refuse(format!("input {i} is missing"))),
-                    },
-                };
-                if let Bound::Slot(view) = &buffer {
-                    *offset = ((self.lead)(view) / 4) as u32;
-                }
-                buffers.push(buffer);
-            }
-            params.extend_from_slice(&dispatch.params);
-            params.resize(params.len().next_multiple_of(4), 0);
-            bound.push(Bindings { dispatch, buffers, params, halves });
+        Ok(Described { kernel, inputs, outputs, halves })
+    }
+
+    /// Finds the buffers of a dispatch; nothing where it has nothing to do.
+    pub(crate) fn dispatch(
+        &self,
+        task: &TaskSpec,
+        described: &Described,
+        dispatch: &Dispatch,
+    ) -> Result<Option<Bindings<B>>, BackendError> {
+        if dispatch.grid.contains(&0) {
+            return Ok(None);
         }
-        Ok(bound)
+        let Described { kernel, inputs, outputs, halves } = described;
+        let mut params = vec![0u32; OFFSETS];
+        let mut buffers = Vec::with_capacity(dispatch.bindings.len());
+        let operands = Operands { inputs, outputs };
+        let halves = half_buffers(dispatch, &kernel.half_temps, &operands, *halves);
+        for (offset, &binding) in params.iter_mut().zip(&dispatch.bindings) {
+            let buffer = self.buffer(task, kernel, binding)?;
+            if let Bound::Slot(view) = &buffer {
+                *offset = ((self.lead)(view) / 4) as u32;
+            }
+            buffers.push(buffer);
+        }
+        params.extend_from_slice(&dispatch.params);
+        params.resize(params.len().next_multiple_of(4), 0);
+        Ok(Some(Bindings { dispatch: dispatch.clone(), buffers, params, halves }))
+    }
+
+    /// The buffer of a binding.
+    pub(crate) fn buffer(
+        &self,
+        task: &TaskSpec,
+        kernel: &GpuKernel,
+        binding: Binding,
+    ) -> Result<Bound<B>, BackendError> {
+        Ok(match binding {
+            Binding::Constant(i) => Bound::Resident((self.resident)(&kernel.constants[i])?),
+            Binding::Temp(i) => Bound::Temp(i),
+            Binding::Output(i) => Bound::Slot(task.outputs[i].0),
+            Binding::Input(i) => match &task.inputs[i] {
+                Some(Arg::Slot(view, _)) => Bound::Slot(*view),
+                Some(Arg::Constant(value)) => {
+                    Bound::Resident((self.resident)(&GpuConstant::plain(value.clone()))?)
+                }
+                None => {
+                    let detail = format!("input {i} is missing");
+                    return Err(BackendError::Kernel { task: task.name.clone(), detail });
+                }
+            },
+        })
     }
 }
 

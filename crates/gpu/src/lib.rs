@@ -33,7 +33,7 @@ pub mod nvml;
 
 pub use adapter::adapters;
 pub use backend::WgpuBackend;
-pub use cuda::{CudaBackend, CudaOptions, cuda_devices};
+pub use cuda::{CudaBackend, CudaLibraries, CudaOptions, cuda_devices};
 pub use nvml::{NvmlGpu, NvmlUnavailable};
 pub use open::{GpuOptions, open_gpu};
 pub use options::{GpuPrecision, Transfer, WgpuOptions};

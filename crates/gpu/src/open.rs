@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 use sparoa_core::backend::{Accelerator, BackendError};
 
 use crate::{
-    CudaBackend, CudaOptions, GpuPrecision, Transfer, WgpuBackend, WgpuOptions,
+    CudaBackend, CudaLibraries, CudaOptions, GpuPrecision, Transfer, WgpuBackend, WgpuOptions,
     cuda::multiprocessors_from_env,
 };
 
@@ -39,7 +39,8 @@ impl GpuOptions {
 }
 
 /// Opens the GPU that `options` name. Of a CUDA device so many multiprocessors are used as the
-/// environment variable `SPAROA_CUDA_MULTIPROCESSORS` says, or all.
+/// environment variable `SPAROA_CUDA_MULTIPROCESSORS` says, or all; NVIDIA's libraries as
+/// [`CudaLibraries::from_env`] has them.
 ///
 /// # Errors
 /// [`BackendError::Unavailable`] when it is not there, [`BackendError::Precision`] when it is and
@@ -51,8 +52,16 @@ pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendErr
         Some(device) => {
             let device = (!device.is_empty()).then(|| device.to_owned());
             let multiprocessors = multiprocessors_from_env()?;
-            let options =
-                CudaOptions { device, precision, cache_dir, transfer, multiprocessors, units };
+            let libraries = CudaLibraries::from_env();
+            let options = CudaOptions {
+                device,
+                precision,
+                cache_dir,
+                transfer,
+                multiprocessors,
+                libraries,
+                units,
+            };
             Ok(Arc::new(CudaBackend::new(&options)?))
         }
         None => {

@@ -59,7 +59,10 @@ use crate::tensor::{DType, TensorType};
 
 pub use attributes::{AttributeValue, Attributes};
 pub use cpu::{CpuKernel, KernelIo, Scratch, evaluate, kernel, kernel_with, packed_kernel};
-pub use gpu::{Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, Halves, MatrixUnits};
+pub use gpu::{
+    Binding, Computation, Dispatch, GpuCaps, GpuConstant, GpuKernel, Halves, Images, MatrixUnits,
+    Standard,
+};
 pub use operands::{InputsExt, Operand, Operands};
 pub use registry::{find, nearest, specs};
 pub use spec::{Example, ExampleInput, NEWEST_OPSET, OpSpec, floats, integers, sample};

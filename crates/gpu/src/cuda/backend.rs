@@ -12,6 +12,7 @@ use super::{
     CudaOptions,
     driver::{self, Context, DeviceFacts, DeviceMemory},
     kernels::Kernels,
+    libraries::Libraries,
     load,
     nvrtc::Nvrtc,
     share,
@@ -28,6 +29,7 @@ pub struct CudaBackend {
 pub(crate) struct Shared {
     pub(crate) kernels: Kernels,
     pub(crate) residency: Residency<DeviceMemory>,
+    pub(crate) libraries: Libraries,
     pub(crate) context: Arc<Context>,
     pub(crate) info: DeviceInfo,
     pub(crate) caps: GpuCaps,
@@ -77,12 +79,27 @@ impl CudaBackend {
             Transfer::Direct => true,
             Transfer::Auto => facts.integrated,
         };
+        let mut caps = caps(facts, context.share(), warp_groups, options);
+        let mut info = describe(facts, share, options.precision);
+        let libraries = Libraries::open(
+            &options.libraries,
+            (facts.driver.0, caps.matrix_units),
+            (&format!("{}, {}", info.name, info.driver), context.share()),
+            options.cache_dir.as_deref(),
+        );
+        let names = libraries.names();
+        caps.libraries = !names.is_empty();
+        for name in names {
+            // What is measured with a library holds for that library only.
+            info.driver.push_str(&format!(", {name}"));
+        }
         Ok(CudaBackend {
             shared: Arc::new(Shared {
                 kernels: Kernels::new(nvrtc, facts.compute, options.cache_dir.clone()),
                 residency: Residency::default(),
-                caps: caps(facts, context.share(), warp_groups, options),
-                info: describe(facts, share, options.precision),
+                caps,
+                libraries,
+                info,
                 context,
                 direct,
                 fault: Fault::new(&facts.name),
@@ -243,6 +260,7 @@ fn caps(
         },
         warp_groups,
         halves: Halves::default(),
+        libraries: false,
     }
 }
 

@@ -154,6 +154,30 @@ impl DeviceMemory {
     }
 }
 
+impl DeviceMemory {
+    /// Copies it from its start on into `data`.
+    #[cfg(test)]
+    pub(crate) fn read(&self, data: &mut [u8]) -> Result<()> {
+        assert!(data.len() <= self.bytes, "there is as much");
+        // SAFETY: the address has as many bytes, as was checked.
+        unsafe { result::memcpy_dtoh_sync(data, self.address) }
+    }
+
+    /// Fills all of it with `data`, again and again, and waits.
+    pub(crate) fn repeat(&self, data: &[u8]) -> Result<()> {
+        let mut filled = data.len().min(self.bytes);
+        self.fill(&data[..filled])?;
+        while filled > 0 && filled < self.bytes {
+            let more = filled.min(self.bytes - filled);
+            let to = self.address + filled as Address;
+            // SAFETY: both parts are inside and do not overlap.
+            unsafe { result::memcpy_dtod_sync(to, self.address, more) }?;
+            filled += more;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let _ = self.context.bind();
@@ -331,6 +355,18 @@ impl Stream {
             None => result::stream::create(result::stream::StreamKind::NonBlocking)?,
         };
         Ok(Stream { context: context.clone(), raw })
+    }
+
+    /// Queues zeros to the first `bytes` of `memory`, which outlives that.
+    pub(super) fn clear(&self, memory: &DeviceMemory, bytes: usize) -> Result<()> {
+        assert!(bytes <= memory.bytes, "there is as much");
+        // SAFETY: inside, as was checked; who frees the memory waits for the device before.
+        unsafe { sys::cuMemsetD8Async(memory.address, 0, bytes, self.raw).result() }
+    }
+
+    /// For libraries, which queue their own kernels.
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.raw
     }
 
     /// Queues a kernel.

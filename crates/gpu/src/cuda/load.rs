@@ -11,8 +11,9 @@ use sparoa_core::{
 
 use super::{
     backend::Shared,
-    driver::{DeviceMemory, Launch, Stream},
-    program::CudaProgram,
+    driver::{Address, DeviceMemory, Launch, Stream},
+    parts::{self, Part},
+    program::{CudaProgram, Step},
     storage::Storage,
     transfer::Transfers,
 };
@@ -34,15 +35,14 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
     };
     let mut temps = Vec::new();
     let halves = Storage::of(&spec, shared.caps.matrix_units);
+    // Loading compiled kernels needs the context, and so do libraries.
+    shared.run("compiling kernels", || Ok(()))?;
     let mut bound = Vec::with_capacity(spec.tasks.len());
     for (task, &halves) in spec.tasks.iter().zip(&halves.tasks) {
-        bound.push(binder.bind(task, halves, &mut temps)?);
+        bound.push(parts::of(shared, &binder, task, halves, &mut temps)?);
     }
-    // Loading compiled kernels needs the context.
-    shared.run("compiling kernels", || Ok(()))?;
-    shared
-        .kernels
-        .compile(&shared.context, bound.iter().flatten().map(|b| (&b.dispatch, b.halves)))?;
+    let kernels = bound.iter().flatten().flat_map(Part::kernels);
+    shared.kernels.compile(&shared.context, kernels.map(|b| (&b.dispatch, b.halves)))?;
 
     let transfers = Transfers::new(shared, &spec, &halves.uploads)?;
     let temps: Vec<DeviceMemory> = temps
@@ -51,27 +51,39 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
             shared.run("temporary buffers", || DeviceMemory::new(&shared.context, padded(bytes)))
         })
         .collect::<Result<_, _>>()?;
-    let mut launches = Vec::new();
+    let places = Places { shared, transfers: &transfers, temps: &temps };
+    parts::choose(&places, &mut bound)?;
+    let workspace = bound.iter().flatten().map(Part::workspace).max().unwrap_or(0);
+    let workspace = match workspace {
+        0 => None,
+        bytes => Some(shared.run("a workspace", || DeviceMemory::new(&shared.context, bytes))?),
+    };
+    let space = workspace.as_ref().map_or(0, |memory| memory.address);
+    let mut steps = Vec::new();
     let mut tasks = Vec::with_capacity(spec.tasks.len());
     let mut weights: Vec<Arc<Resident<DeviceMemory>>> = Vec::new();
     for (task, bound) in spec.tasks.iter().zip(bound) {
-        let first = launches.len();
-        for bindings in bound {
-            let made = launch(shared, &bindings, &transfers, &temps);
-            launches.push(
-                made.map_err(|detail| BackendError::Kernel { task: task.name.clone(), detail })?,
-            );
-            for buffer in bindings.buffers {
-                if let Bound::Resident(resident) = buffer
-                    && !weights.iter().any(|w| Arc::ptr_eq(w, &resident))
-                {
-                    weights.push(resident);
+        let first = steps.len();
+        for part in bound {
+            part.residents(&mut |resident| {
+                if !weights.iter().any(|w| Arc::ptr_eq(w, resident)) {
+                    weights.push(resident.clone());
                 }
-            }
+            });
+            let made = part.steps(&places, space, &mut steps);
+            made.map_err(|detail| BackendError::Kernel { task: task.name.clone(), detail })?;
         }
-        tasks.push(first..launches.len());
+        tasks.push(first..steps.len());
     }
     let stream = shared.run("a stream", || Stream::new(&shared.context))?;
+    // What a library runs first it loads first, which is no part of a graph.
+    shared.run("starting libraries", || {
+        for step in steps.iter().filter(|step| matches!(step, Step::Library(_))) {
+            // SAFETY: as below.
+            unsafe { step.queue(&stream) }?;
+        }
+        stream.synchronize()
+    })?;
     let segment = |range: &Range<usize>| -> Range<usize> {
         match (tasks.get(range.start), range.end.checked_sub(1)) {
             (Some(first), Some(last)) if !range.is_empty() => first.start..tasks[last].end,
@@ -80,14 +92,14 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
     };
     let mut graphs = Vec::with_capacity(spec.segments.len());
     for range in spec.segments.iter().map(segment) {
-        let launches = &launches[range];
-        graphs.push(match launches {
+        let steps = &steps[range];
+        graphs.push(match steps {
             [] => None,
             _ => Some(shared.run("recording a segment", || {
                 stream.capture(|| {
                     // SAFETY: `launch` compared the arguments with the kernel's text; the program
                     // owns the buffers and waits for the device before it drops them.
-                    launches.iter().try_for_each(|l| unsafe { stream.launch(l) })
+                    steps.iter().try_for_each(|step| unsafe { step.queue(&stream) })
                 })
             })?),
         });
@@ -98,16 +110,17 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
         stream.synchronize()
     })?;
     let bytes = transfers.bytes()
-        + temps.iter().map(|t| t.bytes).sum::<usize>()
+        + temps.iter().chain(&workspace).map(|t| t.bytes).sum::<usize>()
         + weights.iter().map(|w| w.bytes).sum::<usize>();
     Ok(CudaProgram {
         graphs,
-        launches,
+        steps,
         tasks,
         task_segments: spec.segments,
         stream,
         transfers,
         temps,
+        workspace,
         weights,
         bytes,
         shared: shared.clone(),
@@ -124,36 +137,60 @@ fn upload(shared: &Shared, tensor: &Tensor) -> Result<Resident<DeviceMemory>, Ba
     })
 }
 
-/// A dispatch as a launch, after comparing it with what the kernel's text declares.
-fn launch(
-    shared: &Shared,
-    bindings: &Bindings<DeviceMemory>,
-    transfers: &Transfers,
-    temps: &[DeviceMemory],
-) -> Result<Launch, String> {
-    let Bindings { dispatch, buffers, params, halves } = bindings;
-    let loaded = shared.kernels.get(dispatch, *halves).ok_or("its kernel was not compiled")?;
-    let kernel = &loaded.kernel;
-    if kernel.buffers != buffers.len() || kernel.params_bytes != 4 * params.len() {
-        return Err(format!(
-            "{} declares {} buffers and {} bytes of parameters, and gets {} and {}",
-            dispatch.label,
-            kernel.buffers,
-            kernel.params_bytes,
-            buffers.len(),
-            4 * params.len()
-        ));
+/// Where a program's buffers are.
+pub(crate) struct Places<'a> {
+    pub(crate) shared: &'a Shared,
+    transfers: &'a Transfers,
+    temps: &'a [DeviceMemory],
+}
+
+impl Places<'_> {
+    /// The address of a buffer whose elements may be stored as f16.
+    pub(crate) fn address(&self, bound: &Bound<DeviceMemory>, half: bool) -> Address {
+        match bound {
+            Bound::Slot(view) => self.transfers.address(view, half),
+            Bound::Resident(resident) => resident.buffer.address,
+            Bound::Temp(i) => self.temps[*i].address,
+        }
     }
-    let buffers = buffers.iter().enumerate().map(|(i, bound)| match bound {
-        Bound::Slot(view) => transfers.address(view, halves >> i & 1 == 1),
-        Bound::Resident(resident) => resident.buffer.address,
-        Bound::Temp(i) => temps[*i].address,
-    });
-    Ok(Launch {
-        function: loaded.function.clone(),
-        grid: dispatch.grid,
-        threads: kernel.threads,
-        params: params.clone(),
-        buffers: buffers.collect(),
-    })
+
+    /// Bytes of temporary buffer `i`.
+    pub(crate) fn temp_bytes(&self, i: usize) -> usize {
+        self.temps[i].bytes
+    }
+
+    /// A dispatch as a launch, after comparing it with what the kernel's text declares. `address`: of
+    /// its buffer `i`.
+    pub(crate) fn launch(
+        &self,
+        bindings: &Bindings<DeviceMemory>,
+        address: &dyn Fn(usize, &Bound<DeviceMemory>) -> Address,
+    ) -> Result<Launch, String> {
+        let Bindings { dispatch, buffers, params, halves } = bindings;
+        let loaded =
+            self.shared.kernels.get(dispatch, *halves).ok_or("its kernel was not compiled")?;
+        let kernel = &loaded.kernel;
+        if kernel.buffers != buffers.len() || kernel.params_bytes != 4 * params.len() {
+            return Err(format!(
+                "{} declares {} buffers and {} bytes of parameters, and gets {} and {}",
+                dispatch.label,
+                kernel.buffers,
+                kernel.params_bytes,
+                buffers.len(),
+                4 * params.len()
+            ));
+        }
+        Ok(Launch {
+            function: loaded.function.clone(),
+            grid: dispatch.grid,
+            threads: kernel.threads,
+            params: params.clone(),
+            buffers: buffers.iter().enumerate().map(|(i, bound)| address(i, bound)).collect(),
+        })
+    }
+
+    /// The launch of a dispatch in its own buffers.
+    pub(crate) fn own(&self, bindings: &Bindings<DeviceMemory>) -> Result<Launch, String> {
+        self.launch(bindings, &|i, bound| self.address(bound, bindings.halves >> i & 1 == 1))
+    }
 }

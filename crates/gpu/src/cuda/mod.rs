@@ -5,9 +5,11 @@
 mod backend;
 mod driver;
 mod kernels;
+mod libraries;
 mod load;
 mod nvrtc;
 mod options;
+mod parts;
 mod program;
 mod share;
 mod storage;
@@ -15,6 +17,7 @@ mod transfer;
 mod translate;
 
 pub use backend::{CudaBackend, cuda_devices};
+pub use libraries::CudaLibraries;
 pub use options::CudaOptions;
 
 pub(crate) use share::from_env as multiprocessors_from_env;

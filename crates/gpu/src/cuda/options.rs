@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::CudaLibraries;
 use crate::{GpuPrecision, Transfer};
 
 /// Options of [`crate::CudaBackend::new`].
@@ -20,6 +21,8 @@ pub struct CudaOptions {
     /// the device can divide by, rounded up: 8 on Hopper); `None` uses all. Needs a driver of
     /// CUDA 12.4 or newer.
     pub multiprocessors: Option<u32>,
+    /// NVIDIA's libraries, which compute what they are faster at.
+    pub libraries: CudaLibraries,
     /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
     /// and comparisons.
     pub units: Option<u32>,

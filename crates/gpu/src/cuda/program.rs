@@ -2,22 +2,46 @@
 
 use std::{ops::Range, sync::Arc};
 
+use cudarc::driver::DriverError;
 use sparoa_core::backend::{BackendError, Program};
 use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
     driver::{DeviceMemory, Event, EventKind, Graph, Launch, Stream},
+    libraries::Call,
     transfer::Transfers,
 };
 use crate::{copies::no_such, residency::Resident};
+
+/// What is queued at once: a kernel of ours, or a library's.
+pub(crate) enum Step {
+    Kernel(Launch),
+    Library(Call),
+}
+
+impl Step {
+    /// Queues it.
+    ///
+    /// # Safety
+    /// As [`Stream::launch`] and [`Call::queue`].
+    pub(crate) unsafe fn queue(&self, stream: &Stream) -> Result<(), DriverError> {
+        // SAFETY: the caller's word.
+        unsafe {
+            match self {
+                Step::Kernel(launch) => stream.launch(launch),
+                Step::Library(call) => call.queue(stream),
+            }
+        }
+    }
+}
 
 /// See [`Program`]. Fields are dropped in this order: graphs before the kernels they use.
 pub(crate) struct CudaProgram {
     /// One per segment; `None` for one without kernels.
     pub(crate) graphs: Vec<Option<Graph>>,
-    pub(crate) launches: Vec<Launch>,
-    /// Launches of each task.
+    pub(crate) steps: Vec<Step>,
+    /// Steps of each task.
     pub(crate) tasks: Vec<Range<usize>>,
     /// Tasks of each segment.
     pub(crate) task_segments: Vec<Range<usize>>,
@@ -25,6 +49,9 @@ pub(crate) struct CudaProgram {
     pub(crate) transfers: Transfers,
     #[expect(dead_code, reason = "owned for its lifetime")]
     pub(crate) temps: Vec<DeviceMemory>,
+    /// Of the libraries' calls, one after the other.
+    #[expect(dead_code, reason = "owned for its lifetime")]
+    pub(crate) workspace: Option<DeviceMemory>,
     #[expect(dead_code, reason = "owned for its lifetime")]
     pub(crate) weights: Vec<Arc<Resident<DeviceMemory>>>,
     pub(crate) bytes: usize,
@@ -75,9 +102,9 @@ impl Program for CudaProgram {
             let graph = stream.capture(|| {
                 events[0].record_in_graph(stream)?;
                 for (task, event) in tasks.clone().zip(&events[1..]) {
-                    for launch in &self.launches[self.tasks[task].clone()] {
+                    for step in &self.steps[self.tasks[task].clone()] {
                         // SAFETY: as in `launch`.
-                        unsafe { stream.launch(launch) }?;
+                        unsafe { step.queue(stream) }?;
                     }
                     event.record_in_graph(stream)?;
                 }

@@ -8,7 +8,7 @@ mod faults;
 mod plans;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/gpu/rounded.rs"]
-mod rounded;
+pub(super) mod rounded;
 mod share;
 
 use std::{

@@ -15,7 +15,7 @@ use sparoa_core::{
 use sparoa_kernels::Activation;
 
 /// What rounding to 11 significant bits errs by at most, relative to the number.
-const ROUNDING: f64 = 1.0 / 2048.0;
+pub const ROUNDING: f64 = 1.0 / 2048.0;
 /// The same absolutely, for f16 below its normal numbers.
 const TINY: f64 = 1.0 / (1u64 << 25) as f64;
 /// What an operation in f32 errs by, with room for the order of sums.
@@ -29,6 +29,8 @@ pub struct Sample {
     pub inputs: Vec<(Tensor, bool)>,
     pub expected: Vec<f64>,
     pub bound: Vec<f64>,
+    /// The bound of operands that are not rounded.
+    pub exact: Vec<f64>,
 }
 
 /// A sum of products, and the sum of what its terms may be off: both operands rounded, and the sum
@@ -52,7 +54,11 @@ impl Sum {
     }
 
     fn bound(&self) -> f64 {
-        self.bound + self.count * SINGLE * self.size + f64::from(f32::MIN_POSITIVE)
+        self.bound + self.exact()
+    }
+
+    fn exact(&self) -> f64 {
+        self.count * SINGLE * self.size + f64::from(f32::MIN_POSITIVE)
     }
 }
 
@@ -73,7 +79,7 @@ fn floats(tensor: &Tensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("made of f32")
 }
 
-fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
+pub fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
     let x = values(&[m, k], 1);
     let w = values(&if trans_b { [n, k] } else { [k, n] }, 2);
     let (a, b) = (floats(&x), floats(&w));
@@ -92,6 +98,7 @@ fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
         op: Arc::new(Linear { trans_b, ..Linear::default() }),
         expected: sums.iter().map(|s| s.value).collect(),
         bound: sums.iter().map(Sum::bound).collect(),
+        exact: sums.iter().map(Sum::exact).collect(),
         inputs: vec![(x, false), (w, true)],
     }
 }
@@ -99,7 +106,7 @@ fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
 /// GELU of a product. Its slope is at most 1.13; its error is that of its approximation, and of sums
 /// in f32.
 fn gelu(m: usize, k: usize, n: usize) -> Sample {
-    let Sample { inputs, expected, bound, .. } = linear(m, k, n, true);
+    let Sample { inputs, expected, bound, exact, .. } = linear(m, k, n, true);
     // By Simpson's rule: off by less than 1e-9 for the values that occur here.
     let erf = |x: f64| {
         let (steps, h) = (1000, x / 1000.0);
@@ -111,19 +118,22 @@ fn gelu(m: usize, k: usize, n: usize) -> Sample {
         sum * h / 3.0 * 2.0 / std::f64::consts::PI.sqrt()
     };
     let half = |v: f64| 0.5 * (1.0 + erf(v / std::f64::consts::SQRT_2));
+    let widened = |bound: &[f64]| -> Vec<f64> {
+        let pairs = expected.iter().zip(bound);
+        pairs.map(|(v, b)| 1.13 * b + 3e-7 + 3.0 * SINGLE * v.abs()).collect()
+    };
     Sample {
         name: format!("GELU of {m}x{k}x{n}"),
         op: Arc::new(Linear { trans_b: true, activation: Activation::Gelu, ..Linear::default() }),
-        bound: (expected.iter().zip(&bound))
-            .map(|(v, b)| 1.13 * b + 3e-7 + 3.0 * SINGLE * v.abs())
-            .collect(),
+        bound: widened(&bound),
+        exact: widened(&exact),
         expected: expected.into_iter().map(|v| v * half(v)).collect(),
         inputs,
     }
 }
 
 /// A convolution 3 x 3 of `groups` parts, NHWC.
-fn conv(size: usize, groups: usize, [ci, co]: [usize; 2], stride: usize) -> Sample {
+pub fn conv(size: usize, groups: usize, [ci, co]: [usize; 2], stride: usize) -> Sample {
     let (c_in, c_out) = (ci * groups, co * groups);
     let x = values(&[1, size, size, c_in], 3);
     let w = values(&[c_out, ci, 3, 3], 4);
@@ -155,6 +165,7 @@ fn conv(size: usize, groups: usize, [ci, co]: [usize; 2], stride: usize) -> Samp
         op: Arc::new(op),
         expected: sums.iter().map(|s| s.value).collect(),
         bound: sums.iter().map(Sum::bound).collect(),
+        exact: sums.iter().map(Sum::exact).collect(),
         inputs: vec![(x, false), (w, true)],
     }
 }
@@ -212,6 +223,7 @@ fn attention(rows: usize, keys: usize, d: usize, vd: usize, causal: bool) -> Sam
         op: Arc::new(op),
         inputs: vec![(q, false), (k, false), (v, false)],
         expected,
+        exact: bound.clone(),
         bound,
     }
 }
@@ -244,21 +256,28 @@ pub fn samples() -> Vec<Sample> {
     ]
 }
 
-/// Panics where a result is off by more than it may. `stored`: results are rounded to f16; that inputs
-/// are is what the bound has operands be.
-pub fn check(sample: &Sample, got: &[f32], stored: bool, how: &str) {
-    assert_eq!(sample.expected.len(), got.len(), "{}", sample.name);
-    for (i, (&got, (expected, bound))) in
-        got.iter().zip(sample.expected.iter().zip(&sample.bound)).enumerate()
-    {
+/// The greatest share of what an element may be off by that one is off, and which. `stored`: results are
+/// rounded to f16; that inputs are is what the bound has operands be.
+pub fn worst(expected: &[f64], bound: &[f64], got: &[f32], stored: bool) -> (f64, usize) {
+    let shares = got.iter().zip(expected.iter().zip(bound)).map(|(&got, (expected, bound))| {
         let again = if stored { ROUNDING * (expected.abs() + bound) + TINY } else { 0.0 };
-        let bound = &(bound + again);
-        let off = (f64::from(got) - expected).abs();
-        assert!(
-            off <= *bound,
-            "{} {how}: element {i} is {got}, {expected} in double precision, off by {off:e}, at most \
-             {bound:e}",
-            sample.name
-        );
-    }
+        (f64::from(got) - expected).abs() / (bound + again)
+    });
+    // What is no number is beyond every bound.
+    let shares = shares.map(|share| if share.is_nan() { f64::INFINITY } else { share });
+    let places = shares.enumerate().map(|(i, share)| (share, i));
+    places.fold((0.0, 0), |worst, place| if place.0 > worst.0 { place } else { worst })
+}
+
+/// Panics where a result is off by more than it may.
+pub fn check(sample: &Sample, got: &[f32], stored: bool, how: &str) {
+    let Sample { name, expected, bound, .. } = sample;
+    assert_eq!(expected.len(), got.len(), "{name}");
+    let (share, i) = worst(expected, bound, got, stored);
+    assert!(
+        share <= 1.0,
+        "{name} {how}: element {i} is {}, {} in double precision, off by {share} of what it may",
+        got[i],
+        expected[i]
+    );
 }

@@ -79,6 +79,13 @@ pub(in crate::ops) struct Epilogue {
     residual: ResidualKind,
 }
 
+/// The part of an epilogue that libraries know: `y = relu(sum + residual)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plain {
+    pub(super) relu: bool,
+    pub(super) residual: bool,
+}
+
 impl Epilogue {
     /// The epilogue of a fused operator; a residual that the node omits is none.
     pub(in crate::ops) fn new(
@@ -88,6 +95,21 @@ impl Epilogue {
     ) -> Epilogue {
         let residual = if x.get(RESIDUAL_INPUT).is_some() { residual } else { ResidualKind::None };
         Epilogue { activation, residual }
+    }
+
+    /// What a library does of it, whose results may have a residual added and then pass a ReLU, and
+    /// what is left to do.
+    pub(super) fn parted(&self) -> (Plain, Option<Epilogue>) {
+        let Epilogue { activation, residual } = *self;
+        let relu = activation == Activation::Relu;
+        let simple = relu || activation == Activation::None;
+        let before = residual == ResidualKind::BeforeActivation
+            || (residual == ResidualKind::AfterActivation && activation == Activation::None);
+        let plain = Plain { relu, residual: before };
+        let residual = if before { ResidualKind::None } else { residual };
+        let activation = if simple { Activation::None } else { activation };
+        let none = activation == Activation::None && residual == ResidualKind::None;
+        (plain, (!none).then_some(Epilogue { activation, residual }))
     }
 
     /// Whether there is a residual.

@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use sparoa_kernels::Arithmetic;
+
 use super::{
-    Binding, Dispatch, GpuCaps, GpuKernel,
+    Binding, Dispatch, GpuCaps, GpuKernel, Images,
     activation::Epilogue,
     packing::{self, Weight},
     shader::{Shader, fold},
@@ -54,6 +56,12 @@ pub(in crate::ops) fn conv(op: &Conv, x: &Operands<'_>, caps: &GpuCaps) -> Optio
         right: Right::Constant(Weight::conv(weight, shape.groups)),
         y_strides: [shape.c_out, c_out],
         bias: bias.map(|b| packing::bias(b, shape.groups)),
+        images: (!pointwise).then_some(Images {
+            batch: shape.batch,
+            channels: c_in,
+            window: flat,
+            plain: matches!(op.arithmetic, Arithmetic::Exact | Arithmetic::Reference),
+        }),
         epilogue,
     };
     let left = if pointwise { matrix_rows(shape.c_in, c_in) } else { windows(&shape, &flat) };

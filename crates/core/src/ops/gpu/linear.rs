@@ -61,6 +61,7 @@ fn product(
         right: Right::Constant(weight),
         y_strides: [n, 0],
         bias,
+        images: None,
         epilogue,
     };
     tile.kernel(&matrix_rows(k, 0), caps)
@@ -103,6 +104,7 @@ pub(in crate::ops) fn matmul(op: &MatMul, x: &Operands<'_>, caps: &GpuCaps) -> O
         right,
         y_strides: [n, m * n],
         bias: None,
+        images: None,
         epilogue: Epilogue::new(Activation::None, ResidualKind::None, x),
     };
     tile.kernel(&matrix_rows(k, a_stride), caps)

@@ -9,6 +9,7 @@ mod conv;
 mod copy;
 mod elementwise;
 mod gather;
+mod library;
 mod linear;
 mod matrix_attention;
 mod matrix_blocks;
@@ -34,6 +35,7 @@ pub(in crate::ops) use conv::conv;
 pub(in crate::ops) use copy::{concat, expand, pad, slice, split, transpose};
 pub(in crate::ops) use elementwise::elementwise;
 pub(in crate::ops) use gather::gather;
+pub use library::{Computation, Images, Standard};
 pub(in crate::ops) use linear::{gemm, linear, matmul};
 pub(in crate::ops) use pooling::{batch_norm, pool};
 pub(in crate::ops) use rows::{layer_norm, reduce, softmax};
@@ -125,6 +127,8 @@ pub struct GpuCaps {
     pub warp_groups: bool,
     /// Operands stored as f16; set for each node by backends that know such storage.
     pub halves: Halves,
+    /// The backend may have a vendor's library compute what kernels tell in [`GpuKernel::standards`].
+    pub libraries: bool,
 }
 
 impl GpuCaps {
@@ -152,6 +156,7 @@ impl GpuCaps {
             matrix_bytes: 0,
             warp_groups: false,
             halves: Halves { inputs: 0, outputs: 0, temps: false },
+            libraries: false,
         }
     }
 }
@@ -167,6 +172,8 @@ pub struct GpuKernel {
     pub temps: Vec<usize>,
     /// Which of them are stored as f16, as [`Halves::temps`] admits; their bytes are counted as f32.
     pub half_temps: Vec<usize>,
+    /// Dispatches that libraries could stand in for. None where [`GpuCaps::libraries`] is not set.
+    pub standards: Vec<Standard>,
 }
 
 /// A constant buffer: a constant of the graph, and how to rearrange it for the shader. The

@@ -55,20 +55,45 @@ impl Weight {
         units: MatrixUnits,
         turned: bool,
     ) -> GpuConstant {
+        self.columns_of(product, Some(units), units.padded(product.sizes[1]), turned)
+    }
+
+    /// Column after column without gaps, as libraries take them, rounded as `units` have it.
+    pub(super) fn plain_columns(
+        &self,
+        product: &Product,
+        units: Option<MatrixUnits>,
+    ) -> GpuConstant {
+        self.columns_of(product, units, product.sizes[1], false)
+    }
+
+    /// Columns of `line` elements.
+    fn columns_of(
+        &self,
+        product: &Product,
+        units: Option<MatrixUnits>,
+        line: usize,
+        turned: bool,
+    ) -> GpuConstant {
         let [_, k, n] = product.sizes;
-        let half = usize::from(units == MatrixUnits::Fp16);
+        let rounding = match units {
+            Some(MatrixUnits::Tf32) => 0,
+            Some(MatrixUnits::Fp16) => 1,
+            None => 2,
+        };
         // A transposed matrix is a convolution's weight of one tap.
         let channels = match self.of {
             WeightOf::Matrix { transposed: true } => k,
             WeightOf::Matrix { transposed: false } => 0,
             WeightOf::Conv { .. } => self.source.shape()[1],
         };
-        let args = vec![k, n * product.batch, units.padded(k), half, channels, usize::from(turned)];
+        let args = vec![k, n * product.batch, line, rounding, channels, usize::from(turned)];
         GpuConstant::packed(self.source.clone(), "columns", args, |source, args| {
-            let &[k, columns, line, half, channels, turned] = args else {
+            let &[k, columns, line, rounding, channels, turned] = args else {
                 unreachable!("made above")
             };
-            let units = if half == 1 { MatrixUnits::Fp16 } else { MatrixUnits::Tf32 };
+            let half = rounding == 1;
+            let units = if half { MatrixUnits::Fp16 } else { MatrixUnits::Tf32 };
             let from = |column: usize, i: usize| match channels {
                 0 => i * columns + column,
                 _ => {
@@ -76,12 +101,14 @@ impl Weight {
                     (column * channels + channel) * (k / channels) + tap
                 }
             };
-            let mut packed = fill(source, columns, line, half == 1, |column, i| {
+            let mut packed = fill(source, columns, line, half, |column, i| {
                 let i = if turned == 1 { warp_groups::inner(i, units) } else { i };
                 (i < k).then(|| from(column, i))
             });
-            for value in packed.as_slice_mut::<f32>().into_iter().flatten() {
-                *value = round_tf32(*value);
+            if rounding == 0 {
+                for value in packed.as_slice_mut::<f32>().into_iter().flatten() {
+                    *value = round_tf32(*value);
+                }
             }
             packed
         })
@@ -146,6 +173,14 @@ pub(in crate::ops) fn bias(source: &Arc<Tensor>, groups: usize) -> GpuConstant {
     GpuConstant::packed(source.clone(), "bias", vec![groups, part], |source, args| {
         let &[groups, part] = args else { unreachable!("made above") };
         fill(source, groups, padded(part), false, |i, j| (j < part).then_some(i * part + j))
+    })
+}
+
+/// A bias rounded to f16, its length as it is.
+pub(super) fn half_bias(source: &Arc<Tensor>) -> GpuConstant {
+    let args = vec![source.ty().len()];
+    GpuConstant::packed(source.clone(), "half bias", args, |source, args| {
+        fill(source, 1, args[0], true, |_, i| Some(i))
     })
 }
 

@@ -60,6 +60,8 @@ pub(in crate::ops) fn sequence(stages: Vec<Stage>, caps: &GpuCaps) -> GpuKernel 
             Binding::Constant(j) => Binding::Constant(constants + j),
             Binding::Temp(j) => Binding::Temp(temps + j),
         };
+        let first = whole.dispatches.len();
+        whole.standards.extend(kernel.standards.into_iter().map(|s| s.placed(first, place)));
         for mut dispatch in kernel.dispatches {
             for binding in &mut dispatch.bindings {
                 *binding = place(*binding);

@@ -11,7 +11,9 @@
 use super::{
     Binding, GpuCaps, GpuConstant, GpuKernel, MatrixUnits,
     activation::Epilogue,
-    blocks, matrix_blocks,
+    blocks,
+    library::{self, Images},
+    matrix_blocks,
     packing::{Weight, padded},
     product::{Access, Product},
     shader::Shader,
@@ -34,6 +36,8 @@ pub(in crate::ops) struct Tile {
     pub(in crate::ops) y_strides: [usize; 2],
     /// The bias, its columns padded to whole vec4s.
     pub(in crate::ops) bias: Option<GpuConstant>,
+    /// The images whose windows the left side's rows are, if it is no plain matrix.
+    pub(in crate::ops) images: Option<Images>,
     /// What is done to the sums.
     pub(in crate::ops) epilogue: Epilogue,
 }
@@ -174,6 +178,9 @@ impl Tile {
             }
         };
         let constants: Vec<GpuConstant> = constant.into_iter().chain(self.bias.clone()).collect();
+        let standards =
+            library::standard(self, &product, caps, if main.parts == 1 { 1 } else { 2 });
+        let standards: Vec<_> = standards.into_iter().collect();
         if main.parts == 1 {
             let shader = self.results(shader, &mut text, caps);
             if self.beside(access, caps) {
@@ -181,7 +188,7 @@ impl Tile {
                 text.push_str(&STORE_BESIDE.replace("$sum", sum));
             }
             let dispatches = vec![shader.build(&(text + &main.text), main.grid)?];
-            return Some(GpuKernel { dispatches, constants, ..GpuKernel::default() });
+            return Some(GpuKernel { dispatches, constants, standards, ..GpuKernel::default() });
         }
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
             ("parts", main.parts),
@@ -206,12 +213,13 @@ impl Tile {
             dispatches: vec![products, sums],
             constants,
             temps,
+            standards,
             ..GpuKernel::default()
         })
     }
 
     /// Whether the results are whole vec4s.
-    fn vector_results(&self, caps: &GpuCaps) -> bool {
+    pub(super) fn vector_results(&self, caps: &GpuCaps) -> bool {
         caps.aligned && self.n.is_multiple_of(4) && self.y_strides.iter().all(|s| s % 4 == 0)
     }
 
