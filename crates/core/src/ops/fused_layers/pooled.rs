@@ -156,7 +156,7 @@ impl<'a> Pair<'a> {
                 }
                 let x: &Tensor = x.get_or_insert_with(|| {
                     let values = variant::inputs(batch * h * w * params.c_in);
-                    Tensor::from_slice(&[*batch, *h, *w, params.c_in], &values)
+                    Tensor::from_slice([*batch, *h, *w, params.c_in], &values)
                 });
                 let y = y.get_or_insert_with(|| Tensor::zeros(output.clone()));
                 let given = [Some(x), self.constants[0], self.constants[1]];
