@@ -71,6 +71,19 @@ fn dice(len: usize) -> Vec<f64> {
     (0..len).map(|_| next()).collect()
 }
 
+/// A convolution with a square window of k and step s, padded to keep the size.
+fn square([c_in, c_out]: [usize; 2], [k, s]: [usize; 2]) -> Conv2dParams {
+    Conv2dParams {
+        c_in,
+        c_out,
+        groups: 1,
+        kernel: [k, k],
+        stride: [s, s],
+        dilation: [1, 1],
+        pads: [k / 2; 4],
+    }
+}
+
 struct Bench {
     filter: String,
     pool: Pool,
@@ -184,15 +197,7 @@ impl Bench {
         if !title.contains(&self.filter) {
             return;
         }
-        let params = Conv2dParams {
-            c_in: ci,
-            c_out: co,
-            groups: 1,
-            kernel: [k, k],
-            stride: [s, s],
-            dilation: [1, 1],
-            pads: [k / 2; 4],
-        };
+        let params = square([ci, co], [k, s]);
         let (bias, weight, dice) = (values(co), values(co * ci * k * k), dice(co * ci * k * k));
         let threads = self.pool.threads();
         let options = Conv2dOptions { images: Some([n, size, size]), ..Conv2dOptions::default() };
@@ -234,15 +239,7 @@ impl Bench {
         if !title.contains(&self.filter) {
             return;
         }
-        let params = Conv2dParams {
-            c_in: ci,
-            c_out: co,
-            groups: 1,
-            kernel: [k, k],
-            stride: [s, s],
-            dilation: [1, 1],
-            pads: [k / 2; 4],
-        };
+        let params = square([ci, co], [k, s]);
         let windows =
             Pool2dParams { kernel: [3, 3], stride: [2, 2], dilation: [1, 1], pads: [1; 4] };
         let (bias, weight, dice) = (values(co), values(co * ci * k * k), dice(co * ci * k * k));
