@@ -79,7 +79,7 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// Of each thread, the caller's first.
     shares: Box<[Share]>,
-    panic: Panic,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: Box<[AtomicBool]>,
 }
 
@@ -175,7 +175,7 @@ impl Pool {
                 worker.unpark();
             }
         }
-        claim(&shared.shares[..threads], &shared.panic, f, 0);
+        claim(shared, threads, f, 0);
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0u32;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
@@ -213,17 +213,16 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-type Panic = Mutex<Option<Box<dyn Any + Send>>>;
-
 /// Does the worker's share of tasks, from the front, and what is left of the others', from the back.
-fn claim(shares: &[Share], panic: &Panic, f: &Task<'_>, worker: usize) {
+fn claim(shared: &Shared, threads: usize, f: &Task<'_>, worker: usize) {
+    let shares = &shared.shares[..threads];
     IN_TASK.set(true);
     let result = catch_unwind(AssertUnwindSafe(|| {
         while let Some(task) = shares[worker].first() {
             f(task, worker);
         }
-        for other in 1..shares.len() {
-            while let Some(task) = shares[(worker + other) % shares.len()].last() {
+        for other in 1..threads {
+            while let Some(task) = shares[(worker + other) % threads].last() {
                 f(task, worker);
             }
         }
@@ -231,7 +230,7 @@ fn claim(shares: &[Share], panic: &Panic, f: &Task<'_>, worker: usize) {
     IN_TASK.set(false);
     if let Err(payload) = result {
         shares.iter().for_each(|share| share.set(0..0));
-        let mut first = panic.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = shared.panic.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(payload);
     }
 }
@@ -257,7 +256,7 @@ fn work(shared: &Shared, index: usize) {
             let job = (*shared.job.get()).as_ref().expect("an open state has a job");
             (&*job.task, job.threads)
         };
-        claim(&shared.shares[..threads], &shared.panic, task, index + 1);
+        claim(shared, threads, task, index + 1);
         shared.state.fetch_sub(1, Ordering::Release);
     }
 }

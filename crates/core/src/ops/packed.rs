@@ -42,11 +42,10 @@ impl PackedConv {
             true => None,
         };
         let dense = || PackedConv::dense(arithmetic, params, images, weight, bias);
-        match (variant, arithmetic) {
-            (Variant::Dense, _) | (_, Arithmetic::Reference) => Ok(dense()),
-            (Variant::Sparse, _) => sparse().ok_or_else(no_sparse_kernel),
-            (Variant::Fastest, Arithmetic::Bf16) => Ok(dense()),
-            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact) => {
+        match variant.under(arithmetic) {
+            Variant::Dense => Ok(dense()),
+            Variant::Sparse => sparse().ok_or_else(no_sparse_kernel),
+            Variant::Fastest => {
                 let [n, h, w] = images;
                 let [oh, ow] = params.output_size(h, w);
                 let macs =
@@ -212,11 +211,10 @@ impl PackedMatrix {
                 PackedMatrix::F32(PackedB::new(k, n, b, transposed))
             }
         };
-        match (variant, arithmetic) {
-            (Variant::Dense, _) | (_, Arithmetic::Reference) => Ok(dense()),
-            (Variant::Sparse, _) => sparse().ok_or_else(no_sparse_kernel),
-            (Variant::Fastest, Arithmetic::Bf16) => Ok(dense()),
-            (Variant::Fastest, Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact) => {
+        match variant.under(arithmetic) {
+            Variant::Dense => Ok(dense()),
+            Variant::Sparse => sparse().ok_or_else(no_sparse_kernel),
+            Variant::Fastest => {
                 let macs = m.checked_mul(b.len());
                 let Some(step) = variant::sparsity(b).filter(|_| variant::matters(macs)) else {
                     return Ok(dense());

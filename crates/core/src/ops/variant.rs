@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use sparoa_kernels::Arithmetic;
 
 use crate::tensor::count_zeros;
 
@@ -53,6 +54,17 @@ impl fmt::Display for Variant {
             Variant::Dense => "dense",
             Variant::Sparse => "sparse",
         })
+    }
+}
+
+impl Variant {
+    /// What is left to decide where products are computed so: the reference is always dense, and
+    /// bf16 unless the sparse kernel is asked for.
+    pub(super) fn under(self, arithmetic: Arithmetic) -> Variant {
+        match (self, arithmetic) {
+            (_, Arithmetic::Reference) | (Variant::Fastest, Arithmetic::Bf16) => Variant::Dense,
+            (variant, _) => variant,
+        }
     }
 }
 

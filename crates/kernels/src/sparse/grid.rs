@@ -179,12 +179,17 @@ impl Grid {
         best.map(|(_, grid)| grid)
     }
 
-    /// The same with strips of as many bands as have at most `positions`, and how many those are.
-    pub(crate) fn shorter(mut self, positions: usize) -> (Grid, usize) {
-        let fits = |&strip: &usize| strip == 1 || self.longest_slab(strip) <= positions;
-        let strip = (1..=self.strip).rev().find(fits).unwrap_or(1);
-        (self.strip, self.slab) = (strip, self.longest_slab(strip) | 1);
-        (self, strip)
+    /// Makes strips as long as fit `floats` of a slab of so many channels, and the slab for them; at
+    /// most `most` bands, at least one.
+    pub(crate) fn cut_strips(&mut self, most: usize, channels: usize, floats: usize) {
+        let position = channels * self.planes.len() * self.lanes;
+        let fits = |&strip: &usize| self.longest_slab(strip) * position <= floats;
+        self.strip = (2..=most).rev().find(fits).unwrap_or(1);
+        self.slab = self.longest_slab(self.strip);
+        if !self.flat {
+            // An odd number of cache lines: channels spread over the cache's sets.
+            self.slab |= 1;
+        }
     }
 
     /// The grid whose lanes share out the images so, and whose tiles have these rows and columns.
@@ -232,18 +237,8 @@ impl Grid {
             strip: 1,
             slab: 0,
         };
-        let channels = channels * grid.planes.len();
-        let all = grid.all_bands(n.max(1)).max(1);
-        let fits = |strip| grid.longest_slab(strip) * channels * lanes <= SLAB_LEN;
-        let mut strip = 1;
-        while !flat && strip < all && fits(strip + 1) {
-            strip += 1;
-        }
-        (grid.strip, grid.slab) = (strip, grid.longest_slab(strip));
-        if !flat {
-            // An odd number of cache lines: channels spread over the cache's sets.
-            grid.slab |= 1;
-        }
+        let most = if flat { 1 } else { grid.all_bands(n.max(1)) };
+        grid.cut_strips(most, channels, SLAB_LEN);
         (grid.slab.checked_mul(grid.planes.len())? <= OFFSETS).then_some(grid)
     }
 

@@ -27,6 +27,8 @@ use crate::sparse::kernel::{GROUP, Output, Tile, most_vectors};
 const SLAB_LEN: usize = 64 * 1024;
 /// Bands below which a task is not worth handing to another thread, which makes one more of them.
 const TASK_BANDS: usize = 8;
+/// Rows of a window at most: twice those of a tile.
+const MAX_LINES: usize = 8;
 /// No place in the slab.
 const NONE: u32 = u32::MAX;
 
@@ -44,10 +46,6 @@ pub struct SparsePooledConv2d {
     step: [usize; 2],
     before: [usize; 2],
     grid: Grid,
-    /// Bands that are laid out at once.
-    bands: usize,
-    /// Columns of a lane.
-    columns: usize,
     weights: Compressed,
     bias: Option<Vec<f32>>,
     activation: Activation,
@@ -115,9 +113,8 @@ impl SparsePooledConv2d {
         let geometry = Geometry { params, h, w, oh: rows, ow: columns * lanes };
         let tile = [step[0], tile];
         let ci = params.c_in;
-        let grid = Grid::cut(geometry, lanes, [1, 1, lanes], 0, tile, 1, ci, false)?;
-        let position = (ci * grid.planes.len() * lanes).max(1);
-        let (grid, bands) = grid.shorter(SLAB_LEN / position);
+        let mut grid = Grid::cut(geometry, lanes, [1, 1, lanes], 0, tile, 1, ci, false)?;
+        grid.cut_strips(grid.strip, ci, SLAB_LEN);
         let weights = compress(&grid, [params.c_out, ci], weight);
         let run = grid.pitch * params.stride[1] * ci;
         let place = |row: usize, float: usize| {
@@ -138,8 +135,6 @@ impl SparsePooledConv2d {
             out,
             step,
             before,
-            bands,
-            columns,
             weights,
             bias: bias.map(<[f32]>::to_vec),
             activation,
@@ -162,10 +157,16 @@ impl SparsePooledConv2d {
     /// a padded line of the input, the slab.
     fn layout(&self) -> [usize; 5] {
         let lanes = self.grid.lanes;
-        let columns = MAX_LANES + GROUP * self.columns * lanes;
+        let columns = MAX_LANES + GROUP * self.columns() * lanes;
         let sums = self.params.c_out.div_ceil(GROUP) * self.group_len();
         let slab = self.params.c_in * self.grid.planes.len() * self.grid.slab * lanes;
         [columns, sums, sums, self.line_len(), slab].map(|len| len.next_multiple_of(16))
+    }
+
+    /// Columns of a lane.
+    #[inline(always)]
+    fn columns(&self) -> usize {
+        self.grid.tiles * self.grid.tile[1]
     }
 
     /// Sums of a group of output channels for a band.
@@ -175,7 +176,7 @@ impl SparsePooledConv2d {
 
     /// Floats from a lane's part of a line to the next one's.
     fn lane_len(&self) -> usize {
-        self.columns * self.params.stride[1] * self.params.c_in
+        self.columns() * self.params.stride[1] * self.params.c_in
     }
 
     /// Floats of a padded line of the input: what the last lane reads, in whole vectors.
@@ -241,7 +242,7 @@ impl Kernel for Bands<'_> {
         let mut there = 0..0;
         for band in self.bands.start - usize::from(shares)..self.bands.end {
             if band >= there.end {
-                there = band..self.bands.end.min(band + conv.bands);
+                there = band..self.bands.end.min(band + grid.strip);
                 s.call(Fill {
                     conv,
                     x: self.x,
@@ -357,32 +358,31 @@ impl Kernel for Windows<'_> {
     fn run<S: Simd>(self, s: S) {
         let (conv, grid) = (self.conv, &self.conv.grid);
         let ([rows, width], [kept, left]) = (grid.tile, conv.before);
-        let (lanes, tile) = (S::LANES, grid.tile_len());
+        let (lanes, tile, wide) = (S::LANES, grid.tile_len(), conv.columns());
         assert!(self.before.len() >= conv.group_len() && self.sums.len() >= conv.group_len());
-        assert!(self.columns.len() >= MAX_LANES + GROUP * conv.columns * lanes && kept <= rows);
-        assert!(tile == rows * width * lanes && conv.columns == grid.tiles * width);
+        assert!(self.columns.len() >= MAX_LANES + GROUP * wide * lanes && kept <= rows);
+        assert!(tile == rows * width * lanes && grid.lanes == lanes);
         let columns = &mut self.columns[MAX_LANES..];
         let old = if self.band > 0 { rows - kept..rows } else { 0..0 };
         let new = conv.between[0].saturating_sub(self.band * rows).min(rows);
         let line = width * lanes;
-        let mut down = Down { lines: [std::ptr::null(); 8], width, out: columns.as_mut_ptr() };
+        let mut lines = [std::ptr::null(); MAX_LINES];
         let count = old.len() + new;
         for i in 0..grid.tiles {
             for channel in 0..self.lanes {
                 let at = (i * GROUP + channel) * tile;
                 let before = old.clone().map(|row| self.before[at + row * line..].as_ptr());
                 let sums = (0..new).map(|row| self.sums[at + row * line..].as_ptr());
-                down.lines.iter_mut().zip(before.chain(sums)).for_each(|(to, line)| *to = line);
-                let at = (channel * conv.columns + i * width) * lanes;
-                down.out = columns[at..][..line].as_mut_ptr();
-                // SAFETY: both bands have a group's tiles, a tile its lines, and so many lines are
-                // set.
+                lines.iter_mut().zip(before.chain(sums)).for_each(|(to, line)| *to = line);
+                let at = (channel * wide + i * width) * lanes;
+                let out = &mut columns[at..][..line];
+                // SAFETY: both bands have a group's tiles, a tile its lines, and so many are set.
                 unsafe {
                     match count {
                         // Known to the compiler where it matters.
-                        2 => down.run(s, 2),
-                        3 => down.run(s, 3),
-                        _ => down.run(s, count),
+                        2 => down(s, &lines[..2], out),
+                        3 => down(s, &lines[..3], out),
+                        _ => down(s, &lines[..count], out),
                     }
                 }
             }
@@ -391,7 +391,7 @@ impl Kernel for Windows<'_> {
         let there = conv.between[1];
         if conv.out[1] * conv.step[1] > there {
             for (i, lane) in columns.chunks_exact_mut(lanes).enumerate() {
-                let first = there.saturating_sub(i % conv.columns).div_ceil(conv.columns);
+                let first = there.saturating_sub(i % wide).div_ceil(wide);
                 lane[first.min(lanes)..].fill(f32::NEG_INFINITY);
             }
         }
@@ -404,30 +404,22 @@ impl Kernel for Windows<'_> {
 }
 
 /// The maximum of lines one below another.
-struct Down {
-    lines: [*const f32; 8],
-    /// Vectors.
-    width: usize,
-    out: *mut f32,
-}
-
-impl Down {
-    /// # Safety
-    /// The first `count` lines and `out` have `width` vectors.
-    #[inline(always)]
-    unsafe fn run<S: Simd>(&self, s: S, count: usize) {
-        for at in (0..self.width).map(|v| v * S::LANES) {
-            // SAFETY: the caller's contract.
-            unsafe {
-                let mut acc = match count {
-                    0 => s.splat(f32::NEG_INFINITY),
-                    _ => s.load(self.lines[0].add(at)),
-                };
-                for line in self.lines.iter().take(count).skip(1) {
-                    acc = larger(s, acc, s.load(line.add(at)));
-                }
-                s.store(self.out.add(at), acc);
+///
+/// # Safety
+/// The lines are as long as `out`, which is whole vectors.
+#[inline(always)]
+unsafe fn down<S: Simd>(s: S, lines: &[*const f32], out: &mut [f32]) {
+    for at in (0..out.len()).step_by(S::LANES) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut acc = match lines.first() {
+                None => s.splat(f32::NEG_INFINITY),
+                Some(line) => s.load(line.add(at)),
+            };
+            for line in lines.iter().skip(1) {
+                acc = larger(s, acc, s.load(line.add(at)));
             }
+            s.store(out.as_mut_ptr().add(at), acc);
         }
     }
 }
@@ -437,21 +429,21 @@ impl Windows<'_> {
     /// the `left` columns before them.
     #[inline(always)]
     fn across<S: Simd>(&self, s: S, step: usize, left: usize) {
-        let (conv, lanes) = (self.conv, S::LANES);
-        assert!(conv.columns.is_multiple_of(step) && left <= step);
-        assert!(self.columns.len() >= MAX_LANES + GROUP * conv.columns * lanes);
+        let (conv, lanes, wide) = (self.conv, S::LANES, self.conv.columns());
+        assert!(wide.is_multiple_of(step) && left <= step);
+        assert!(self.columns.len() >= MAX_LANES + GROUP * wide * lanes);
         let columns = self.columns.as_ptr().wrapping_add(MAX_LANES);
         let mut ones = [1.0; MAX_LANES];
         ones[0] = 0.0;
         // SAFETY: a vector has at most MAX_LANES lanes.
         let first = s.lt(unsafe { s.load(ones.as_ptr()) }, s.splat(0.5));
-        let windows = conv.columns / step;
+        let windows = wide / step;
         for channel in (0..self.lanes).step_by(lanes) {
             let channels = lanes.min(self.lanes - channel);
             for window in 0..windows {
                 let mut square = [s.splat(0.0); MAX_LANES];
                 for (i, v) in square[..channels].iter_mut().enumerate() {
-                    let line = (channel + i) * conv.columns;
+                    let line = (channel + i) * wide;
                     let start = window * step;
                     // SAFETY: there are MAX_LANES floats before those of each channel of the
                     // group, and `left` is at most all columns of a lane.
@@ -465,7 +457,7 @@ impl Windows<'_> {
                             let other = match start.checked_sub(back) {
                                 Some(column) => s.load(at(column)),
                                 None => {
-                                    let other = s.load(at(start + conv.columns - back).sub(1));
+                                    let other = s.load(at(start + wide - back).sub(1));
                                     s.select(first, s.splat(f32::NEG_INFINITY), other)
                                 }
                             };

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sparoa_kernels::{
-    Arithmetic, Pool, conv::Conv2dParams, isa, pooling::Pool2dParams, sparse::SparsePooledConv2d,
+    Pool, conv::Conv2dParams, isa, pooling::Pool2dParams, sparse::SparsePooledConv2d,
 };
 
 use super::links::{Feed, Link};
@@ -43,13 +43,10 @@ pub(super) fn or_else(
     others: impl FnOnce() -> Result<Box<dyn CpuKernel>, OpError>,
 ) -> Result<Box<dyn CpuKernel>, OpError> {
     let Some(pair) = Pair::of(links) else { return others() };
-    match (pair.conv.variant, pair.conv.arithmetic) {
-        (Variant::Dense, _) | (_, Arithmetic::Reference) => others(),
-        (Variant::Sparse, _) => pair.kernel().map_or_else(others, Ok),
-        (Variant::Fastest, Arithmetic::Bf16) => others(),
-        (Variant::Fastest, Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact) => {
-            pair.faster(output, others)
-        }
+    match pair.conv.variant.under(pair.conv.arithmetic) {
+        Variant::Dense => others(),
+        Variant::Sparse => pair.kernel().map_or_else(others, Ok),
+        Variant::Fastest => pair.faster(output, others),
     }
 }
 

@@ -1,6 +1,10 @@
 //! cuBLASLt, NVIDIA's matrix products. The only unsafe code that uses it is here.
 
-use std::{ffi::c_int, path::PathBuf, ptr, sync::Arc};
+use std::{
+    ffi::{CStr, c_int},
+    ptr,
+    sync::Arc,
+};
 
 use cudarc::driver::sys::CUstream;
 use libloading::Library;
@@ -13,6 +17,9 @@ use super::{Operands, Refused, function};
 pub(super) const NAMES: &[&str] = &["cublasLt64_13.dll", "cublasLt64_12.dll"];
 #[cfg(not(windows))]
 pub(super) const NAMES: &[&str] = &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+
+/// Functions that say its version and that of its CUDA.
+pub(super) const VERSIONS: [&CStr; 2] = [c"cublasLtGetVersion", c"cublasLtGetCudartVersion"];
 
 /// Bytes of workspace that an algorithm may take.
 static MAX_WORKSPACE: usize = 32 << 20;
@@ -110,21 +117,6 @@ pub(super) struct CublasLt {
 unsafe impl Send for CublasLt {}
 // SAFETY: as above.
 unsafe impl Sync for CublasLt {}
-
-/// The version of the library in `file`, and of the CUDA that it is for; `None` if it is none.
-pub(super) fn open(file: &PathBuf) -> Option<(Library, usize, usize)> {
-    // SAFETY: loading runs the library's initialisers; it is NVIDIA's by its name, from the loader's
-    // path, the toolkit's folder, or where the user says.
-    let library = unsafe { Library::new(file) }.ok()?;
-    // SAFETY: the types are those of cublasLt.h; both are called while the library is loaded.
-    let (version, cuda) = unsafe {
-        let version: unsafe extern "C" fn() -> usize = function(&library, c"cublasLtGetVersion")?;
-        let cuda: unsafe extern "C" fn() -> usize =
-            function(&library, c"cublasLtGetCudartVersion")?;
-        (version(), cuda())
-    };
-    Some((library, version, cuda))
-}
 
 impl CublasLt {
     /// Makes a handle in the current context. `None` where functions are missing or it fails.

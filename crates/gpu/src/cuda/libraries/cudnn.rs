@@ -2,8 +2,7 @@
 //! unsafe code that uses it is here.
 
 use std::{
-    ffi::{c_int, c_void},
-    path::PathBuf,
+    ffi::{CStr, c_int, c_void},
     ptr,
     sync::Arc,
 };
@@ -20,6 +19,9 @@ use super::{Operands, Refused, function};
 pub(super) const NAMES: &[&str] = &["cudnn64_9.dll"];
 #[cfg(not(windows))]
 pub(super) const NAMES: &[&str] = &["libcudnn.so.9"];
+
+/// Functions that say its version and that of its CUDA.
+pub(super) const VERSIONS: [&CStr; 2] = [c"cudnnGetVersion", c"cudnnGetCudartVersion"];
 
 /// Bytes of workspace that an algorithm may take.
 const MAX_WORKSPACE: i64 = 128 << 20;
@@ -95,20 +97,6 @@ pub(super) struct Cudnn {
 unsafe impl Send for Cudnn {}
 // SAFETY: as above.
 unsafe impl Sync for Cudnn {}
-
-/// The version of the library in `file`, and of the CUDA that it is for; `None` if it is none.
-pub(super) fn open(file: &PathBuf) -> Option<(Library, usize, usize)> {
-    // SAFETY: loading runs the library's initialisers; it is NVIDIA's by its name, from the loader's
-    // path, the toolkit's folder, or where the user says.
-    let library = unsafe { Library::new(file) }.ok()?;
-    // SAFETY: the types are those of cudnn.h; both are called while the library is loaded.
-    let (version, cuda) = unsafe {
-        let version: unsafe extern "C" fn() -> usize = function(&library, c"cudnnGetVersion")?;
-        let cuda: unsafe extern "C" fn() -> usize = function(&library, c"cudnnGetCudartVersion")?;
-        (version(), cuda())
-    };
-    Some((library, version, cuda))
-}
 
 impl Cudnn {
     /// Makes a handle in the current context. `None` where functions are missing or it fails.
@@ -301,21 +289,17 @@ impl Graph {
         let Images { batch, channels, window, .. } = c.images;
         let int = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         let pair = |sizes: [usize; 2]| sizes.map(int);
-        let dtype = Value::Word(TYPE_DATA_TYPE, if c.half { HALF } else { FLOAT });
+        let stored = if c.half { HALF } else { FLOAT };
         let float = || Value::Word(TYPE_DATA_TYPE, FLOAT);
         // Batch, channels, height and width, by the order in memory batch, height, width, channels.
         let tensor = |name: i64, [n, ch, h, w]: [i64; 4], between: bool| {
-            let between_type = float();
-            let ty = match (&dtype, between) {
-                (Value::Word(ty, value), false) => Value::Word(*ty, *value),
-                _ => between_type,
-            };
+            let ty = if between { FLOAT } else { stored };
             Descriptor::new(
                 cudnn,
                 KIND_TENSOR,
                 &[
                     (900, Value::Int(&[16])),
-                    (901, ty),
+                    (901, Value::Word(TYPE_DATA_TYPE, ty)),
                     (902, Value::Int(&[n, ch, h, w])),
                     (903, Value::Int(&[h * w * ch, 1, w * ch, ch])),
                     (906, Value::Int(&[name])),

@@ -85,6 +85,21 @@ unsafe fn function<T: Copy>(library: &Library, name: &CStr) -> Option<T> {
     unsafe { library.get::<T>(name.to_bytes_with_nul()) }.ok().map(|symbol| *symbol)
 }
 
+/// The library in `file`, its version and that of the CUDA that it is for, which functions of these
+/// names say; `None` if it is none.
+fn open(file: &Path, [version, cuda]: [&CStr; 2]) -> Option<(Library, usize, usize)> {
+    type Version = unsafe extern "C" fn() -> usize;
+    // SAFETY: loading runs the library's initialisers; it is NVIDIA's by its name, from the loader's
+    // path, the toolkit's folder, or where the user says.
+    let library = unsafe { Library::new(file) }.ok()?;
+    // SAFETY: the types are those of the libraries' headers; both are called while the library is
+    // loaded.
+    let (version, cuda) = unsafe {
+        (function::<Version>(&library, version)?(), function::<Version>(&library, cuda)?())
+    };
+    Some((library, version, cuda))
+}
+
 /// A library did not queue what was asked of it.
 #[derive(Debug)]
 struct Refused {
@@ -101,14 +116,10 @@ struct Found<T> {
 
 impl<T> Found<T> {
     /// The first one in `files` for the driver's version of CUDA or an older one.
-    fn open(
-        files: Vec<PathBuf>,
-        driver: i32,
-        open: fn(&PathBuf) -> Option<(Library, usize, usize)>,
-    ) -> Option<Found<T>> {
+    fn open(files: Vec<PathBuf>, driver: i32, versions: [&CStr; 2]) -> Option<Found<T>> {
         let driver = usize::try_from(driver).unwrap_or(0);
         let found = files.iter().find_map(|file| {
-            let (library, version, cuda) = open(file)?;
+            let (library, version, cuda) = open(file, versions)?;
             tracing::debug!(file = %file.display(), version, cuda, "a CUDA library");
             (cuda / 1000 <= driver).then_some((library, version))
         });
@@ -144,8 +155,8 @@ impl Libraries {
         (name, share): (&str, Option<u32>),
         cache_dir: Option<&Path>,
     ) -> Libraries {
-        let cublaslt = Found::open(wanted.candidates(cublaslt::NAMES), driver, cublaslt::open);
-        let cudnn = Found::open(wanted.candidates(cudnn::NAMES), driver, cudnn::open);
+        let cublaslt = Found::open(wanted.candidates(cublaslt::NAMES), driver, cublaslt::VERSIONS);
+        let cudnn = Found::open(wanted.candidates(cudnn::NAMES), driver, cudnn::VERSIONS);
         let mut libraries = Libraries {
             cublaslt,
             cudnn,
