@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use crate::aligned::SharedMut;
 use crate::isa::{self, Isa};
+use crate::permute;
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, Simd};
+use crate::simd::{self, Kernel, MAX_LANES, Simd};
 use crate::vmath;
 
 /// Elements below which a part is not worth handing to another thread.
@@ -60,6 +61,17 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let size = self.len * self.inner;
+        if self.inner == 1 && self.len <= S::LANES {
+            // SAFETY: these rows are this task's alone.
+            let y = unsafe { self.y.slice(self.outer.start * size, self.outer.len() * size) };
+            return short_rows(
+                s,
+                self.len,
+                &self.x[self.outer.start * size..][..y.len()],
+                y,
+                self.log,
+            );
+        }
         for o in self.outer.clone() {
             let x = &self.x[o * size..][..size];
             // SAFETY: outer index o is this task's alone.
@@ -193,6 +205,21 @@ fn map<S: Simd>(s: S, x: &[f32], y: &mut [f32], f: impl Fn(S::V) -> S::V) {
     }
 }
 
+/// Rows of at most as many elements as a vector has, a block of them at a time as the columns of its
+/// transpose.
+#[inline(always)]
+fn short_rows<S: Simd>(s: S, len: usize, x: &[f32], y: &mut [f32], log: bool) {
+    const ROWS: usize = 64;
+    let (mut turned, mut result) = ([0.0; ROWS * MAX_LANES], [0.0; ROWS * MAX_LANES]);
+    for (x, y) in x.chunks(ROWS * len).zip(y.chunks_mut(ROWS * len)) {
+        let rows = x.len() / len;
+        let (turned, result) = (&mut turned[..x.len()], &mut result[..x.len()]);
+        permute::transpose(s, x, rows, len, turned);
+        columns(s, len, rows, turned, result, log);
+        permute::transpose(s, result, len, rows, y);
+    }
+}
+
 /// One softmax per column of a len x inner matrix, a vector of columns at a time.
 #[inline(always)]
 fn columns<S: Simd>(s: S, len: usize, inner: usize, x: &[f32], y: &mut [f32], log: bool) {
@@ -236,7 +263,9 @@ mod tests {
     #[test]
     fn matches_double_precision() {
         let pool = Pool::new(2);
-        for (outer, len, inner) in [(1, 1, 1), (3, 7, 1), (50, 197, 1), (5, 1000, 1), (3, 21, 37)] {
+        let short = [(150, 2, 1), (70, 3, 1), (65, 5, 1), (64, 8, 1), (200, 10, 1), (130, 16, 1)];
+        let others = [(1, 1, 1), (3, 7, 1), (50, 197, 1), (5, 1000, 1), (3, 21, 37)];
+        for (outer, len, inner) in short.into_iter().chain(others) {
             let x: Vec<f32> = random(outer * len * inner, 5).iter().map(|v| v * 20.0).collect();
             for isa in Isa::available() {
                 for log in [false, true] {

@@ -94,36 +94,93 @@ impl Strided {
             }
             let mut y = y;
             while !y.is_empty() {
-                let len = (row - column).min(y.len());
-                let (target, rest) = y.split_at_mut(len);
-                copy_row(x, from + column as isize * step, step, target);
+                // As many whole rows as the innermost of the outer dimensions has left, or a part of one.
+                let (len, rows) = match (outer_dims.last(), index.last()) {
+                    (Some(dim), Some(at)) if column == 0 && y.len() >= row => {
+                        (row, (dim - at).min(y.len() / row))
+                    }
+                    _ => ((row - column).min(y.len()), 1),
+                };
+                let (target, rest) = y.split_at_mut(len * rows);
+                let next = outer_strides.last().copied().unwrap_or(0);
+                copy_rows(x, from + column as isize * step, (next, step), target, len);
                 y = rest;
                 column = 0;
+                let mut moved = rows;
                 for d in (0..outer_dims.len()).rev() {
-                    index[d] += 1;
-                    from += outer_strides[d];
+                    index[d] += moved;
+                    from += moved as isize * outer_strides[d];
                     if index[d] < outer_dims[d] {
                         break;
                     }
                     from -= outer_dims[d] as isize * outer_strides[d];
                     index[d] = 0;
+                    moved = 1;
                 }
             }
         });
     }
 }
 
-fn copy_row<T: Pod>(x: &[T], from: isize, step: isize, y: &mut [T]) {
-    // Every index was shown to be inside x when the copy was made, hence not negative.
-    let from = from as usize;
-    match step {
-        1 => y.copy_from_slice(&x[from..from + y.len()]),
-        0 => y.fill(x[from]),
-        _ => {
+/// Rows of `len` elements, one after the other in y. In x they begin at `from` and every `next` elements
+/// after it, their elements are `step` apart.
+fn copy_rows<T: Pod>(x: &[T], from: isize, (next, step): (isize, isize), y: &mut [T], len: usize) {
+    if step == 1 {
+        let size = size_of::<T>();
+        let (from, next) = (from * size as isize, next * size as isize);
+        copy_runs(cast_slice(x), (from, next), cast_slice_mut(y), len * size, len * size);
+        return;
+    }
+    let mut from = from;
+    for y in y.chunks_exact_mut(len) {
+        // Every index was shown to be inside x when the copy was made, hence not negative.
+        let at = from as usize;
+        if step == 0 {
+            y.fill(x[at]);
+        } else {
             for (i, y) in y.iter_mut().enumerate() {
-                *y = x[from.wrapping_add_signed(step * i as isize)];
+                *y = x[at.wrapping_add_signed(step * i as isize)];
             }
         }
+        from += next;
+    }
+}
+
+/// Copies runs of `bytes`: in x they begin at `from` and every `next` bytes after it, in y at the beginning
+/// and every `y_next` bytes after it, as long as there is a y.
+pub(super) fn copy_runs(
+    x: &[u8],
+    (from, next): (isize, isize),
+    y: &mut [u8],
+    y_next: usize,
+    bytes: usize,
+) {
+    // A call of memcpy takes longer than a short run.
+    match bytes {
+        1 => copy_runs_of::<1>(x, from, next, y, y_next),
+        2 => copy_runs_of::<2>(x, from, next, y, y_next),
+        4 => copy_runs_of::<4>(x, from, next, y, y_next),
+        8 => copy_runs_of::<8>(x, from, next, y, y_next),
+        12 => copy_runs_of::<12>(x, from, next, y, y_next),
+        16 => copy_runs_of::<16>(x, from, next, y, y_next),
+        24 => copy_runs_of::<24>(x, from, next, y, y_next),
+        32 => copy_runs_of::<32>(x, from, next, y, y_next),
+        _ => {
+            let mut from = from;
+            for y in y.chunks_mut(y_next) {
+                y[..bytes].copy_from_slice(&x[from as usize..][..bytes]);
+                from += next;
+            }
+        }
+    }
+}
+
+fn copy_runs_of<const N: usize>(x: &[u8], from: isize, next: isize, y: &mut [u8], y_next: usize) {
+    let mut from = from;
+    for y in y.chunks_mut(y_next) {
+        let run: [u8; N] = x[from as usize..][..N].try_into().expect("as long");
+        y[..N].copy_from_slice(&run);
+        from += next;
     }
 }
 
