@@ -38,6 +38,9 @@ pub(crate) struct Winograd {
     zeros: AlignedBuffer,
 }
 
+/// Bytes of weights that threads read one by one from a cache that they share.
+const OWN_BYTES: usize = 4 << 20;
+
 /// The sizes of one run.
 #[derive(Clone, Copy)]
 struct Blocking {
@@ -112,7 +115,9 @@ impl Winograd {
         let most = (V_LEN / (self.tiling.points() * self.c_in)).clamp(4, 8 * mr);
         let most = if most > mr { most / mr * mr } else { most };
         let blocks = tiles.div_ceil(most).max(1);
-        if threads == 1 || blocks >= 2 * threads {
+        // Small weights may be read by every thread, which then waits for no other.
+        let own = tiles >= threads * mr && self.bytes() <= OWN_BYTES;
+        if threads == 1 || blocks >= 2 * threads || own {
             // Whole rounds of blocks for the threads.
             let block = tiles.div_ceil(blocks.next_multiple_of(threads)).max(1);
             return Blocking { tiles, block, group: block, shared: false };
