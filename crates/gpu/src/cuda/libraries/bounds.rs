@@ -169,6 +169,8 @@ fn check(
     for i in 0..ways.count() {
         let Some(way) = ways.way(i) else { continue };
         y.fill(&vec![0xff; bytes]).unwrap();
+        // A copy from ordinary memory may still be under way.
+        shared.context.wait_fills().unwrap();
         // SAFETY: the operands have the sizes of the computation's; they live until it is waited for.
         if unsafe { way.queue(&operands, stream.raw()) }.is_err() {
             continue;

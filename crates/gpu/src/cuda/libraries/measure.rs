@@ -28,7 +28,7 @@ const REPETITIONS: f64 = 12.0;
 /// Graphs that are timed; the fastest counts.
 const ROUNDS: usize = 3;
 /// Bytes of workspace to measure with: as much as a way may take.
-pub(super) const WORKSPACE: usize = 128 << 20;
+pub(super) const WORKSPACE: usize = 256 << 20;
 /// Bytes of numbers that are uploaded and repeated.
 const PATTERN: usize = 1 << 20;
 
