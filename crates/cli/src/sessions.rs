@@ -51,14 +51,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Opens the processors that the arguments allow.
+    /// Opens the processors that the arguments allow. `fresh`: what was measured of the GPU's libraries
+    /// before does not count.
     ///
     /// # Errors
     /// When `--device gpu` or `--gpu NAME` asks for a GPU that is absent, or the GPU lacks the
     /// precision (unless `--allow-fallback`), `--cpus` names cores that are not there, or `--exact` contradicts
     /// `--precision`.
-    pub fn open(args: &DeviceArgs) -> CliResult<Machine> {
-        Machine::with_gpu(args, true)
+    pub fn open(args: &DeviceArgs, fresh: bool) -> CliResult<Machine> {
+        Machine::with_gpu(args, true, fresh)
     }
 
     /// [`Machine::open`] for these policies (none is the default one). Where all of them use the
@@ -74,10 +75,11 @@ impl Machine {
     ) -> CliResult<Machine> {
         let asked = args.device == "gpu" || args.gpu.is_some();
         let cpu = policies.iter().all(|name| *name == Policy::Cpu.to_string());
-        Machine::with_gpu(args, asked || !cpu || plan.is_some() || !given.pin.is_empty())
+        let wanted = asked || !cpu || plan.is_some() || !given.pin.is_empty();
+        Machine::with_gpu(args, wanted, given.fresh)
     }
 
-    fn with_gpu(args: &DeviceArgs, wanted: bool) -> CliResult<Machine> {
+    fn with_gpu(args: &DeviceArgs, wanted: bool, fresh: bool) -> CliResult<Machine> {
         isa::from_env().map_err(CliError::usage)?;
         let arithmetic = arithmetic(args)?;
         let mut gpu: Option<Arc<dyn Accelerator>> = None;
@@ -96,6 +98,7 @@ impl Machine {
                     _ => GpuPrecision::Fp32,
                 },
                 cache_dir: Some(default_cache_dir()),
+                fresh,
                 ..GpuOptions::default()
             };
             match open_gpu(&options) {

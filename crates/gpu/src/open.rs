@@ -23,6 +23,8 @@ pub struct GpuOptions {
     pub precision: GpuPrecision,
     /// Folder for compiled kernels; `None` keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
+    /// Measure CUDA's libraries again, whatever was found before.
+    pub fresh: bool,
     /// How tensors cross between host and device.
     pub transfer: Transfer,
     /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
@@ -46,7 +48,7 @@ impl GpuOptions {
 /// [`BackendError::Unavailable`] when it is not there, [`BackendError::Precision`] when it is and
 /// does not have the precision; the text says what to do.
 pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendError> {
-    let GpuOptions { name, allow_software, precision, cache_dir, transfer, units } =
+    let GpuOptions { name, allow_software, precision, cache_dir, fresh, transfer, units } =
         options.clone();
     match name.as_deref().and_then(cuda_device) {
         Some(device) => {
@@ -57,6 +59,7 @@ pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendErr
                 device,
                 precision,
                 cache_dir,
+                fresh,
                 transfer,
                 multiprocessors,
                 libraries,

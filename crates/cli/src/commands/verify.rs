@@ -41,7 +41,7 @@ struct Row {
 /// # Errors
 /// Exit code 1 naming the first diverging operator; model, input and device errors.
 pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, args.policy_args.fresh)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
     request.with_policy_args(&args.policy_args)?;

@@ -85,7 +85,7 @@ impl CudaBackend {
             &options.libraries,
             (facts.driver.0, caps.matrix_units),
             (&format!("{}, {}", info.name, info.driver), context.share()),
-            options.cache_dir.as_deref(),
+            (options.cache_dir.as_deref(), options.fresh),
         );
         let names = libraries.names();
         caps.libraries = !names.is_empty();

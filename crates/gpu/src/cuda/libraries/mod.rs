@@ -148,12 +148,12 @@ pub(crate) struct Libraries {
 
 impl Libraries {
     /// Finds libraries for a driver of CUDA `driver`. Choices are kept in `cache_dir`, for a device of
-    /// this `name` and share.
+    /// this `name` and share; `fresh`: those that were made before are not read.
     pub(crate) fn open(
         wanted: &CudaLibraries,
         (driver, units): (i32, Option<MatrixUnits>),
         (name, share): (&str, Option<u32>),
-        cache_dir: Option<&Path>,
+        (cache_dir, fresh): (Option<&Path>, bool),
     ) -> Libraries {
         let cublaslt = Found::open(wanted.candidates(cublaslt::NAMES), driver, cublaslt::VERSIONS);
         let cudnn = Found::open(wanted.candidates(cudnn::NAMES), driver, cudnn::VERSIONS);
@@ -166,7 +166,8 @@ impl Libraries {
             ready: Mutex::default(),
         };
         let names = libraries.names().join(", ");
-        libraries.choices = Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"));
+        libraries.choices =
+            Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"), fresh);
         libraries
     }
 
@@ -396,7 +397,7 @@ mod tests {
             std::fs::write(dir.path().join(name), b"no library").unwrap();
         }
         for wanted in [CudaLibraries::Off, CudaLibraries::In(vec![dir.path().to_owned()])] {
-            let libraries = Libraries::open(&wanted, (13, None), ("Orin", None), None);
+            let libraries = Libraries::open(&wanted, (13, None), ("Orin", None), (None, false));
             assert!(libraries.names().is_empty());
         }
     }
