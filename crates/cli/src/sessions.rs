@@ -46,6 +46,8 @@ pub struct Machine {
     pub pool: Arc<Pool>,
     meter: OnceLock<EnergyMeter>,
     arithmetic: Arithmetic,
+    /// The GPU's products are of bf16.
+    pub gpu_bf16: bool,
     allow_fallback: bool,
     gpu_only: bool,
 }
@@ -81,28 +83,38 @@ impl Machine {
 
     fn with_gpu(args: &DeviceArgs, wanted: bool, fresh: bool) -> CliResult<Machine> {
         isa::from_env().map_err(CliError::usage)?;
-        let arithmetic = arithmetic(args)?;
+        let mut arithmetic = arithmetic(args)?;
         let mut gpu: Option<Arc<dyn Accelerator>> = None;
         let mut gpu_unavailable = None;
+        let mut gpu_bf16 = false;
         if args.device == "cpu" {
             gpu_unavailable = Some("not used (--device cpu)".to_owned());
         } else if !wanted {
             gpu_unavailable = Some("not used (the policy is cpu)".to_owned());
         } else {
-            let options = GpuOptions {
+            let named = GpuOptions {
                 name: args.gpu.clone().or(GpuOptions::from_env().name),
                 allow_software: true,
-                precision: match args.precision.as_str() {
-                    "tf32" => GpuPrecision::Tf32,
-                    "fp16" => GpuPrecision::Fp16,
-                    _ => GpuPrecision::Fp32,
-                },
                 cache_dir: Some(default_cache_dir()),
                 fresh,
                 ..GpuOptions::default()
             };
-            match open_gpu(&options) {
-                Ok(backend) => gpu = Some(backend),
+            let precision = match args.precision.as_str() {
+                "tf32" => GpuPrecision::Tf32,
+                "fp16" => GpuPrecision::Fp16,
+                // Beside a CPU that computes bf16 other GPUs compute fp32; alone they refuse.
+                "bf16" if named.is_cuda() || args.device == "gpu" => GpuPrecision::Bf16,
+                _ => GpuPrecision::Fp32,
+            };
+            match open_gpu(&GpuOptions { precision, ..named }) {
+                Ok(backend) => {
+                    gpu = Some(backend);
+                    gpu_bf16 = precision == GpuPrecision::Bf16;
+                    // Beside such a GPU a CPU that has no bf16 computes fp32.
+                    if gpu_bf16 && isa::bf16().is_err() {
+                        arithmetic = Arithmetic::Fast;
+                    }
+                }
                 Err(e) => {
                     let asked = args.device == "gpu" || args.gpu.is_some();
                     // A GPU that is there must not be left out because of its arithmetic unasked.
@@ -132,6 +144,7 @@ impl Machine {
             pool: Arc::new(Pool::new(threads)),
             meter: OnceLock::new(),
             arithmetic,
+            gpu_bf16,
             allow_fallback: args.allow_fallback,
         })
     }

@@ -12,7 +12,7 @@ use libloading::Library;
 use parking_lot::Mutex;
 use sparoa_core::ops::Images;
 
-use super::{Operands, Refused, function};
+use super::{Half, Operands, Refused, function};
 
 /// File names.
 #[cfg(windows)]
@@ -37,6 +37,7 @@ type Status = c_int;
 // Of cudnn_graph.h, the same since version 8.
 const FLOAT: c_int = 0;
 const HALF: c_int = 2;
+const BFLOAT16: c_int = 9;
 const TYPE_HANDLE: c_int = 0;
 const TYPE_DATA_TYPE: c_int = 1;
 const TYPE_BOOLEAN: c_int = 2;
@@ -237,8 +238,8 @@ pub(super) struct Convolution {
     pub(super) images: Images,
     /// Output channels.
     pub(super) channels: usize,
-    /// Operands and result are stored as f16, otherwise as f32.
-    pub(super) half: bool,
+    /// What operands and result are stored as, if not as f32.
+    pub(super) half: Option<Half>,
     /// Operands may be rounded to TF32.
     pub(super) tf32: bool,
     pub(super) bias: bool,
@@ -293,7 +294,11 @@ impl Graph {
         let Images { batch, channels, window, .. } = c.images;
         let int = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         let pair = |sizes: [usize; 2]| sizes.map(int);
-        let stored = if c.half { HALF } else { FLOAT };
+        let stored = match c.half {
+            Some(Half::F16) => HALF,
+            Some(Half::Bf16) => BFLOAT16,
+            None => FLOAT,
+        };
         let float = || Value::Word(TYPE_DATA_TYPE, FLOAT);
         // Batch, channels, height and width, by the order in memory batch, height, width, channels.
         let tensor = |name: i64, [n, ch, h, w]: [i64; 4], between: bool| {
@@ -391,7 +396,7 @@ impl Graph {
             &[(800, Value::Handle), (801, Value::Descriptors(&list))],
         )?;
         let refused = |note: &c_int| {
-            let rounded = c.half || c.tf32;
+            let rounded = c.half.is_some() || c.tf32;
             NOTES_REFUSED.contains(note)
                 || (*note == NOTE_TENSOR_CORE && !rounded)
                 || (NOTES_TRANSFORMED.contains(note) && (rounded || c.images.plain))

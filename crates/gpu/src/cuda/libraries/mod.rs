@@ -23,7 +23,10 @@ use sparoa_core::ops::{Computation, MatrixUnits, Standard};
 
 pub(crate) use measure::{Scratch, Sizes};
 
-use super::driver::{Address, Launch, Stream};
+use super::{
+    driver::{Address, Launch, Stream},
+    storage::Half,
+};
 use choices::Choices;
 use cublaslt::{CublasLt, Matmul};
 use cudnn::{Cudnn, Plan};
@@ -137,8 +140,8 @@ impl<T> Found<T> {
 pub(crate) struct Libraries {
     cublaslt: Option<Found<CublasLt>>,
     cudnn: Option<Found<Cudnn>>,
-    /// Operands may be rounded to TF32.
-    tf32: bool,
+    /// How operands may be rounded.
+    units: Option<MatrixUnits>,
     /// Multiprocessors, where they are a share of the device's.
     share: Option<u32>,
     choices: Choices,
@@ -160,14 +163,13 @@ impl Libraries {
         let mut libraries = Libraries {
             cublaslt,
             cudnn,
-            tf32: units == Some(MatrixUnits::Tf32),
+            units,
             share,
             choices: Choices::default(),
             ready: Mutex::default(),
         };
         let names = libraries.names().join(", ");
-        libraries.choices =
-            Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"), fresh);
+        libraries.choices = Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"), fresh);
         libraries
     }
 
@@ -181,6 +183,15 @@ impl Libraries {
         cublaslt.into_iter().chain(cudnn).collect()
     }
 
+    fn tf32(&self) -> bool {
+        self.units == Some(MatrixUnits::Tf32)
+    }
+
+    /// What operands are stored as, in 16 bits or not.
+    fn stored(&self, half: bool) -> Option<Half> {
+        Half::of(self.units).filter(|_| half)
+    }
+
     /// The ways of a library to compute it, most promising first; `None` where there is none. The
     /// device's context is the calling thread's.
     fn ways(&self, standard: &Standard) -> Option<Ways> {
@@ -189,23 +200,15 @@ impl Libraries {
         match standard.computes {
             Computation::Product { sizes, columns } => {
                 let lt = self.cublaslt.as_ref()?.handle(CublasLt::new)?;
-                let (tf32, share) = (self.tf32, self.share);
-                let product = cublaslt::Product {
-                    sizes,
-                    columns,
-                    half_x,
-                    half_y,
-                    tf32,
-                    bias,
-                    residual,
-                    relu,
-                    share,
-                };
+                let (x, y) = (self.stored(half_x), self.stored(half_y));
+                let (tf32, share) = (self.tf32(), self.share);
+                let product =
+                    cublaslt::Product { sizes, columns, x, y, tf32, bias, residual, relu, share };
                 Matmul::new(&lt, &product).map(|matmul| Ways::Product(Arc::new(matmul)))
             }
             Computation::Convolution { images, channels } => {
                 let dnn = self.cudnn.as_ref()?.handle(Cudnn::new)?;
-                let (half, tf32) = (half_x, self.tf32);
+                let (half, tf32) = (self.stored(half_x), self.tf32());
                 let convolution =
                     cudnn::Convolution { images, channels, half, tf32, bias, residual, relu };
                 let graph = || cudnn::Graph::new(&dnn, &convolution);

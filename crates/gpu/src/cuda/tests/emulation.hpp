@@ -23,6 +23,7 @@ static Index threadIdx, blockIdx;
 
 static float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 static float __int_as_float(int bits) { float v; memcpy(&v, &bits, 4); return v; }
+static float __uint_as_float(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
 static int __float2int_rz(float v) { return v != v ? 0 : v >= 2147483647.0f ? 2147483647 : v <= -2147483648.0f ? -2147483647 - 1 : (int)v; }
 static unsigned __float2uint_rz(float v) { return !(v > 0.0f) ? 0u : v >= 4294967295.0f ? 4294967295u : (unsigned)v; }
 template <class T> static T __shfl_sync(unsigned, T v, unsigned) { abort(); return v; }

@@ -16,7 +16,11 @@ use sparoa_core::{
 };
 use sparoa_kernels::Pool;
 
-use super::{super::storage::Storage, super::translate::translate, with_halves};
+use super::{
+    super::storage::{Half, Storage},
+    super::translate::translate,
+    with_halves,
+};
 use crate::{
     bind::{self, Binder, Bindings, check_ranges},
     residency::Resident,
@@ -95,16 +99,17 @@ fn programs_of_models_keep_their_activations_in_f16() {
         println!("{model} {place:?}: {halves} of {} dispatches have f16", all.len());
         if place == Place::Gpu {
             // All but what the host reads.
-            assert!(halves + 1 >= all.len() && storage.uploads == [true], "{model}");
+            assert!(halves + 1 >= all.len() && storage.uploads == [Some(Half::F16)], "{model}");
             let written = storage.tasks.iter().filter(|task| task.outputs == 0).count();
             assert_eq!(written, 1, "{model}");
         } else {
-            assert!(storage.uploads.contains(&true), "{model}");
+            assert!(storage.uploads.contains(&Some(Half::F16)), "{model}");
         }
         for bindings in &all {
             let dispatch = &bindings.dispatch;
             if seen.insert((dispatch.source.to_string(), bindings.halves)) {
-                translate(&dispatch.source, &dispatch.overrides, bindings.halves)
+                let (source, overrides) = (&dispatch.source, &dispatch.overrides);
+                translate(source, overrides, bindings.halves, Half::F16)
                     .unwrap_or_else(|e| panic!("{}: {e}", dispatch.label));
             }
         }
