@@ -261,6 +261,9 @@ impl Emulator {
         }
         text += &of_device;
         text += include_str!("native.hpp");
+        // Kernels are long and run once or twice: to optimise them takes longer than it saves. What they
+        // call is optimised.
+        text += "#pragma GCC optimize (\"O0\")\n";
         let mut kernels = BTreeMap::new();
         for bindings in cases.flat_map(|case| &case.bound) {
             let dispatch = &bindings.dispatch;
@@ -299,7 +302,16 @@ impl Emulator {
             (folder.path().join("kernels.cpp"), folder.path().join("kernels.so"));
         fs::write(&source, text).unwrap();
         let built = Command::new(compiler)
-            .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", "-o"])
+            .args([
+                "-std=c++17",
+                "-O1",
+                "-U_FORTIFY_SOURCE",
+                "-fno-strict-aliasing",
+                "-w",
+                "-shared",
+                "-fPIC",
+                "-o",
+            ])
             .args([&binary, &source])
             .output()
             .unwrap();
