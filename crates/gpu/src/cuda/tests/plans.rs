@@ -4,6 +4,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use sparoa_core::{
@@ -22,6 +23,7 @@ use super::{
     with_halves,
 };
 use crate::{
+    CudaBackend, CudaOptions,
     bind::{self, Binder, Bindings, check_ranges},
     residency::Resident,
 };
@@ -113,5 +115,32 @@ fn programs_of_models_keep_their_activations_in_f16() {
                     .unwrap_or_else(|e| panic!("{}: {e}", dispatch.label));
             }
         }
+    }
+}
+
+/// A whole model is one recorded graph: to launch it does not take longer the more kernels there are.
+#[test]
+fn launching_a_model_is_one_call() {
+    let backend = match CudaBackend::new(&CudaOptions::default()) {
+        Ok(backend) => backend,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    for model in ["resnet18", "mobilenet_v2", "swin_t"] {
+        let spec = program(model, 1, Place::Gpu);
+        assert_eq!(spec.segments.len(), 1, "{model}");
+        let tasks = spec.tasks.len();
+        let program = backend.load(spec).unwrap();
+        let launch = || {
+            program.wait_idle().unwrap();
+            let start = Instant::now();
+            program.launch(0).unwrap();
+            start.elapsed()
+        };
+        let mut times: Vec<Duration> = (0..300).map(|_| launch()).collect();
+        program.wait_idle().unwrap();
+        times.sort_unstable();
+        println!("{model}: {tasks} operators, launched in {:?}", times[times.len() / 2]);
+        // A call for each kernel would take about 2 us for each.
+        assert!(times[times.len() / 2] < Duration::from_micros(100), "{model}");
     }
 }
