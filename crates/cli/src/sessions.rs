@@ -184,6 +184,11 @@ impl Machine {
         }
     }
 
+    /// Whether the CPU's products are of bf16.
+    pub fn cpu_bf16(&self) -> bool {
+        self.arithmetic == Arithmetic::Bf16
+    }
+
     /// The policy of this name; without a name the one that measures nothing: `gpu` where
     /// `--device gpu` says so, else `cpu`.
     ///
