@@ -5,8 +5,8 @@
 
 Needs a Python with torch and torchvision (and what torch.compile needs: Triton, a C compiler). The models are torchvision's
 architectures with random weights. `--precision fp32`, the default: TF32 is off. tf32: PyTorch may use it in products and
-convolutions. fp16: PyTorch's network is converted as a whole, its activations are f16 as SparOA's are, its input and output
-are converted on the card; Vulkan has neither. Engines take turns, A B C A B C .., each for `--seconds`; a round's figure is
+convolutions. fp16, bf16: PyTorch's network is converted as a whole, its activations have 16 bits as SparOA's have, its input and
+output are converted on the card; Vulkan has none of the three. Engines take turns, A B C A B C .., each for `--seconds`; a round's figure is
 the median of its inferences, the table's the median of the rounds, the ratio the median of the rounds' ratios. Below 1 SparOA
 is faster.
 
@@ -40,13 +40,15 @@ def worker(model, batch, precision):
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+
     class Half(torch.nn.Module):
         def __init__(self, network):
             super().__init__()
-            self.network = network.half()
+            self.network = network.to(half)
 
         def forward(self, x):
-            return self.network(x.half()).float()
+            return self.network(x.to(half)).float()
 
     print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda}), flush=True)
     network, engines = None, {}
@@ -56,7 +58,7 @@ def worker(model, batch, precision):
             if network is None:
                 torch.manual_seed(0)
                 network = torchvision.models.get_model(model, weights=None).eval().cuda()
-                network = Half(network) if precision == "fp16" else network
+                network = Half(network) if half else network
                 host = torch.rand(batch, 3, 224, 224).pin_memory()
                 device = host.cuda()
             begin = time.perf_counter()
@@ -133,7 +135,7 @@ def main():
     parser.add_argument("--models", default=PAPER)
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--engines", default="cuda,vulkan,eager,compile,graphs")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "fp16"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "fp16", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each engine in each round")
     parser.add_argument("--cuda", default="cuda", help="SparOA's --gpu for CUDA")

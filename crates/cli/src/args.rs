@@ -84,12 +84,13 @@ pub struct DeviceArgs {
     /// Go on with the CPU when the GPU that was asked for is absent.
     #[arg(long)]
     pub allow_fallback: bool,
-    /// tf32, fp16: products with constants on the tensor cores of an NVIDIA GPU (compute capability
-    /// 8.0 or newer, `--gpu cuda`), operands rounded to 11 significant bits or to f16, sums in f32;
-    /// the CPU computes fp32 with either. Other GPUs refuse tf32; with fp16 they
-    /// store weights so, where they can, and compute fp32. bf16: products of bf16 operands
-    /// with sums in f32 on CPUs that have AMX or AVX-512 BF16. bf16x2: operands as sums of two bf16, 17
-    /// significant bits, on CPUs that have AMX. The GPU computes fp32 with either. fp32 on CPUs that
+    /// tf32, fp16, bf16: products with constants on the tensor cores of an NVIDIA GPU (compute capability
+    /// 8.0 or newer, `--gpu cuda`), operands rounded to 11 significant bits, to f16 or to bf16 (8), sums in
+    /// f32; with tf32 and fp16 the CPU computes fp32. Other GPUs refuse tf32; with fp16 they store weights
+    /// so, where they can, and compute fp32. bf16 on the CPU: products of bf16 operands
+    /// with sums in f32, if it has AMX or AVX-512 BF16; other GPUs than CUDA's compute fp32 beside it, and
+    /// refuse bf16 with `--device gpu`; CPUs without it compute fp32 beside CUDA. bf16x2: operands as sums
+    /// of two bf16, 17 significant bits, on CPUs that have AMX; the GPU computes fp32. fp32 on CPUs that
     /// have AMX: where it is faster, operands as sums of three bf16, all of their bits.
     #[arg(
         long,

@@ -46,19 +46,22 @@ pub struct Machine {
     pub pool: Arc<Pool>,
     meter: OnceLock<EnergyMeter>,
     arithmetic: Arithmetic,
+    /// The GPU's products are of bf16.
+    pub gpu_bf16: bool,
     allow_fallback: bool,
     gpu_only: bool,
 }
 
 impl Machine {
-    /// Opens the processors that the arguments allow.
+    /// Opens the processors that the arguments allow. `fresh`: what was measured of the GPU's libraries
+    /// before does not count.
     ///
     /// # Errors
     /// When `--device gpu` or `--gpu NAME` asks for a GPU that is absent, or the GPU lacks the
     /// precision (unless `--allow-fallback`), `--cpus` names cores that are not there, or `--exact` contradicts
     /// `--precision`.
-    pub fn open(args: &DeviceArgs) -> CliResult<Machine> {
-        Machine::with_gpu(args, true)
+    pub fn open(args: &DeviceArgs, fresh: bool) -> CliResult<Machine> {
+        Machine::with_gpu(args, true, fresh)
     }
 
     /// [`Machine::open`] for these policies (none is the default one). Where all of them use the
@@ -74,32 +77,44 @@ impl Machine {
     ) -> CliResult<Machine> {
         let asked = args.device == "gpu" || args.gpu.is_some();
         let cpu = policies.iter().all(|name| *name == Policy::Cpu.to_string());
-        Machine::with_gpu(args, asked || !cpu || plan.is_some() || !given.pin.is_empty())
+        let wanted = asked || !cpu || plan.is_some() || !given.pin.is_empty();
+        Machine::with_gpu(args, wanted, given.fresh)
     }
 
-    fn with_gpu(args: &DeviceArgs, wanted: bool) -> CliResult<Machine> {
+    fn with_gpu(args: &DeviceArgs, wanted: bool, fresh: bool) -> CliResult<Machine> {
         isa::from_env().map_err(CliError::usage)?;
-        let arithmetic = arithmetic(args)?;
+        let mut arithmetic = arithmetic(args)?;
         let mut gpu: Option<Arc<dyn Accelerator>> = None;
         let mut gpu_unavailable = None;
+        let mut gpu_bf16 = false;
         if args.device == "cpu" {
             gpu_unavailable = Some("not used (--device cpu)".to_owned());
         } else if !wanted {
             gpu_unavailable = Some("not used (the policy is cpu)".to_owned());
         } else {
-            let options = GpuOptions {
+            let named = GpuOptions {
                 name: args.gpu.clone().or(GpuOptions::from_env().name),
                 allow_software: true,
-                precision: match args.precision.as_str() {
-                    "tf32" => GpuPrecision::Tf32,
-                    "fp16" => GpuPrecision::Fp16,
-                    _ => GpuPrecision::Fp32,
-                },
                 cache_dir: Some(default_cache_dir()),
+                fresh,
                 ..GpuOptions::default()
             };
-            match open_gpu(&options) {
-                Ok(backend) => gpu = Some(backend),
+            let precision = match args.precision.as_str() {
+                "tf32" => GpuPrecision::Tf32,
+                "fp16" => GpuPrecision::Fp16,
+                // Beside a CPU that computes bf16 other GPUs compute fp32; alone they refuse.
+                "bf16" if named.is_cuda() || args.device == "gpu" => GpuPrecision::Bf16,
+                _ => GpuPrecision::Fp32,
+            };
+            match open_gpu(&GpuOptions { precision, ..named }) {
+                Ok(backend) => {
+                    gpu = Some(backend);
+                    gpu_bf16 = precision == GpuPrecision::Bf16;
+                    // Beside such a GPU a CPU that has no bf16 computes fp32.
+                    if gpu_bf16 && isa::bf16().is_err() {
+                        arithmetic = Arithmetic::Fast;
+                    }
+                }
                 Err(e) => {
                     let asked = args.device == "gpu" || args.gpu.is_some();
                     // A GPU that is there must not be left out because of its arithmetic unasked.
@@ -129,6 +144,7 @@ impl Machine {
             pool: Arc::new(Pool::new(threads)),
             meter: OnceLock::new(),
             arithmetic,
+            gpu_bf16,
             allow_fallback: args.allow_fallback,
         })
     }
@@ -166,6 +182,11 @@ impl Machine {
             Some(gpu) => monitor.with_gpu(Box::new(gpu)),
             None => monitor,
         }
+    }
+
+    /// Whether the CPU's products are of bf16.
+    pub fn cpu_bf16(&self) -> bool {
+        self.arithmetic == Arithmetic::Bf16
     }
 
     /// The policy of this name; without a name the one that measures nothing: `gpu` where

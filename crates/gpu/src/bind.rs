@@ -20,13 +20,13 @@ pub(crate) struct Bindings<B> {
     pub(crate) buffers: Vec<Bound<B>>,
     /// The whole `Params` block, padded to 16 bytes.
     pub(crate) params: Vec<u32>,
-    /// The buffers that hold f16 for what the dispatch declares as f32, a bit for each.
+    /// The buffers that hold numbers of 16 bits for what the dispatch declares as f32, a bit for each.
     pub(crate) halves: u8,
 }
 
 /// A buffer of a dispatch: which, and the bytes in it.
 pub(crate) enum Bound<B> {
-    /// A view in bytes of f32, also where its elements are f16.
+    /// A view in bytes of f32, also where its elements have 16 bits.
     Slot(View),
     Resident(Arc<Resident<B>>),
     Temp(usize),
@@ -51,8 +51,8 @@ pub(crate) struct Described {
 
 impl<B> Binder<'_, B> {
     /// Asks the operator for its kernel and finds the buffers of its dispatches; `temps` grows to
-    /// the bytes that its temporary buffers need. `halves`: the task's operands that are stored as
-    /// f16.
+    /// the bytes that its temporary buffers need. `halves`: the task's operands that are stored in
+    /// 16 bits.
     pub(crate) fn bind(
         &self,
         task: &TaskSpec,
@@ -161,7 +161,7 @@ impl<B> Binder<'_, B> {
     }
 }
 
-/// The buffers of a dispatch that are stored as f16, a bit for each.
+/// The buffers of a dispatch that are stored in 16 bits, a bit for each.
 pub(crate) fn half_buffers(
     dispatch: &Dispatch,
     half_temps: &[usize],
@@ -178,7 +178,7 @@ pub(crate) fn half_buffers(
     bits.fold(0, |bits, (i, binding)| bits | u8::from(half(binding)) << i)
 }
 
-/// Where a view begins in its slot: of f16, halfway.
+/// Where a view begins in its slot: of 16-bit numbers, halfway.
 pub(crate) fn place(view: &View, half: bool) -> usize {
     if half { view.offset / 2 } else { view.offset }
 }

@@ -19,10 +19,12 @@ pub struct GpuOptions {
     /// Accept a software rasteriser that was not asked for by name.
     pub allow_software: bool,
     /// How products with constants are computed: on tensor cores on CUDA alone. Elsewhere fp16 stores
-    /// their weights so, where the device can read them, and computes fp32.
+    /// their weights so, where the device can read them, and computes fp32; tf32 and bf16 are refused.
     pub precision: GpuPrecision,
     /// Folder for compiled kernels; `None` keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
+    /// Measure CUDA's libraries again, whatever was found before.
+    pub fresh: bool,
     /// How tensors cross between host and device.
     pub transfer: Transfer,
     /// Kernels for a hardware GPU of so many multiprocessors, whatever the device is: for tests
@@ -36,6 +38,11 @@ impl GpuOptions {
     pub fn from_env() -> GpuOptions {
         GpuOptions { name: WgpuOptions::from_env().adapter, ..GpuOptions::default() }
     }
+
+    /// Whether the name is that of a device of CUDA's.
+    pub fn is_cuda(&self) -> bool {
+        self.name.as_deref().and_then(cuda_device).is_some()
+    }
 }
 
 /// Opens the GPU that `options` name. Of a CUDA device so many multiprocessors are used as the
@@ -46,7 +53,7 @@ impl GpuOptions {
 /// [`BackendError::Unavailable`] when it is not there, [`BackendError::Precision`] when it is and
 /// does not have the precision; the text says what to do.
 pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendError> {
-    let GpuOptions { name, allow_software, precision, cache_dir, transfer, units } =
+    let GpuOptions { name, allow_software, precision, cache_dir, fresh, transfer, units } =
         options.clone();
     match name.as_deref().and_then(cuda_device) {
         Some(device) => {
@@ -57,6 +64,7 @@ pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendErr
                 device,
                 precision,
                 cache_dir,
+                fresh,
                 transfer,
                 multiprocessors,
                 libraries,
@@ -71,7 +79,7 @@ pub fn open_gpu(options: &GpuOptions) -> Result<Arc<dyn Accelerator>, BackendErr
             let backend = WgpuBackend::new(&options)?;
             match precision {
                 GpuPrecision::Fp32 | GpuPrecision::Fp16 => Ok(Arc::new(backend)),
-                GpuPrecision::Tf32 => Err(BackendError::Precision {
+                GpuPrecision::Tf32 | GpuPrecision::Bf16 => Err(BackendError::Precision {
                     precision: precision.name(),
                     device: backend.info().name.clone(),
                     reason: format!(
@@ -100,5 +108,9 @@ mod tests {
         assert_eq!(cuda_device("CUDA:H100"), Some("H100"));
         assert_eq!(cuda_device("NVIDIA H100"), None);
         assert_eq!(cuda_device("barracuda"), None);
+        let named =
+            |name: &str| GpuOptions { name: Some(name.to_owned()), ..GpuOptions::default() };
+        assert!(named("cuda:H100").is_cuda() && !named("NVIDIA").is_cuda());
+        assert!(!GpuOptions::default().is_cuda());
     }
 }

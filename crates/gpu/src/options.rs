@@ -33,7 +33,7 @@ impl WgpuOptions {
 }
 
 /// How products (matrices, convolutions but depthwise ones) are computed whose one side is a constant.
-/// Everything else is fp32, all sums are.
+/// All sums are fp32, and so is everything else that is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GpuPrecision {
     /// In fp32, without TF32.
@@ -43,6 +43,8 @@ pub enum GpuPrecision {
     Tf32,
     /// On tensor cores, operands rounded to f16: 11 significant bits, and infinite from 65520 on.
     Fp16,
+    /// On tensor cores, operands rounded to bf16: 8 significant bits, f32's range.
+    Bf16,
 }
 
 impl GpuPrecision {
@@ -52,6 +54,7 @@ impl GpuPrecision {
             GpuPrecision::Fp32 => "fp32",
             GpuPrecision::Tf32 => "tf32",
             GpuPrecision::Fp16 => "fp16",
+            GpuPrecision::Bf16 => "bf16",
         }
     }
 }

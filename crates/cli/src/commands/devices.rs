@@ -148,7 +148,7 @@ impl Document {
 /// # Errors
 /// Device errors, where a processor was asked for that is absent.
 pub fn run(args: &DevicesArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, false)?;
     let document = Document {
         environment: Environment::read(&machine),
         devices: machine.devices(),

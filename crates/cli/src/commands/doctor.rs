@@ -23,7 +23,7 @@ struct Document {
 /// # Errors
 /// Device errors, where a processor was asked for that is absent.
 pub fn run(args: &DoctorArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, false)?;
     let examination = doctor::examine(&machine);
     let environment = Environment::of(&machine, &examination);
     let document = Document { findings: examination.findings, environment };

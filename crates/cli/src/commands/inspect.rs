@@ -68,7 +68,7 @@ struct Row {
 /// # Errors
 /// Model and input errors.
 pub fn run(args: &InspectArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, false)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
     request.policy = Some(sparoa::Policy::Cpu);

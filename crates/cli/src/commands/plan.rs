@@ -27,7 +27,7 @@ pub fn run(args: &PlanArgs, out: &Output) -> CliResult {
     if let Some(name) = &args.target {
         return target::run(name, args, out);
     }
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, args.policy_args.fresh)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
     request.with_policy_args(&args.policy_args)?;

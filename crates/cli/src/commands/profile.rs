@@ -34,7 +34,7 @@ struct Row {
 /// # Errors
 /// Model and device errors.
 pub fn run(args: &ProfileArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, args.fresh)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
     request.policy = Some(sparoa::Policy::Cpu);

@@ -41,7 +41,7 @@ struct Row {
 /// # Errors
 /// Exit code 1 naming the first diverging operator; model, input and device errors.
 pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
-    let machine = Machine::open(&args.device)?;
+    let machine = Machine::open(&args.device, args.policy_args.fresh)?;
     let bars = Bars::new(out);
     let mut request = BuildRequest::new(&args.model.model, &args.model.shape)?;
     request.with_policy_args(&args.policy_args)?;
@@ -83,7 +83,7 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
         if let Some(placement) = placement {
             session.set_placement(placement, name.clone()).map_err(session_error)?;
         }
-        let tolerance = tolerance(args, &session, depth);
+        let tolerance = tolerance(args, &machine, &session, depth);
         let verification =
             session.verify_against(&expected, &values, tolerance).map_err(session_error)?;
         let placement = Counts::of(&session);
@@ -114,19 +114,22 @@ pub fn run(args: &VerifyArgs, out: &Output) -> CliResult {
 }
 
 /// The user's, or what the arithmetic of the plan's processors calls for: bf16 and bf16x2 round both
-/// operands on the CPU, tf32 and fp16 on the GPU.
-fn tolerance(args: &VerifyArgs, session: &Session, depth: usize) -> Tolerance {
+/// operands on the CPU, tf32, fp16 and, through CUDA, bf16 on the GPU.
+fn tolerance(args: &VerifyArgs, machine: &Machine, session: &Session, depth: usize) -> Tolerance {
     let default = Tolerance::default();
     if args.rtol.is_some() || args.atol.is_some() {
         let (rtol, atol) = (args.rtol.unwrap_or(default.rtol), args.atol.unwrap_or(default.atol));
         return Tolerance { rtol, atol, ..default };
     }
     let device = Counts::of(session).device();
+    let (on_cpu, on_gpu) = (device != "gpu", device != "cpu");
     match args.device.precision.as_str() {
-        "bf16" if device != "gpu" => Tolerance::of_rounding(8, 2, depth),
+        "bf16" if on_cpu && machine.cpu_bf16() || on_gpu && machine.gpu_bf16 => {
+            Tolerance::of_rounding(8, 2, depth)
+        }
         // What leaving out a product does is, in the mean, what rounding an operand does.
-        "bf16x2" if device != "gpu" => Tolerance::of_rounding(17, 3, depth),
-        "tf32" | "fp16" if device != "cpu" => Tolerance::of_rounding(11, 2, depth),
+        "bf16x2" if on_cpu => Tolerance::of_rounding(17, 3, depth),
+        "tf32" | "fp16" if on_gpu => Tolerance::of_rounding(11, 2, depth),
         _ => default,
     }
 }

@@ -16,6 +16,7 @@ use super::{
     load,
     nvrtc::Nvrtc,
     share,
+    storage::Half,
 };
 use crate::{GpuPrecision, Transfer, bind, fault::Fault, residency::Residency};
 
@@ -85,8 +86,9 @@ impl CudaBackend {
             &options.libraries,
             (facts.driver.0, caps.matrix_units),
             (&format!("{}, {}", info.name, info.driver), context.share()),
-            options.cache_dir.as_deref(),
+            (options.cache_dir.as_deref(), options.fresh),
         );
+        let half = Half::of(caps.matrix_units).unwrap_or(Half::F16);
         let names = libraries.names();
         caps.libraries = !names.is_empty();
         for name in names {
@@ -95,7 +97,7 @@ impl CudaBackend {
         }
         Ok(CudaBackend {
             shared: Arc::new(Shared {
-                kernels: Kernels::new(nvrtc, facts.compute, options.cache_dir.clone()),
+                kernels: Kernels::new(nvrtc, facts.compute, half, options.cache_dir.clone()),
                 residency: Residency::default(),
                 caps,
                 libraries,
@@ -218,7 +220,8 @@ fn describe(facts: &DeviceFacts, share: Option<(u32, u32)>, precision: GpuPrecis
     }
     if precision != GpuPrecision::Fp32 {
         // As little does it hold for another arithmetic.
-        let stored = if precision == GpuPrecision::Fp16 { " and activations" } else { "" };
+        let half = matches!(precision, GpuPrecision::Fp16 | GpuPrecision::Bf16);
+        let stored = if half { " and activations" } else { "" };
         driver.push_str(&format!(", products{stored} in {}", precision.name()));
     }
     DeviceInfo {
@@ -240,7 +243,8 @@ fn caps(
     options: &CudaOptions,
 ) -> GpuCaps {
     GpuCaps {
-        // Products of few rows are bound by what they read of their weights.
+        // Products of few rows are bound by what they read of their weights. (WGSL knows no bf16: these
+        // stay f32 then.)
         f16: options.precision == GpuPrecision::Fp16,
         workgroup_bytes: facts.shared_bytes,
         matrix_bytes: facts.most_shared_bytes,
@@ -257,6 +261,7 @@ fn caps(
             GpuPrecision::Fp32 => None,
             GpuPrecision::Tf32 => Some(MatrixUnits::Tf32),
             GpuPrecision::Fp16 => Some(MatrixUnits::Fp16),
+            GpuPrecision::Bf16 => Some(MatrixUnits::Bf16),
         },
         warp_groups,
         halves: Halves::default(),
@@ -328,7 +333,9 @@ mod tests {
         let info = describe(&orin, None, GpuPrecision::Tf32);
         assert_eq!(info.driver, "CUDA 12.6, compute capability 8.7, products in tf32");
         let xavier = DeviceFacts { compute: (7, 2), ..facts("Xavier") };
-        for precision in [GpuPrecision::Tf32, GpuPrecision::Fp16] {
+        let info = describe(&orin, None, GpuPrecision::Bf16);
+        assert!(info.driver.ends_with(", products and activations in bf16"));
+        for precision in [GpuPrecision::Tf32, GpuPrecision::Fp16, GpuPrecision::Bf16] {
             assert!(check_precision(&orin, precision).is_ok());
             let error = check_precision(&xavier, precision).unwrap_err();
             assert!(matches!(error, BackendError::Precision { .. }));

@@ -1,4 +1,4 @@
-//! Compiled kernels: one per distinct WGSL text, set of overrides and of f16 buffers, kept for the backend's life
+//! Compiled kernels: one per distinct WGSL text, set of overrides and of buffers of 16-bit numbers, kept for the backend's life
 //! and, as the compiler's output, on disk.
 
 use std::{
@@ -19,6 +19,7 @@ use sparoa_core::{backend::BackendError, ops::Dispatch};
 use super::{
     driver::{Context, Function},
     nvrtc::Nvrtc,
+    storage::Half,
     translate::{self, ENTRY, Kernel},
 };
 use crate::cache_file;
@@ -30,6 +31,8 @@ const MAGIC: &[u8; 16] = b"sparoa-cubin---1";
 pub(crate) struct Kernels {
     nvrtc: Nvrtc,
     compute: (i32, i32),
+    /// What numbers of 16 bits are.
+    half: Half,
     cache_dir: Option<PathBuf>,
     loaded: Mutex<HashMap<Key, Arc<Loaded>>>,
 }
@@ -58,11 +61,16 @@ impl Key {
 }
 
 impl Kernels {
-    pub(crate) fn new(nvrtc: Nvrtc, compute: (i32, i32), cache_dir: Option<PathBuf>) -> Kernels {
-        Kernels { nvrtc, compute, cache_dir, loaded: Mutex::default() }
+    pub(crate) fn new(
+        nvrtc: Nvrtc,
+        compute: (i32, i32),
+        half: Half,
+        cache_dir: Option<PathBuf>,
+    ) -> Kernels {
+        Kernels { nvrtc, compute, half, cache_dir, loaded: Mutex::default() }
     }
 
-    /// Compiles what `dispatches`, each with its buffers of f16, need and is not there, on every
+    /// Compiles what `dispatches`, each with its buffers of 16-bit numbers, need and is not there, on every
     /// core: the compiler takes some tenths of a second for a kernel.
     pub(crate) fn compile<'a>(
         &self,
@@ -110,7 +118,8 @@ impl Kernels {
 
     /// Translates and compiles, or takes the compiled form from disk.
     fn build(&self, dispatch: &Dispatch, halves: u8) -> Result<(Kernel, Vec<u8>), String> {
-        let kernel = translate::translate(&dispatch.source, &dispatch.overrides, halves)
+        let (source, overrides) = (&dispatch.source, &dispatch.overrides);
+        let kernel = translate::translate(source, overrides, halves, self.half)
             .map_err(|e| e.to_string())?;
         let file = self.cache_dir.as_ref().map(|dir| dir.join(self.file_name(&kernel)));
         if let Some(cubin) = file.as_deref().and_then(|file| cache_file::read(file, MAGIC)) {

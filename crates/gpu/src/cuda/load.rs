@@ -145,7 +145,7 @@ pub(crate) struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// The address of a buffer whose elements may be stored as f16.
+    /// The address of a buffer whose elements may be stored in 16 bits.
     pub(crate) fn address(&self, bound: &Bound<DeviceMemory>, half: bool) -> Address {
         match bound {
             Bound::Slot(view) => self.transfers.address(view, half),

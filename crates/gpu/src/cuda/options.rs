@@ -15,6 +15,8 @@ pub struct CudaOptions {
     pub precision: GpuPrecision,
     /// Folder for compiled kernels; `None` keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
+    /// Measure libraries again, whatever was found before.
+    pub fresh: bool,
     /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated.
     pub transfer: Transfer,
     /// Use so many of the device's multiprocessors and leave the others alone (in steps of what

@@ -1,7 +1,7 @@
-//! How values are stored on the device. With fp16 arithmetic, operators hand f16 on to one another:
-//! half the bytes, and a product's operands would be rounded to it anyway. f32 stay values that the
-//! host reads, sums within a kernel and those of a product that is cut into parts, and what is not
-//! f32 by its type.
+//! How values are stored on the device. With fp16 arithmetic, operators hand f16 on to one another,
+//! with bf16 arithmetic bf16: half the bytes, and a product's operands would be rounded to it anyway.
+//! f32 stay values that the host reads, sums within a kernel and those of a product that is cut into
+//! parts, and what is not f32 by its type.
 
 use sparoa_core::{
     backend::{Arg, ProgramSpec, ValueAccesses},
@@ -9,21 +9,40 @@ use sparoa_core::{
     tensor::DType,
 };
 
-/// What is stored as f16.
+/// A number of 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    F16,
+    Bf16,
+}
+
+impl Half {
+    /// That of products of this arithmetic, if its operands have 16 bits.
+    pub(crate) fn of(units: Option<MatrixUnits>) -> Option<Half> {
+        match units {
+            Some(MatrixUnits::Fp16) => Some(Half::F16),
+            Some(MatrixUnits::Bf16) => Some(Half::Bf16),
+            Some(MatrixUnits::Tf32) | None => None,
+        }
+    }
+}
+
+/// What is stored in 16 bits.
 pub(crate) struct Storage {
     /// Operands, for each task.
     pub(crate) tasks: Vec<Halves>,
-    /// The targets of uploads, which round.
-    pub(crate) uploads: Vec<bool>,
+    /// The targets of uploads: what these round to.
+    pub(crate) uploads: Vec<Option<Half>>,
 }
 
 impl Storage {
     /// The storage of a program for products of this arithmetic.
     pub(crate) fn of(spec: &ProgramSpec, units: Option<MatrixUnits>) -> Storage {
-        let temps = units == Some(MatrixUnits::Fp16);
+        let half = Half::of(units);
+        let temps = half.is_some();
         let mut storage = Storage {
             tasks: vec![Halves { temps, ..Halves::default() }; spec.tasks.len()],
-            uploads: vec![false; spec.uploads.len()],
+            uploads: vec![None; spec.uploads.len()],
         };
         if !temps {
             return storage;
@@ -36,7 +55,7 @@ impl Storage {
                 storage.tasks[task].outputs |= 1 << i;
             }
             for &copy in &value.uploads {
-                storage.uploads[copy] = true;
+                storage.uploads[copy] = half;
             }
         }
         storage
@@ -105,11 +124,13 @@ mod tests {
         let float = || TensorType::f32([4]);
         let index = TensorType::new(DType::I32, [4]);
         let spec = chain(&[float(), float(), index, float(), float()]);
+        let bfloat = Storage::of(&spec, Some(MatrixUnits::Bf16));
         let halves = Storage::of(&spec, Some(MatrixUnits::Fp16));
+        assert_eq!((&bfloat.tasks, bfloat.uploads), (&halves.tasks, vec![Some(Half::Bf16)]));
         let inputs: Vec<u64> = halves.tasks.iter().map(|task| task.inputs).collect();
         let outputs: Vec<u64> = halves.tasks.iter().map(|task| task.outputs).collect();
         assert_eq!((inputs, outputs), (vec![1, 1, 0, 1], vec![1, 0, 1, 0]));
-        assert!(halves.tasks[0].temps && halves.uploads == [true]);
+        assert!(halves.tasks[0].temps && halves.uploads == [Some(Half::F16)]);
     }
 
     #[test]
@@ -119,7 +140,7 @@ mod tests {
         for units in [None, Some(MatrixUnits::Tf32)] {
             let halves = Storage::of(&spec, units);
             assert!(halves.tasks.iter().all(|task| *task == Halves::default()));
-            assert_eq!(halves.uploads, [false]);
+            assert_eq!(halves.uploads, [None]);
         }
         let values = spec.values.clone();
         let unknown = ProgramSpec { values: Vec::new(), ..spec };
@@ -127,6 +148,6 @@ mod tests {
         assert!(halves.tasks.iter().all(|task| (task.inputs, task.outputs) == (0, 0)));
         // Accesses that the program does not have.
         let other = ProgramSpec { values, tasks: Vec::new(), ..unknown };
-        assert_eq!(Storage::of(&other, Some(MatrixUnits::Fp16)).uploads, [false]);
+        assert_eq!(Storage::of(&other, Some(MatrixUnits::Fp16)).uploads, [None]);
     }
 }

@@ -2,7 +2,7 @@
 //! needs no GPU.
 
 #[cfg(target_os = "linux")]
-mod emulation;
+pub(super) mod emulation;
 #[cfg(target_os = "linux")]
 mod faults;
 mod plans;
@@ -33,7 +33,7 @@ use sparoa_core::{
 };
 use sparoa_kernels::Activation;
 
-use super::{nvrtc::Nvrtc, translate::translate};
+use super::{nvrtc::Nvrtc, storage::Half, translate::translate};
 use crate::bind::half_buffers;
 
 /// Jetson Xavier, Jetson Orin, Ada, Hopper.
@@ -68,7 +68,12 @@ fn with_halves(units: u32) -> GpuCaps {
     GpuCaps { f16: true, matrix_units: Some(MatrixUnits::Fp16), halves: all, ..caps(units) }
 }
 
-/// Those of a node's operands that can be stored as f16, if `caps` has any so stored.
+/// The same with bf16 instead of f16.
+fn bfloat(caps: GpuCaps) -> GpuCaps {
+    GpuCaps { f16: false, matrix_units: Some(MatrixUnits::Bf16), ..caps }
+}
+
+/// Those of a node's operands that can be stored in 16 bits, if `caps` has any so stored.
 fn halves(operands: &Operands<'_>, caps: &GpuCaps) -> Halves {
     let float = |ty: &TensorType| ty.dtype == DType::F32;
     let bits = |list: &mut dyn Iterator<Item = bool>| {
@@ -83,7 +88,7 @@ fn halves(operands: &Operands<'_>, caps: &GpuCaps) -> Halves {
     }
 }
 
-/// Distinct kernels by their text and buffers of f16, for some devices.
+/// Distinct kernels by their text and buffers of 16-bit numbers, for some devices.
 struct Kernels {
     caps: Vec<GpuCaps>,
     all: BTreeMap<(String, u8), Dispatch>,
@@ -107,11 +112,39 @@ impl Kernels {
         }
     }
 
+    /// A few of them that between them call every function that any of them [`called`], and load and store
+    /// 16-bit numbers one by one and four by four.
+    fn covering(self, parts: &[&str]) -> Vec<(u8, Dispatch)> {
+        let (mut seen, mut few) = (BTreeSet::new(), Vec::new());
+        for ((text, halves), dispatch) in self.all {
+            let mut what = called(&text, parts);
+            let elements = ["array<f32>", "array<vec4<f32>>"].into_iter();
+            let elements = elements.filter(|ty| halves > 0 && text.contains(ty));
+            what.extend(elements.map(str::to_owned));
+            let new: Vec<_> = what.into_iter().filter(|what| seen.insert(what.clone())).collect();
+            if !new.is_empty() {
+                few.push((halves, dispatch));
+            }
+        }
+        few
+    }
+
     fn add_inferred(&mut self, op: &dyn Op, inputs: &[Option<Operand>]) {
         if let Ok(outputs) = op.infer(inputs) {
             self.add(op, &Operands { inputs, outputs: &outputs });
         }
     }
+}
+
+/// Functions called `native_..` that a text calls and whose names have one of these parts.
+fn called(text: &str, parts: &[&str]) -> Vec<String> {
+    let words = text.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    words.filter(|w| w.starts_with("native_")).for_each(|w| *counts.entry(w).or_default() += 1);
+    // Declared once, called at least once.
+    let called = counts.into_iter().filter(|(_, count)| *count > 1).map(|(name, _)| name);
+    let called = called.filter(|name| parts.iter().any(|part| name.contains(part)));
+    called.map(str::to_owned).collect()
 }
 
 /// Those of the built-in models, as sessions optimise them.
@@ -206,17 +239,18 @@ fn of_samples(caps: &[GpuCaps]) -> Kernels {
 }
 
 /// Compiles kernels for architectures; every refusal.
-fn compile(nvrtc: &Nvrtc, work: &[(Dispatch, u8, (i32, i32))]) -> Vec<String> {
+fn compile(nvrtc: &Nvrtc, work: &[(Dispatch, u8, Half, (i32, i32))]) -> Vec<String> {
     let next = AtomicUsize::new(0);
     let refused = parking_lot::Mutex::new(Vec::new());
     let cores = thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
-                while let Some((dispatch, halves, arch)) =
+                while let Some((dispatch, halves, half, arch)) =
                     work.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    let kernel = translate(&dispatch.source, &dispatch.overrides, *halves).unwrap();
+                    let (source, overrides) = (&dispatch.source, &dispatch.overrides);
+                    let kernel = translate(source, overrides, *halves, *half).unwrap();
                     let cubin = nvrtc.compile(&kernel.source, *arch);
                     if let Err(error) = cubin {
                         refused.lock().push(format!("{} for {arch:?}: {error}", dispatch.label));
@@ -239,7 +273,8 @@ fn every_kernel_has_a_cuda_form() {
         println!("{} kernels of {from}", kernels.all.len());
         assert!(kernels.all.len() >= least, "{from}");
         for ((_, halves), dispatch) in &kernels.all {
-            let kernel = translate(&dispatch.source, &dispatch.overrides, *halves)
+            let (source, overrides) = (&dispatch.source, &dispatch.overrides);
+            let kernel = translate(source, overrides, *halves, Half::F16)
                 .unwrap_or_else(|e| panic!("{}: {e}\n{}", dispatch.label, dispatch.source));
             assert_eq!(kernel.buffers, dispatch.bindings.len(), "{}", dispatch.label);
             let params = 4 * (8 + dispatch.params.len()).next_multiple_of(4);
@@ -303,8 +338,18 @@ fn kernels_compile_for_every_architecture() {
     add(of_models(&[GpuCaps { aligned: false, ..caps(16) }]), (8, 7), "");
     add(of_examples(&[caps(132), tensor(16, true, false)]), (8, 7), "");
     add(of_samples(&[caps(132), tensor(16, false, false)]), (8, 7), "");
-    let work: Vec<_> =
-        work.into_iter().map(|(((_, halves), arch), dispatch)| (dispatch, halves, arch)).collect();
+    let mut work: Vec<_> = (work.into_iter())
+        .map(|(((_, halves), arch), dispatch)| (dispatch, halves, Half::F16, arch))
+        .collect();
+    // bf16 has the texts of fp16; what they call is another instruction.
+    for &arch in known.iter().filter(|(major, _)| *major >= 8) {
+        let warp_groups = nvrtc.has_warp_groups(arch);
+        let stored = GpuCaps { warp_groups, ..bfloat(with_halves(132)) };
+        let unstored = GpuCaps { halves: Halves::default(), ..stored.clone() };
+        let texts = of_models(&[unstored, stored]).covering(&["_half", "_lines_"]);
+        println!("{} texts in bf16 for {arch:?}", texts.len());
+        work.extend(texts.into_iter().map(|(halves, d)| (d, halves, Half::Bf16, arch)));
+    }
     let refused = compile(&nvrtc, &work);
     assert!(refused.is_empty(), "{}", refused.join("\n"));
 }

@@ -10,13 +10,14 @@ use std::sync::{
 };
 
 use cudarc::driver::DriverError;
-use half::{f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
 use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
     driver::{Address, DeviceMemory, Event, EventKind, HostMemory, Stream},
+    storage::Half,
 };
 use crate::{
     bind::place,
@@ -58,8 +59,8 @@ enum Slot {
 
 struct Upload {
     view: View,
-    /// What arrives is f16.
-    half: bool,
+    /// What arrives is f32, or rounded to this.
+    half: Option<Half>,
     /// `None`: direct.
     staging: Option<HostMemory>,
     copied: Event,
@@ -80,35 +81,60 @@ struct Download {
 }
 
 /// What so many bytes of f32 take.
-fn stored(bytes: usize, half: bool) -> usize {
-    if half { bytes / 2 } else { bytes }
+fn stored(bytes: usize, half: Option<Half>) -> usize {
+    if half.is_some() { bytes / 2 } else { bytes }
 }
 
-/// Writes `bytes`, or as `half` the f32 in them rounded to f16, to `offset` of `memory`; `large`: there
-/// are more than caches hold.
-fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: bool, large: bool) {
-    let put = |offset: usize, bytes: &[u8]| match large {
-        true => memory.write_past_caches(offset, bytes),
-        false => memory.write(offset, bytes),
-    };
-    if !half {
-        return put(offset, bytes);
+/// Rounds to bf16, as [`bf16::from_f32`] does, but in a way that compilers make vectors of.
+fn round_to_bf16(rounded: &mut [bf16], values: &[f32]) {
+    for (rounded, value) in rounded.iter_mut().zip(values) {
+        let bits = value.to_bits();
+        let even = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        // What is no number stays none.
+        let bits = if value.is_nan() { bits | 0x40_0000 } else { even };
+        *rounded = bf16::from_bits((bits >> 16) as u16);
     }
-    // Few enough that they stay in the nearest cache.
-    let mut rounded = [f16::ZERO; 2048];
+}
+
+/// Rounds in pieces that stay in the nearest cache, and hands them on with their places.
+fn round_pieces<T: Copy + bytemuck::Pod>(
+    bytes: &[u8],
+    zero: T,
+    round: impl Fn(&mut [T], &[f32]),
+    put: impl Fn(usize, &[u8]),
+) {
+    let mut rounded = [zero; 2048];
     let mut values = [0f32; 2048];
     for (i, part) in bytes.chunks(size_of_val(&values)).enumerate() {
         let count = part.len() / size_of::<f32>();
         let rounded = &mut rounded[..count];
         match bytemuck::try_cast_slice::<u8, f32>(part) {
-            Ok(values) => rounded.convert_from_f32_slice(values),
+            Ok(values) => round(rounded, values),
             Err(_) => {
                 let values = &mut values[..count];
                 bytemuck::cast_slice_mut(values).copy_from_slice(part);
-                rounded.convert_from_f32_slice(values);
+                round(rounded, values);
             }
         }
-        put(offset + i * 2 * 2048, bytemuck::cast_slice(rounded));
+        put(i * 2 * 2048, bytemuck::cast_slice(rounded));
+    }
+}
+
+/// Writes `bytes`, or the f32 in them rounded to `half`, to `offset` of `memory`; `large`: there
+/// are more than caches hold.
+fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: Option<Half>, large: bool) {
+    let put = |offset: usize, bytes: &[u8]| match large {
+        true => memory.write_past_caches(offset, bytes),
+        false => memory.write(offset, bytes),
+    };
+    let piece = |at: usize, bytes: &[u8]| put(offset + at, bytes);
+    match half {
+        None => put(offset, bytes),
+        Some(Half::F16) => {
+            let round = |to: &mut [f16], from: &[f32]| to.convert_from_f32_slice(from);
+            round_pieces(bytes, f16::ZERO, round, piece);
+        }
+        Some(Half::Bf16) => round_pieces(bytes, bf16::ZERO, round_to_bf16, piece),
     }
 }
 
@@ -128,12 +154,12 @@ fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
 }
 
 impl Transfers {
-    /// Decides every copy's path and makes slots and staging memory. `halves`: the uploads whose
-    /// targets are stored as f16.
+    /// Decides every copy's path and makes slots and staging memory. `halves`: what each
+    /// upload rounds to.
     pub(crate) fn new(
         shared: &Shared,
         spec: &ProgramSpec,
-        halves: &[bool],
+        halves: &[Option<Half>],
     ) -> Result<Transfers, BackendError> {
         let plan = Plan::new(spec, shared.direct);
         let context = &shared.context;
@@ -204,7 +230,7 @@ impl Transfers {
         slots.chain(up.chain(down).map(|memory| memory.bytes)).sum()
     }
 
-    /// Where the device finds a view's first byte; `half`: its elements are stored as f16.
+    /// Where the device finds a view's first byte; `half`: its elements are stored in 16 bits.
     pub(crate) fn address(&self, view: &View, half: bool) -> Address {
         let start = match &self.slots[view.slot] {
             Slot::Device(memory) => memory.address,
@@ -257,7 +283,7 @@ impl Transfers {
         pool: &Pool,
     ) -> Result<(), DriverError> {
         let half = upload.half;
-        let to = self.address(&upload.view, half);
+        let to = self.address(&upload.view, half.is_some());
         let threads = if bytes.len() < ENOUGH * PIECE { 1 } else { pool.threads() };
         // Every thread has as many pieces, and at least two: the first travel meanwhile.
         let rounds = bytes.len().div_ceil(threads * PIECE).max(2);
@@ -325,7 +351,7 @@ impl Transfers {
                     for event in users {
                         event.synchronize()?;
                     }
-                    write(slot, place(view, *half), bytes, *half, false);
+                    write(slot, place(view, half.is_some()), bytes, *half, false);
                 }
                 (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
             }
@@ -370,5 +396,26 @@ impl Transfers {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_are_rounded_to_the_nearest_even() {
+        let mut values: Vec<f32> = (0..1 << 16).map(|bits| f32::from_bits(bits << 16)).collect();
+        // In the middle, and on either side of it; and every kind of what is no number.
+        let between = [0x7fff, 0x8000, 0x8001, 0xffff, 1];
+        let more =
+            (0..1 << 16).flat_map(|bits| between.map(|low| f32::from_bits(bits << 16 | low)));
+        values.extend(more);
+        let mut rounded = vec![bf16::ZERO; values.len()];
+        round_to_bf16(&mut rounded, &values);
+        for (value, got) in values.iter().zip(rounded) {
+            let expected = bf16::from_f32(*value);
+            assert!(got.to_bits() == expected.to_bits(), "{value:e}: {got} is not {expected}");
+        }
     }
 }

@@ -1,18 +1,22 @@
-//! Tensor cores of an NVIDIA GPU against double precision; other GPUs refuse TF32.
+//! Tensor cores of an NVIDIA GPU against double precision; other GPUs refuse TF32 and bf16.
 
 use sparoa_core::{backend::BackendError, ops, tensor::Tensor};
 use sparoa_gpu::{GpuOptions, GpuPrecision, open_gpu};
 
 use crate::{
     device::{Case, gpu, options},
-    rounded,
+    rounded::{self, Rounding},
 };
 
-const PRECISIONS: [GpuPrecision; 2] = [GpuPrecision::Tf32, GpuPrecision::Fp16];
+const PRECISIONS: [(GpuPrecision, Rounding); 3] = [
+    (GpuPrecision::Tf32, Rounding::F16),
+    (GpuPrecision::Fp16, Rounding::F16),
+    (GpuPrecision::Bf16, Rounding::BF16),
+];
 
 #[test]
 fn products_on_tensor_cores_are_within_their_bounds() {
-    for precision in PRECISIONS {
+    for (precision, rounding) in PRECISIONS {
         for units in [None, Some(16), Some(1)] {
             let options =
                 GpuOptions { name: Some("cuda".to_owned()), precision, units, ..options() };
@@ -23,7 +27,7 @@ fn products_on_tensor_cores_are_within_their_bounds() {
                     return;
                 }
             };
-            for sample in rounded::samples() {
+            for sample in rounded::samples(rounding) {
                 let case = Case {
                     op: sample.op.clone(),
                     inputs: sample.inputs.iter().map(|(v, _)| Some(v.clone())).collect(),
@@ -34,7 +38,7 @@ fn products_on_tensor_cores_are_within_their_bounds() {
                     let how = format!("in {} for {units:?} units, {lead}", precision.name());
                     rounded::check(&sample, got[0].as_slice().unwrap(), false, &how);
                     let got = case.on_gpu_alone(&*gpu, lead).unwrap();
-                    let stored = precision == GpuPrecision::Fp16;
+                    let stored = precision != GpuPrecision::Tf32;
                     let how = format!("{how}, on the device alone");
                     rounded::check(&sample, got[0].as_slice().unwrap(), stored, &how);
                 }
@@ -70,17 +74,45 @@ fn overflow_is_infinite() {
     assert!(got[7] != 0.1 && (got[7] - 0.1).abs() < 0.1 / 2048.0, "{}", got[7]);
 }
 
+/// bf16 has f32's range: what f16 cannot hold stays, with 8 significant bits.
 #[test]
-fn a_gpu_without_tensor_cores_refuses_tf32() {
+fn large_numbers_stay_in_bf16() {
+    let options =
+        GpuOptions { name: Some("cuda".to_owned()), precision: GpuPrecision::Bf16, ..options() };
+    let gpu = match open_gpu(&options) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("skipped: {error}");
+            return;
+        }
+    };
+    let values =
+        [1.0f32, -300.0, 65_520.0, 1.0e30, -1.0e-30, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.0e38];
+    let stored = [1.0, -300.0, 65_536.0, 1.0e30, -1.0e-30, 1.0, 1.015_625, 3.0e38];
+    let case = Case {
+        op: (ops::find("", "Neg").unwrap().parse)(&ops::Attributes::default()).unwrap(),
+        inputs: vec![Some(Tensor::from_slice([8], &values))],
+        constant: vec![false],
+    };
+    let got = case.on_gpu_alone(&*gpu, 0).unwrap().remove(0);
+    for (got, stored) in got.as_slice::<f32>().unwrap().iter().zip(stored) {
+        let same = half::bf16::from_f32(stored).to_f32();
+        assert_eq!(-got, same, "{stored}");
+    }
+}
+
+#[test]
+fn a_gpu_without_tensor_cores_refuses_tf32_and_bf16() {
     let Some(gpu) = gpu().filter(|gpu| !gpu.info().driver.starts_with("CUDA")) else {
         println!("skipped: no GPU on wgpu");
         return;
     };
-    let precision = GpuPrecision::Tf32;
-    let error = open_gpu(&GpuOptions { precision, ..options() }).err().unwrap();
-    assert!(matches!(error, BackendError::Precision { .. }), "{error}");
-    let text = error.to_string();
-    for part in [precision.name(), &gpu.info().name, "--precision fp32", "--gpu cuda"] {
-        assert!(text.contains(part), "{part} in {text}");
+    for precision in [GpuPrecision::Tf32, GpuPrecision::Bf16] {
+        let error = open_gpu(&GpuOptions { precision, ..options() }).err().unwrap();
+        assert!(matches!(error, BackendError::Precision { .. }), "{error}");
+        let text = error.to_string();
+        for part in [precision.name(), &gpu.info().name, "--precision fp32", "--gpu cuda"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
     }
 }

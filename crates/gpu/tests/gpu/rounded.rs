@@ -14,10 +14,22 @@ use sparoa_core::{
 };
 use sparoa_kernels::Activation;
 
-/// What rounding to 11 significant bits errs by at most, relative to the number.
-pub const ROUNDING: f64 = 1.0 / 2048.0;
-/// The same absolutely, for f16 below its normal numbers.
-const TINY: f64 = 1.0 / (1u64 << 25) as f64;
+/// What rounding a number errs by at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounding {
+    /// Relative to the number.
+    pub share: f64,
+    /// Absolutely, below the normal numbers.
+    pub tiny: f64,
+}
+
+impl Rounding {
+    /// To f16, and to tf32, which has its 11 significant bits but f32's range.
+    pub const F16: Rounding = Rounding { share: 1.0 / 2048.0, tiny: 1.0 / (1u64 << 25) as f64 };
+    /// To bf16, of 8 significant bits, and f32's range.
+    pub const BF16: Rounding = Rounding { share: 1.0 / 256.0, tiny: f32::MIN_POSITIVE as f64 };
+}
+
 /// What an operation in f32 errs by, with room for the order of sums.
 const SINGLE: f64 = 1.0 / (1u64 << 23) as f64;
 
@@ -31,6 +43,7 @@ pub struct Sample {
     pub bound: Vec<f64>,
     /// The bound of operands that are not rounded.
     pub exact: Vec<f64>,
+    pub rounding: Rounding,
 }
 
 /// A sum of products, and the sum of what its terms may be off: both operands rounded, and the sum
@@ -38,9 +51,9 @@ pub struct Sample {
 #[derive(Clone, Copy, Default)]
 struct Sum {
     value: f64,
-    bound: f64,
     count: f64,
     size: f64,
+    operands: f64,
 }
 
 impl Sum {
@@ -48,13 +61,12 @@ impl Sum {
         let (a, b) = (f64::from(a), f64::from(b));
         self.value += a * b;
         self.size += (a * b).abs();
-        self.bound += (2.0 * ROUNDING + ROUNDING * ROUNDING) * (a * b).abs();
-        self.bound += TINY * (a.abs() + b.abs());
+        self.operands += a.abs() + b.abs();
         self.count += 1.0;
     }
 
-    fn bound(&self) -> f64 {
-        self.bound + self.exact()
+    fn bound(&self, Rounding { share, tiny }: Rounding) -> f64 {
+        (2.0 * share + share * share) * self.size + tiny * self.operands + self.exact()
     }
 
     fn exact(&self) -> f64 {
@@ -79,7 +91,7 @@ fn floats(tensor: &Tensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("made of f32")
 }
 
-pub fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
+pub fn linear([m, k, n]: [usize; 3], trans_b: bool, rounding: Rounding) -> Sample {
     let x = values(&[m, k], 1);
     let w = values(&if trans_b { [n, k] } else { [k, n] }, 2);
     let (a, b) = (floats(&x), floats(&w));
@@ -97,16 +109,17 @@ pub fn linear(m: usize, k: usize, n: usize, trans_b: bool) -> Sample {
         name: format!("linear {m}x{k}x{n}"),
         op: Arc::new(Linear { trans_b, ..Linear::default() }),
         expected: sums.iter().map(|s| s.value).collect(),
-        bound: sums.iter().map(Sum::bound).collect(),
+        bound: sums.iter().map(|s| s.bound(rounding)).collect(),
         exact: sums.iter().map(Sum::exact).collect(),
+        rounding,
         inputs: vec![(x, false), (w, true)],
     }
 }
 
 /// GELU of a product. Its slope is at most 1.13; its error is that of its approximation, and of sums
 /// in f32.
-fn gelu(m: usize, k: usize, n: usize) -> Sample {
-    let Sample { inputs, expected, bound, exact, .. } = linear(m, k, n, true);
+fn gelu([m, k, n]: [usize; 3], rounding: Rounding) -> Sample {
+    let Sample { inputs, expected, bound, exact, .. } = linear([m, k, n], true, rounding);
     // By Simpson's rule: off by less than 1e-9 for the values that occur here.
     let erf = |x: f64| {
         let (steps, h) = (1000, x / 1000.0);
@@ -129,11 +142,18 @@ fn gelu(m: usize, k: usize, n: usize) -> Sample {
         exact: widened(&exact),
         expected: expected.into_iter().map(|v| v * half(v)).collect(),
         inputs,
+        rounding,
     }
 }
 
 /// A convolution 3 x 3 of `groups` parts, NHWC.
-pub fn conv(size: usize, groups: usize, [ci, co]: [usize; 2], stride: usize) -> Sample {
+pub fn conv(
+    size: usize,
+    groups: usize,
+    [ci, co]: [usize; 2],
+    stride: usize,
+    rounding: Rounding,
+) -> Sample {
     let (c_in, c_out) = (ci * groups, co * groups);
     let x = values(&[1, size, size, c_in], 3);
     let w = values(&[c_out, ci, 3, 3], 4);
@@ -164,15 +184,21 @@ pub fn conv(size: usize, groups: usize, [ci, co]: [usize; 2], stride: usize) -> 
         name: format!("{size} x {size} of {groups} x {ci} to {co}, stride {stride}"),
         op: Arc::new(op),
         expected: sums.iter().map(|s| s.value).collect(),
-        bound: sums.iter().map(Sum::bound).collect(),
+        bound: sums.iter().map(|s| s.bound(rounding)).collect(),
         exact: sums.iter().map(Sum::exact).collect(),
+        rounding,
         inputs: vec![(x, false), (w, true)],
     }
 }
 
 /// Attention of two heads. A score that is off by e changes weights by a factor of exp(e), both
 /// its own and, through the sum, all others.
-fn attention(rows: usize, keys: usize, d: usize, vd: usize, causal: bool) -> Sample {
+fn attention(
+    [rows, keys]: [usize; 2],
+    [d, vd]: [usize; 2],
+    causal: bool,
+    rounding: Rounding,
+) -> Sample {
     let q = values(&[1, 2, rows, d], 5);
     let k = values(&[1, 2, keys, d], 6);
     let v = values(&[1, 2, keys, vd], 7);
@@ -190,10 +216,11 @@ fn attention(rows: usize, keys: usize, d: usize, vd: usize, causal: bool) -> Sam
                 sum
             })
             .collect();
-        let off = scores.iter().map(|s| s.bound() * f64::from(scale)).fold(0.0, f64::max);
+        let bounds = scores.iter().map(|s| s.bound(rounding) * f64::from(scale));
+        let off = bounds.fold(0.0, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s.value * f64::from(scale)).exp()).collect();
         let total: f64 = weights.iter().sum();
-        let share = (2.0 * off).exp() - 1.0 + 2.0 * ROUNDING + 64.0 * SINGLE;
+        let share = (2.0 * off).exp() - 1.0 + 2.0 * rounding.share + 64.0 * SINGLE;
         for j in 0..vd {
             let terms = || {
                 weights
@@ -202,8 +229,8 @@ fn attention(rows: usize, keys: usize, d: usize, vd: usize, causal: bool) -> Sam
                     .map(|(key, w)| w / total * f64::from(floats(&v)[(head * keys + key) * vd + j]))
             };
             expected.push(terms().sum());
-            // Weights below f16's normal numbers lose up to TINY each, relative to the largest, 1.
-            let tiny = TINY * seen as f64 + keys as f64 * SINGLE;
+            // Weights below f16's normal numbers lose up to so much each, relative to the largest, 1.
+            let tiny = rounding.tiny * seen as f64 + keys as f64 * SINGLE;
             bound.push(1.01 * share * terms().map(f64::abs).sum::<f64>() + tiny);
         }
     }
@@ -225,11 +252,15 @@ fn attention(rows: usize, keys: usize, d: usize, vd: usize, causal: bool) -> Sam
         expected,
         exact: bound.clone(),
         bound,
+        rounding,
     }
 }
 
 /// Every block, cut and uncut, whole slices and not, elements one by one and four by four.
-pub fn samples() -> Vec<Sample> {
+pub fn samples(rounding: Rounding) -> Vec<Sample> {
+    let linear = |m, k, n, trans_b| linear([m, k, n], trans_b, rounding);
+    let conv = |size, groups, channels, stride| conv(size, groups, channels, stride, rounding);
+    let attention = |rows, keys, d, vd, causal| attention([rows, keys], [d, vd], causal, rounding);
     vec![
         linear(9, 7, 5, false),
         linear(13, 64, 64, true),
@@ -241,7 +272,7 @@ pub fn samples() -> Vec<Sample> {
         linear(49, 700, 72, false),
         linear(130, 520, 257, true),
         linear(67, 600, 130, false),
-        gelu(40, 100, 36),
+        gelu([40, 100, 36], rounding),
         conv(7, 1, [3, 20], 2),
         conv(6, 1, [4, 9], 1),
         conv(5, 2, [12, 7], 1),
@@ -257,10 +288,15 @@ pub fn samples() -> Vec<Sample> {
 }
 
 /// The greatest share of what an element may be off by that one is off, and which. `stored`: results are
-/// rounded to f16; that inputs are is what the bound has operands be.
-pub fn worst(expected: &[f64], bound: &[f64], got: &[f32], stored: bool) -> (f64, usize) {
+/// rounded as well; that inputs are is what the bound has operands be.
+pub fn worst(
+    expected: &[f64],
+    bound: &[f64],
+    got: &[f32],
+    stored: Option<Rounding>,
+) -> (f64, usize) {
     let shares = got.iter().zip(expected.iter().zip(bound)).map(|(&got, (expected, bound))| {
-        let again = if stored { ROUNDING * (expected.abs() + bound) + TINY } else { 0.0 };
+        let again = stored.map_or(0.0, |r| r.share * (expected.abs() + bound) + r.tiny);
         (f64::from(got) - expected).abs() / (bound + again)
     });
     // What is no number is beyond every bound.
@@ -271,7 +307,8 @@ pub fn worst(expected: &[f64], bound: &[f64], got: &[f32], stored: bool) -> (f64
 
 /// Panics where a result is off by more than it may.
 pub fn check(sample: &Sample, got: &[f32], stored: bool, how: &str) {
-    let Sample { name, expected, bound, .. } = sample;
+    let Sample { name, expected, bound, rounding, .. } = sample;
+    let stored = stored.then_some(*rounding);
     assert_eq!(expected.len(), got.len(), "{name}");
     let (share, i) = worst(expected, bound, got, stored);
     assert!(

@@ -3,7 +3,7 @@
 //! through subgroup broadcasts on software adapters. Where the rows are too few for the GPU, several
 //! invocations share one, each with a part of the keys, and join their results at the end. Matrix
 //! units, where they are asked for, have a form of their own ([`super::matrix_attention`]), and one for
-//! operands stored as f16 ([`super::chunk_attention`]).
+//! operands stored in 16 bits ([`super::chunk_attention`]).
 
 use std::fmt::Write;
 
@@ -127,14 +127,14 @@ pub(in crate::ops) fn attention(
     Some(GpuKernel { dispatches: vec![dispatch], ..GpuKernel::default() })
 }
 
-/// Whether queries, keys and values are stored as f16, in whole chunks of eight.
+/// Whether queries, keys and values are stored in 16 bits, in whole chunks of eight.
 fn chunks(s: &AttentionShape, place: &Placement, x: &Operands<'_>, caps: &GpuCaps) -> bool {
     let inputs = if place.packed { 0..1 } else { 0..3 };
     let whole = |strides: &Strides| {
         [strides.batch, strides.head, strides.row].iter().all(|n| n.is_multiple_of(8))
     };
     caps.aligned
-        && caps.matrix_units == Some(MatrixUnits::Fp16)
+        && caps.matrix_units.is_some_and(MatrixUnits::is_half)
         && inputs.clone().all(|i| caps.halves.input(i) && x.constant(i).is_none())
         && place.strides[..3].iter().all(whole)
         && (!place.packed || (s.heads * s.head_dim).is_multiple_of(8))

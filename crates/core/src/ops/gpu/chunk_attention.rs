@@ -1,4 +1,4 @@
-//! Attention on matrix units where queries, keys and values are stored as f16: tiles of keys and
+//! Attention on matrix units where queries, keys and values are stored in 16 bits: tiles of keys and
 //! values are copied by chunks of 16 bytes from device to workgroup memory, the next one while one is
 //! in use. A warp has 16 rows of queries in registers; its scores are, as they come, the left side of
 //! the second product, whose right side are the values as they lie, turned while they are loaded.
@@ -201,8 +201,8 @@ impl Form {
                 writeln!(
                     t,
                     "let k{pair}_{c} = load_matrices(now + kc{c} + {at}u);\n\
-                     s{j} = native_multiply_f16(x{c}, k{pair}_{c}.x, k{pair}_{c}.y, s{j});\n\
-                     s{i} = native_multiply_f16(x{c}, k{pair}_{c}.z, k{pair}_{c}.w, s{i});"
+                     s{j} = native_multiply_half(x{c}, k{pair}_{c}.x, k{pair}_{c}.y, s{j});\n\
+                     s{i} = native_multiply_half(x{c}, k{pair}_{c}.z, k{pair}_{c}.w, s{i});"
                 )
                 .ok()?;
             }
@@ -230,14 +230,15 @@ impl Form {
     fn values(&self, t: &mut String) -> Option<()> {
         let vc = self.chunks[1];
         for pair in 0..KEYS / 16 {
-            writeln!(t, "let w{pair} = native_pack_f16(s{}, s{});", 2 * pair, 2 * pair + 1).ok()?;
+            writeln!(t, "let w{pair} = native_pack_half(s{}, s{});", 2 * pair, 2 * pair + 1)
+                .ok()?;
             for n in 0..vc / 2 {
                 let (i, j) = (2 * n, 2 * n + 1);
                 writeln!(
                     t,
                     "let v{pair}_{n} = load_turned(now + vn{n} + {}u);\n\
-                     o{i} = native_multiply_f16(w{pair}, v{pair}_{n}.x, v{pair}_{n}.y, o{i});\n\
-                     o{j} = native_multiply_f16(w{pair}, v{pair}_{n}.z, v{pair}_{n}.w, o{j});",
+                     o{i} = native_multiply_half(w{pair}, v{pair}_{n}.x, v{pair}_{n}.y, o{i});\n\
+                     o{j} = native_multiply_half(w{pair}, v{pair}_{n}.z, v{pair}_{n}.w, o{j});",
                     pair * 16 * vc,
                 )
                 .ok()?;

@@ -1,4 +1,4 @@
-//! The forms of a product on matrix units where the left side is stored as f16: both sides are copied
+//! The forms of a product on matrix units where the left side is stored in 16 bits: both sides are copied
 //! by chunks of 16 bytes from device to workgroup memory, several slices of the inner dimension under
 //! way at once, in a ring. Nothing is rounded and nothing passes through registers. Each warp loads
 //! its matrices from there, or, where four warps multiply together, the hardware reads both sides
@@ -149,7 +149,7 @@ impl Text {
         if self.together() {
             self.group_multiply(&mut t)?;
         } else {
-            matrix_units::multiply(&mut t, &block, "native_multiply_f16")?;
+            matrix_units::multiply(&mut t, &block, "native_multiply_half")?;
         }
         writeln!(
             t,

@@ -109,7 +109,7 @@ impl View {
     ) -> Option<Dispatch> {
         let view = self.joined();
         let vectors = |width| if caps.aligned { view.vectors(width) } else { None };
-        // f16 that stay f16 move as they are.
+        // What has 16 bits on both sides moves as it is.
         let eighths = match caps.halves.input(input) && caps.halves.output(output) {
             true => vectors(8),
             false => None,
@@ -148,8 +148,8 @@ impl View {
     }
 }
 
-/// The elements of a text that only moves them: words of any type, or, where some are stored as f16,
-/// the numbers that they are.
+/// The elements of a text that only moves them: words of any type, or, where some are stored in 16
+/// bits, the numbers that they are.
 pub(super) fn words(vector: bool, caps: &GpuCaps) -> &'static str {
     let half = caps.halves.inputs | caps.halves.outputs != 0;
     match (vector, half) {

@@ -31,16 +31,16 @@ pub struct Standard {
     pub x: Binding,
     /// The result.
     pub y: Binding,
-    /// The right side: f16 where `x` is stored so, otherwise f32, and of 11 significant bits where
+    /// The right side: of 16 bits where `x` is stored so, otherwise f32, and of 11 significant bits where
     /// the device's products are to be [`MatrixUnits::Tf32`].
     pub weight: GpuConstant,
-    /// Added to every row: a number per column, f16 where `y` is stored so.
+    /// Added to every row: a number per column, of 16 bits where `y` is stored so.
     pub bias: Option<GpuConstant>,
     /// Added to the result; stored as `y` is.
     pub residual: Option<Binding>,
     /// Negative results become zero.
     pub relu: bool,
-    /// Whether `x` is stored as f16.
+    /// Whether `x` is stored in 16 bits: as bf16 with [`MatrixUnits::Bf16`], otherwise as f16.
     pub half_x: bool,
     /// Whether `y` is; only if `x` is.
     pub half_y: bool,
@@ -120,7 +120,7 @@ pub(super) fn standard(
         && tile.vector_results(caps)
         && tile.y_strides[0] == n
         && whole
-        && half_x == (units == Some(MatrixUnits::Fp16))
+        && half_x == units.is_some_and(MatrixUnits::is_half)
         && (half_x || !half_y)
         && m.checked_mul(k)?.checked_mul(n)? >= LEAST;
     if !fits {
@@ -148,7 +148,7 @@ pub(super) fn standard(
         x: Binding::Input(0),
         y: Binding::Output(0),
         bias: tile.bias.as_ref().map(|bias| match half_y {
-            true => packing::half_bias(&bias.source),
+            true => packing::half_bias(&bias.source, units == Some(MatrixUnits::Bf16)),
             false => bias.clone(),
         }),
         residual: plain.residual.then_some(Binding::Input(RESIDUAL_INPUT)),
@@ -243,8 +243,11 @@ mod tests {
         assert!(none([512, 512, 512], &fp16));
         let halves = Halves { inputs: 0b1001, outputs: 1, temps: false };
         let stored = GpuCaps { halves, ..fp16 };
-        let standards = linear(op(), [512, 512, 512], &stored);
-        assert!(standards[0].half_x && standards[0].half_y);
-        assert_eq!(standards[0].weight.tensor().bytes().len(), 2 * 512 * 512);
+        for units in [MatrixUnits::Fp16, MatrixUnits::Bf16] {
+            let caps = GpuCaps { matrix_units: Some(units), ..stored.clone() };
+            let standards = linear(op(), [512, 512, 512], &caps);
+            assert!(standards[0].half_x && standards[0].half_y);
+            assert_eq!(standards[0].weight.tensor().bytes().len(), 2 * 512 * 512);
+        }
     }
 }

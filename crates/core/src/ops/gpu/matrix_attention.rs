@@ -73,7 +73,9 @@ impl Form {
     fn rounded(&self, quads: &[String]) -> String {
         match self.units {
             MatrixUnits::Tf32 => format!("native_round_tf32({})", quads[0]),
-            MatrixUnits::Fp16 => format!("native_pack_f16({}, {})", quads[0], quads[1]),
+            MatrixUnits::Fp16 | MatrixUnits::Bf16 => {
+                format!("native_pack_half({}, {})", quads[0], quads[1])
+            }
         }
     }
 
@@ -87,7 +89,7 @@ impl Form {
         let v_tile = keys * key_line;
         let multiply = match self.units {
             MatrixUnits::Tf32 => "native_multiply_tf32",
-            MatrixUnits::Fp16 => "native_multiply_f16",
+            MatrixUnits::Fp16 | MatrixUnits::Bf16 => "native_multiply_half",
         };
         let mut t = format!(
             "var<workgroup> tile: array<vec4<u32>, {}>;\n{}{NATIVE}\
@@ -175,7 +177,9 @@ impl Form {
                     MatrixUnits::Tf32 => {
                         format!("native_round_tf32(vec4<f32>(s{j}.x, s{j}.z, s{j}.y, s{j}.w))")
                     }
-                    MatrixUnits::Fp16 => format!("native_pack_f16(s{j}, s{})", j + 1),
+                    MatrixUnits::Fp16 | MatrixUnits::Bf16 => {
+                        format!("native_pack_half(s{j}, s{})", j + 1)
+                    }
                 };
                 writeln!(t, "let w{group}_{step} = {weights};").ok()?;
             }

@@ -101,7 +101,8 @@ pub(super) const SLICES: usize = 2;
 // What estimates count with, fitted to 3000 measured times of the built-in models' products at
 // batches of 1 to 64, each in every block, on an H200.
 /// Multiply-adds of a multiprocessor per cycle where each warp multiplies on its own, in tf32; twice
-/// as many in fp16.
+/// as many of operands of 16 bits. (What is fitted to f16 serves bf16 as well: its instructions take as
+/// long.)
 const RATE: f64 = 325.0;
 /// Bytes that it gets from the cache per cycle, then and where four warps multiply together.
 const BYTES: [f64; 2] = [27.7, 60.0];
@@ -159,7 +160,7 @@ impl Block {
         let (work, resident) = match self.group {
             0 => {
                 let [rows, columns] = self.tile();
-                let rate = if units == MatrixUnits::Fp16 { 2.0 * RATE } else { RATE };
+                let rate = if units.is_half() { 2.0 * RATE } else { RATE };
                 // A tile of few matrices waits for what it loads.
                 let loaded = 1.0 + 8.0 * (1.0 / rows as f64 + 1.0 / columns as f64);
                 let multiply = (self.rows * self.columns * step) as f64 / rate * loaded;

@@ -4,10 +4,11 @@
 //!
 //! WGSL has no words for what a warp does together. The text calls functions `native_..`, which only
 //! the CUDA backend knows: it has their instructions, and takes `copy_async` and `load_matrices` for
-//! what their names say. The bodies given here stand for their types. Other backends never ask for
-//! this form: their [`super::GpuCaps::matrix_units`] is `None`. Where four warps can multiply
-//! together, most products have the form of [`super::warp_groups`]. Left sides that are stored as f16
-//! need no rounding: [`super::chunks`].
+//! what their names say. `half` in a name is f16 or bf16, as the backend has it. The bodies given here
+//! stand for their types. Other backends never ask for this form: their
+//! [`super::GpuCaps::matrix_units`] is `None`. Where four warps can multiply together, most products
+//! have the form of [`super::warp_groups`]. Left sides that are stored in 16 bits need no rounding:
+//! [`super::chunks`].
 
 use std::fmt::Write;
 
@@ -61,9 +62,9 @@ impl Choice {
 /// Declarations of what texts for matrix units call.
 pub(super) const NATIVE: &str = "\
 fn native_round_tf32(v: vec4<f32>) -> vec4<u32> { return vec4<u32>(); }
-fn native_pack_f16(low: vec4<f32>, high: vec4<f32>) -> vec4<u32> { return vec4<u32>(); }
+fn native_pack_half(low: vec4<f32>, high: vec4<f32>) -> vec4<u32> { return vec4<u32>(); }
 fn native_multiply_tf32(a: vec4<u32>, low: u32, high: u32, sum: vec4<f32>) -> vec4<f32> { return sum; }
-fn native_multiply_f16(a: vec4<u32>, low: u32, high: u32, sum: vec4<f32>) -> vec4<f32> { return sum; }
+fn native_multiply_half(a: vec4<u32>, low: u32, high: u32, sum: vec4<f32>) -> vec4<f32> { return sum; }
 fn native_exchange(v: vec4<f32>) -> vec4<f32> { return v; }
 ";
 
@@ -136,7 +137,9 @@ impl Text {
             for i in 0..a_loads {
                 let value = match units {
                     MatrixUnits::Tf32 => format!("native_round_tf32(va{i}_0)"),
-                    MatrixUnits::Fp16 => format!("native_pack_f16(va{i}_0, va{i}_1)"),
+                    MatrixUnits::Fp16 | MatrixUnits::Bf16 => {
+                        format!("native_pack_half(va{i}_0, va{i}_1)")
+                    }
                 };
                 writeln!(t, "tile[{half} * {slice}u + to + {}u] = {value};", i * threads)?;
             }
@@ -159,7 +162,7 @@ impl Text {
         t.push_str("}\n");
         let name = match units {
             MatrixUnits::Tf32 => "native_multiply_tf32",
-            MatrixUnits::Fp16 => "native_multiply_f16",
+            MatrixUnits::Fp16 | MatrixUnits::Bf16 => "native_multiply_half",
         };
         multiply(&mut t, &block, name)?;
         t.push_str("if (!more) { break; }\n");

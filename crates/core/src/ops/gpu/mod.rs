@@ -49,6 +49,8 @@ pub enum MatrixUnits {
     Tf32,
     /// f16: 11 significant bits, and numbers up to 65504.
     Fp16,
+    /// bf16: 8 significant bits, and f32's range.
+    Bf16,
 }
 
 impl MatrixUnits {
@@ -56,8 +58,14 @@ impl MatrixUnits {
     const fn chunk(self) -> usize {
         match self {
             MatrixUnits::Tf32 => 4,
-            MatrixUnits::Fp16 => 8,
+            MatrixUnits::Fp16 | MatrixUnits::Bf16 => 8,
         }
+    }
+
+    /// Whether operands have 16 bits. Texts are the same for both kinds of them: which one `half` means
+    /// there is settled when they are translated.
+    pub const fn is_half(self) -> bool {
+        matches!(self, MatrixUnits::Fp16 | MatrixUnits::Bf16)
     }
 
     /// `k` inner elements rounded up to whole slices of the longest lines, 128 bytes.
@@ -66,7 +74,8 @@ impl MatrixUnits {
     }
 }
 
-/// Which operands of a node a backend stores as f16. Texts are written for f32 all the same: such a
+/// Which operands of a node a backend stores in 16 bits: as bf16 where products are of
+/// [`MatrixUnits::Bf16`], otherwise as f16. Texts are written for f32 all the same: such a
 /// backend converts what they load and store. A text that takes the numbers as they are declares
 /// its buffer as `u32` words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,12 +92,12 @@ impl Halves {
     /// Operands that can be told apart.
     pub const OPERANDS: usize = 64;
 
-    /// Whether input `i` is stored as f16.
+    /// Whether input `i` is stored in 16 bits.
     pub fn input(&self, i: usize) -> bool {
         i < Halves::OPERANDS && self.inputs >> i & 1 == 1
     }
 
-    /// Whether output `i` is stored as f16.
+    /// Whether output `i` is stored in 16 bits.
     pub fn output(&self, i: usize) -> bool {
         i < Halves::OPERANDS && self.outputs >> i & 1 == 1
     }
@@ -125,7 +134,7 @@ pub struct GpuCaps {
     pub matrix_bytes: u32,
     /// Matrix units work for four warps at once, and read workgroup memory themselves.
     pub warp_groups: bool,
-    /// Operands stored as f16; set for each node by backends that know such storage.
+    /// Operands stored in 16 bits; set for each node by backends that know such storage.
     pub halves: Halves,
     /// The backend may have a vendor's library compute what kernels tell in [`GpuKernel::standards`].
     pub libraries: bool,
@@ -170,7 +179,7 @@ pub struct GpuKernel {
     pub constants: Vec<GpuConstant>,
     /// Bytes of temporary buffers that live from the first dispatch to the last.
     pub temps: Vec<usize>,
-    /// Which of them are stored as f16, as [`Halves::temps`] admits; their bytes are counted as f32.
+    /// Which of them are stored in 16 bits, as [`Halves::temps`] admits; their bytes are counted as f32.
     pub half_temps: Vec<usize>,
     /// Dispatches that libraries could stand in for. None where [`GpuCaps::libraries`] is not set.
     pub standards: Vec<Standard>,
@@ -186,7 +195,7 @@ pub struct GpuConstant {
     pub form: &'static str,
     /// Sizes that the rearrangement needs.
     pub args: Vec<usize>,
-    /// Rearranges. Its result holds f32, i32, u32 or (packed in pairs) f16 elements.
+    /// Rearranges. Its result holds f32, i32, u32 or (packed in pairs) f16 elements, or bf16's bits as u16.
     pub make: fn(&Tensor, &[usize]) -> Tensor,
 }
 
@@ -220,8 +229,8 @@ impl GpuConstant {
 /// is `struct Params { offsets: array<vec4<u32>, 2>, ... }`: first the element offset (in 4-byte
 /// elements) at which each of up to 8 bindings begins, filled in by the runtime, then `params`,
 /// padded to 16 bytes. Buffers are padded to 16 bytes and hold f32, i32 or u32 elements, constants
-/// also pairs of f16, and those of [`GpuCaps::halves`] f16; boolean and 64-bit tensors never reach
-/// the GPU.
+/// also pairs of f16 or bf16, and those of [`GpuCaps::halves`] one of these; boolean and 64-bit tensors
+/// never reach the GPU.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
     /// Name for traces and caches.

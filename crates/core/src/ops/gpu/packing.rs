@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{GpuConstant, MatrixUnits, product::Product, warp_groups};
 use crate::tensor::{Storage, Tensor, TensorType};
@@ -16,6 +16,21 @@ pub(in crate::ops) fn padded(size: usize) -> usize {
 pub(in crate::ops) struct Weight {
     source: Arc<Tensor>,
     of: WeightOf,
+}
+
+/// What packed elements are stored as.
+#[derive(Clone, Copy)]
+enum Stored {
+    F32,
+    F16,
+    /// By their bits: tensors know no such elements.
+    Bf16,
+}
+
+impl Stored {
+    fn half(half: bool) -> Stored {
+        if half { Stored::F16 } else { Stored::F32 }
+    }
 }
 
 /// How the elements of a right side lie in its tensor.
@@ -80,6 +95,7 @@ impl Weight {
             Some(MatrixUnits::Tf32) => 0,
             Some(MatrixUnits::Fp16) => 1,
             None => 2,
+            Some(MatrixUnits::Bf16) => 3,
         };
         // A transposed matrix is a convolution's weight of one tap.
         let channels = match self.of {
@@ -92,8 +108,11 @@ impl Weight {
             let &[k, columns, line, rounding, channels, turned] = args else {
                 unreachable!("made above")
             };
-            let half = rounding == 1;
-            let units = if half { MatrixUnits::Fp16 } else { MatrixUnits::Tf32 };
+            let (stored, units) = match rounding {
+                1 => (Stored::F16, MatrixUnits::Fp16),
+                3 => (Stored::Bf16, MatrixUnits::Bf16),
+                _ => (Stored::F32, MatrixUnits::Tf32),
+            };
             let from = |column: usize, i: usize| match channels {
                 0 => i * columns + column,
                 _ => {
@@ -101,7 +120,7 @@ impl Weight {
                     (column * channels + channel) * (k / channels) + tap
                 }
             };
-            let mut packed = fill(source, columns, line, half, |column, i| {
+            let mut packed = fill(source, columns, line, stored, |column, i| {
                 let i = if turned == 1 { warp_groups::inner(i, units) } else { i };
                 (i < k).then(|| from(column, i))
             });
@@ -131,7 +150,7 @@ fn matrix(source: &Arc<Tensor>, k: usize, n: usize, transposed: bool, half: bool
     GpuConstant::packed(source.clone(), "matrix", args, |source, args| {
         let &[k, n, transposed, half] = args else { unreachable!("made above") };
         let (row, column) = if transposed == 1 { (1, k) } else { (n, 1) };
-        fill(source, padded(k), padded(n), half == 1, |i, j| {
+        fill(source, padded(k), padded(n), Stored::half(half == 1), |i, j| {
             (i < k && j < n).then_some(i * row + j * column)
         })
     })
@@ -146,7 +165,7 @@ fn conv_weight(source: &Arc<Tensor>, groups: usize, half: bool) -> GpuConstant {
     GpuConstant::packed(source.clone(), "conv", args, |source, args| {
         let &[groups, c_out, c_in, taps, half] = args else { unreachable!("made above") };
         let rows = padded(c_in * taps);
-        fill(source, groups * rows, padded(c_out), half == 1, |i, j| {
+        fill(source, groups * rows, padded(c_out), Stored::half(half == 1), |i, j| {
             let (group, k) = (i / rows, i % rows);
             let (tap, c) = (k / c_in, k % c_in);
             (tap < taps && j < c_out).then(|| ((group * c_out + j) * c_in + c) * taps + tap)
@@ -160,7 +179,7 @@ pub(in crate::ops) fn depthwise_weight(source: &Arc<Tensor>) -> GpuConstant {
     let taps: usize = source.shape()[2..].iter().product();
     GpuConstant::packed(source.clone(), "depthwise", vec![channels, taps], |source, args| {
         let &[channels, taps] = args else { unreachable!("made above") };
-        fill(source, taps, channels, false, |tap, c| Some(c * taps + tap))
+        fill(source, taps, channels, Stored::F32, |tap, c| Some(c * taps + tap))
     })
 }
 
@@ -172,15 +191,16 @@ pub(in crate::ops) fn bias(source: &Arc<Tensor>, groups: usize) -> GpuConstant {
     }
     GpuConstant::packed(source.clone(), "bias", vec![groups, part], |source, args| {
         let &[groups, part] = args else { unreachable!("made above") };
-        fill(source, groups, padded(part), false, |i, j| (j < part).then_some(i * part + j))
+        fill(source, groups, padded(part), Stored::F32, |i, j| (j < part).then_some(i * part + j))
     })
 }
 
-/// A bias rounded to f16, its length as it is.
-pub(super) fn half_bias(source: &Arc<Tensor>) -> GpuConstant {
-    let args = vec![source.ty().len()];
+/// A bias rounded to f16, or to bf16, its length as it is.
+pub(super) fn half_bias(source: &Arc<Tensor>, bfloat: bool) -> GpuConstant {
+    let args = vec![source.ty().len(), usize::from(bfloat)];
     GpuConstant::packed(source.clone(), "half bias", args, |source, args| {
-        fill(source, 1, args[0], true, |_, i| Some(i))
+        let stored = if args[1] == 1 { Stored::Bf16 } else { Stored::F16 };
+        fill(source, 1, args[0], stored, |_, i| Some(i))
     })
 }
 
@@ -190,23 +210,31 @@ fn fill(
     source: &Tensor,
     rows: usize,
     columns: usize,
-    half: bool,
+    stored: Stored,
     from: impl Fn(usize, usize) -> Option<usize>,
 ) -> Tensor {
     let data = source.as_slice::<f32>().expect("kernels with packed weights are f32");
     let values = (0..rows)
         .flat_map(|i| (0..columns).map(move |j| (i, j)))
         .map(|(i, j)| from(i, j).map_or(0.0, |at| data[at]));
-    if half {
-        let values: Vec<f16> = values.map(f16::from_f32).collect();
-        return Tensor::from_slice([rows, columns], &values);
+    match stored {
+        Stored::F16 => {
+            let values: Vec<f16> = values.map(f16::from_f32).collect();
+            Tensor::from_slice([rows, columns], &values)
+        }
+        Stored::Bf16 => {
+            let values: Vec<u16> = values.map(|v| bf16::from_f32(v).to_bits()).collect();
+            Tensor::from_slice([rows, columns], &values)
+        }
+        Stored::F32 => {
+            let mut packed = Tensor::zeros(TensorType::f32([rows, columns]));
+            let target = packed.as_slice_mut::<f32>().expect("made as f32");
+            for (target, value) in target.iter_mut().zip(values) {
+                *target = value;
+            }
+            packed
+        }
     }
-    let mut packed = Tensor::zeros(TensorType::f32([rows, columns]));
-    let target = packed.as_slice_mut::<f32>().expect("made as f32");
-    for (target, value) in target.iter_mut().zip(values) {
-        *target = value;
-    }
-    packed
 }
 
 /// Integer constants (indices) as i32, negative ones counted from `size`.
@@ -268,6 +296,10 @@ mod tests {
             let packed = weight.columns(&product, MatrixUnits::Fp16, false).tensor();
             assert_eq!(packed.shape(), [2, 64]);
             assert_eq!(packed.as_slice::<f16>().unwrap()[..3], expected.map(f16::from_f32));
+            let packed = weight.columns(&product, MatrixUnits::Bf16, false).tensor();
+            assert_eq!(packed.shape(), [2, 64]);
+            let bits = expected.map(|v| bf16::from_f32(v).to_bits());
+            assert_eq!(packed.as_slice::<u16>().unwrap()[..3], bits);
         }
     }
 

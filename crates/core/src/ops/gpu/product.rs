@@ -94,7 +94,7 @@ pub(super) fn begin(t: &mut String, threads: usize, parts: usize) -> std::fmt::R
 pub(super) struct Access {
     /// Elements come as vec4s.
     pub(super) vector: bool,
-    /// They are stored as f16.
+    /// They are stored in 16 bits.
     pub(super) half: bool,
     /// They are, and come as chunks of eight.
     pub(super) chunks: bool,

@@ -18,7 +18,7 @@ pub(in crate::ops) enum StageInput {
     Previous,
 }
 
-/// What a stage may use: where its inputs come from tells which are stored as f16.
+/// What a stage may use: where its inputs come from tells which are stored in 16 bits.
 pub(in crate::ops) fn stage_caps(
     caps: &GpuCaps,
     inputs: &[Option<StageInput>],
@@ -38,8 +38,8 @@ pub(in crate::ops) fn stage_caps(
     GpuCaps { halves, ..caps.clone() }
 }
 
-/// One kernel of all stages. What lies between them becomes temporary buffers, of f16 where `caps`
-/// has it so.
+/// One kernel of all stages. What lies between them becomes temporary buffers, of 16 bits where
+/// `caps` has it so.
 pub(in crate::ops) fn sequence(stages: Vec<Stage>, caps: &GpuCaps) -> GpuKernel {
     let mut whole = GpuKernel::default();
     let count = stages.len();

@@ -134,7 +134,7 @@ impl Tile {
         let half = caps.halves.input(0);
         let chunks = half
             && matches!(self.right, Right::Constant(_))
-            && caps.matrix_units == Some(MatrixUnits::Fp16)
+            && caps.matrix_units.is_some_and(MatrixUnits::is_half)
             && !thin
             && vector
             && rows.run.is_multiple_of(8)

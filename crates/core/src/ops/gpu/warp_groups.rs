@@ -28,7 +28,7 @@ pub(super) fn inner(place: usize, units: MatrixUnits) -> usize {
     turn + match units {
         // Lanes have two products' worth of two elements each, or one's of four.
         MatrixUnits::Tf32 => i % 4 * 4 + i / 8 * 2 + i % 8 / 4,
-        MatrixUnits::Fp16 => i % 8 / 2 * 4 + i / 8 * 2 + i % 2,
+        MatrixUnits::Fp16 | MatrixUnits::Bf16 => i % 8 / 2 * 4 + i / 8 * 2 + i % 2,
     }
 }
 
@@ -174,7 +174,7 @@ impl Text {
     fn multiply(&self) -> String {
         let kind = match self.choice.units {
             MatrixUnits::Tf32 => "tf32",
-            MatrixUnits::Fp16 => "f16",
+            MatrixUnits::Fp16 | MatrixUnits::Bf16 => "half",
         };
         format!("native_group_multiply_{kind}_{}", self.choice.block.group)
     }
@@ -266,11 +266,11 @@ impl Text {
                         )?;
                     }
                 }
-                MatrixUnits::Fp16 => {
+                MatrixUnits::Fp16 | MatrixUnits::Bf16 => {
                     let r = format!("r{parity}_{s}");
                     writeln!(
                         t,
-                        "let {r} = native_pack_f16({v}, {w});\n\
+                        "let {r} = native_pack_half({v}, {w});\n\
                          x{parity}_{s} = vec4<u32>({r}.x, {r}.z, {r}.y, {r}.w);"
                     )?;
                 }
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn inner_elements_change_places_among_sixteen() {
-        for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
+        for units in [MatrixUnits::Tf32, MatrixUnits::Fp16, MatrixUnits::Bf16] {
             let mut seen: Vec<usize> = (0..64).map(|place| inner(place, units)).collect();
             assert!(seen.iter().enumerate().all(|(place, i)| place / TURN == i / TURN));
             seen.sort_unstable();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sparoa_core::{
     ops::{
-        GpuCaps, Halves, MatrixUnits, Op, Operand, Operands as Node,
+        GpuCaps, Halves, Op, Operand, Operands as Node,
         conv::{Conv, Layout, ResidualKind, Window},
         gemm::Linear,
     },
@@ -19,7 +19,11 @@ use crate::{
     cuda::{
         backend::Shared,
         driver::{DeviceMemory, Stream},
-        tests::rounded::{self, ROUNDING, Sample, values},
+        storage::Half,
+        tests::{
+            emulation::{of_bits, to_bits},
+            rounded::{self, Rounding, Sample, values},
+        },
     },
 };
 
@@ -60,7 +64,8 @@ impl Case {
             for (add, by) in [(self.bias, bias[i % columns]), (self.residual, residual[i])] {
                 if add {
                     value += by;
-                    off += by.abs() * if rounded { 1.01 * ROUNDING } else { 1e-6 };
+                    off +=
+                        by.abs() * if rounded { 1.01 * self.sample.rounding.share } else { 1e-6 };
                     off += value.abs() * 1e-6;
                 }
             }
@@ -71,43 +76,38 @@ impl Case {
     }
 }
 
-fn cases() -> Vec<Case> {
+fn cases(rounding: Rounding) -> Vec<Case> {
     let case = |sample, bias, residual, relu| Case { sample, bias, residual, relu };
+    let linear = |m, k, n| rounded::linear([m, k, n], true, rounding);
+    let conv = |size, channels| rounded::conv(size, 1, channels, 1, rounding);
     vec![
-        case(rounded::linear(300, 576, 304, true), false, false, false),
-        case(rounded::linear(520, 384, 264, true), true, true, false),
-        case(rounded::linear(264, 1160, 200, true), true, false, true),
-        case(rounded::conv(28, 1, [64, 128], 1), true, false, true),
-        case(rounded::conv(30, 1, [72, 96], 1), true, true, true),
-        case(rounded::conv(60, 1, [3, 520], 1), false, false, false),
+        case(linear(300, 576, 304), false, false, false),
+        case(linear(520, 384, 264), true, true, false),
+        case(linear(264, 1160, 200), true, false, true),
+        case(conv(28, [64, 128]), true, false, true),
+        case(conv(30, [72, 96]), true, true, true),
+        case(conv(60, [3, 520]), false, false, false),
     ]
 }
 
-/// Uploads numbers, as f16 where `half`.
-fn upload(shared: &Shared, tensor: &Tensor, half: bool) -> DeviceMemory {
+/// Uploads numbers, stored as `half` if that is given.
+fn upload(shared: &Shared, tensor: &Tensor, half: Option<Half>) -> DeviceMemory {
+    let bits = |half| tensor.as_slice::<f32>().unwrap().iter().map(move |v| to_bits(*v, half));
     let bytes = match half {
-        true => half_bytes(tensor.as_slice::<f32>().unwrap()),
-        false => tensor.bytes().to_vec(),
+        Some(half) => bits(half).flat_map(u16::to_ne_bytes).collect(),
+        None => tensor.bytes().to_vec(),
     };
     let memory = DeviceMemory::new(&shared.context, bytes.len().next_multiple_of(16)).unwrap();
     memory.fill(&bytes).unwrap();
     memory
 }
 
-fn half_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| half::f16::from_f32(*v).to_ne_bytes()).collect()
-}
-
-fn numbers(bytes: &[u8], half: bool) -> Vec<f32> {
+fn numbers(bytes: &[u8], half: Option<Half>) -> Vec<f32> {
+    let word = |w: &[u8]| f32::from_ne_bytes(w.try_into().unwrap());
+    let bits = |w: &[u8]| u16::from_ne_bytes(w.try_into().unwrap());
     match half {
-        true => {
-            let word = |w: &[u8]| half::f16::from_ne_bytes(w.try_into().unwrap()).to_f32();
-            bytes.chunks_exact(2).map(word).collect()
-        }
-        false => {
-            let word = |w: &[u8]| f32::from_ne_bytes(w.try_into().unwrap());
-            bytes.chunks_exact(4).map(word).collect()
-        }
+        Some(half) => bytes.chunks_exact(2).map(|w| of_bits(bits(w), half)).collect(),
+        None => bytes.chunks_exact(4).map(word).collect(),
     }
 }
 
@@ -148,12 +148,15 @@ fn check(
         println!("{} {how}: no library computes it", case.sample.name);
         return 0;
     };
-    let (half_x, half_y) = (standard.half_x, standard.half_y);
+    let half = Half::of(shared.caps.matrix_units);
+    let half_x = half.filter(|_| standard.half_x);
+    let half_y = half.filter(|_| standard.half_y);
+    let stored = half_y.map(|_| case.sample.rounding);
     let x = upload(shared, x, half_x);
-    let weight = upload(shared, &standard.weight.tensor(), false);
-    let bias = standard.bias.as_ref().map(|bias| upload(shared, &bias.tensor(), false));
+    let weight = upload(shared, &standard.weight.tensor(), None);
+    let bias = standard.bias.as_ref().map(|bias| upload(shared, &bias.tensor(), None));
     let residual = upload(shared, &residual, half_y);
-    let bytes = expected.len() * if half_y { 2 } else { 4 };
+    let bytes = expected.len() * if half_y.is_some() { 2 } else { 4 };
     let y = DeviceMemory::new(&shared.context, bytes).unwrap();
     let workspace = DeviceMemory::new(&shared.context, WORKSPACE).unwrap();
     let operands = Operands {
@@ -169,6 +172,8 @@ fn check(
     for i in 0..ways.count() {
         let Some(way) = ways.way(i) else { continue };
         y.fill(&vec![0xff; bytes]).unwrap();
+        // A copy from ordinary memory may still be under way.
+        shared.context.wait_fills().unwrap();
         // SAFETY: the operands have the sizes of the computation's; they live until it is waited for.
         if unsafe { way.queue(&operands, stream.raw()) }.is_err() {
             continue;
@@ -178,7 +183,7 @@ fn check(
         y.read(&mut got).unwrap();
         let got = numbers(&got, half_y);
         assert_eq!(got.len(), expected.len());
-        let (share, place) = rounded::worst(&expected, &bound, &got, half_y);
+        let (share, place) = rounded::worst(&expected, &bound, &got, stored);
         println!(
             "{} {how}, {} {i}: off by {share:.3} of what may be",
             case.sample.name,
@@ -214,13 +219,17 @@ fn run(precision: GpuPrecision) {
     shared.run("binding", || Ok(())).unwrap();
     let stored = |inputs, outputs| Halves { inputs, outputs, temps: true };
     let storage = match shared.caps.matrix_units {
-        Some(MatrixUnits::Fp16) => vec![stored(0b1001, 1), stored(1, 0)],
+        Some(units) if units.is_half() => vec![stored(0b1001, 1), stored(1, 0)],
         _ => vec![Halves::default()],
+    };
+    let rounding = match precision {
+        GpuPrecision::Bf16 => Rounding::BF16,
+        _ => Rounding::F16,
     };
     let mut failed = Vec::new();
     for halves in storage {
-        for case in cases() {
-            let stored = if halves.output(0) { ", stored as f16" } else { "" };
+        for case in cases(rounding) {
+            let stored = if halves.output(0) { ", stored so" } else { "" };
             let how = format!("in {}{stored}", precision.name());
             let count = check(shared, &case, halves, &how, &mut failed);
             println!("{} {how}: {count} ways", case.sample.name);
@@ -242,4 +251,9 @@ fn every_way_is_within_its_bounds_in_tf32() {
 #[test]
 fn every_way_is_within_its_bounds_in_fp16() {
     run(GpuPrecision::Fp16);
+}
+
+#[test]
+fn every_way_is_within_its_bounds_in_bf16() {
+    run(GpuPrecision::Bf16);
 }

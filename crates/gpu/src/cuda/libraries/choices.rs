@@ -31,11 +31,11 @@ struct Known {
 }
 
 impl Choices {
-    /// Those made before for `device`, if a folder keeps them.
-    pub(super) fn new(dir: Option<&Path>, device: &str) -> Choices {
+    /// Those made before for `device`, if a folder keeps them and they are not wanted `fresh`.
+    pub(super) fn new(dir: Option<&Path>, device: &str, fresh: bool) -> Choices {
         let hash = xxhash_rust::xxh3::xxh3_128(device.as_bytes());
         let file = dir.map(|dir| dir.join(format!("cuda-libraries-{hash:032x}.bin")));
-        let choices = file.as_deref().map(read).unwrap_or_default();
+        let choices = file.as_deref().filter(|_| !fresh).map(read).unwrap_or_default();
         Choices { file, known: Mutex::new(Known { choices, unsaved: false }) }
     }
 
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn choices_of_one_device_are_kept_and_joined() {
         let dir = tempfile::tempdir().unwrap();
-        let open = |device: &str| Choices::new(Some(dir.path()), device);
+        let open = |device: &str| Choices::new(Some(dir.path()), device, false);
         let (first, second) = (open("a"), open("a"));
         first.set("product 1 2".to_owned(), Some(3));
         second.set("convolution".to_owned(), None);
@@ -99,6 +99,16 @@ mod tests {
         assert_eq!(both.get("product 1 2"), Some(Some(3)));
         assert_eq!(both.get("convolution"), Some(None));
         assert_eq!((both.get("product 1"), open("b").get("convolution")), (None, None));
+        // Who wants them fresh gets none. What is then found takes the old ones' place, the rest stays.
+        let fresh = Choices::new(Some(dir.path()), "a", true);
+        assert_eq!((fresh.get("product 1 2"), fresh.get("convolution")), (None, None));
+        fresh.set("convolution".to_owned(), Some(2));
+        fresh.save();
+        let both = open("a");
+        assert_eq!(
+            (both.get("convolution"), both.get("product 1 2")),
+            (Some(Some(2)), Some(Some(3)))
+        );
         // Nothing is written where nothing is new.
         std::fs::remove_dir_all(dir.path()).unwrap();
         both.save();

@@ -10,7 +10,7 @@ use cudarc::driver::sys::CUstream;
 use libloading::Library;
 use parking_lot::Mutex;
 
-use super::{Operands, Refused, function};
+use super::{Half, Operands, Refused, function};
 
 /// File names, newest first.
 #[cfg(windows)]
@@ -35,6 +35,7 @@ type Status = c_int;
 // Of cublasLt.h and library_types.h, the same in versions 11 to 13.
 const R_32F: c_int = 0;
 const R_16F: c_int = 2;
+const R_16BF: c_int = 14;
 const COMPUTE_32F: c_int = 68;
 const COMPUTE_32F_FAST_TF32: c_int = 77;
 const TRANSPOSED: c_int = 1;
@@ -164,8 +165,9 @@ pub(super) struct Product {
     pub(super) sizes: [usize; 3],
     /// The right side lies column after column.
     pub(super) columns: bool,
-    pub(super) half_x: bool,
-    pub(super) half_y: bool,
+    /// What both sides and the result are stored as, if not as f32.
+    pub(super) x: Option<Half>,
+    pub(super) y: Option<Half>,
     /// Operands may be rounded to TF32.
     pub(super) tf32: bool,
     pub(super) bias: bool,
@@ -196,7 +198,11 @@ unsafe impl Sync for Matmul {}
 impl Matmul {
     /// Asks the library for algorithms; `None` where it has none.
     pub(super) fn new(lt: &Arc<CublasLt>, product: &Product) -> Option<Matmul> {
-        let float = |half: bool| if half { R_16F } else { R_32F };
+        let float = |half: Option<Half>| match half {
+            Some(Half::F16) => R_16F,
+            Some(Half::Bf16) => R_16BF,
+            None => R_32F,
+        };
         let compute = if product.tf32 { COMPUTE_32F_FAST_TF32 } else { COMPUTE_32F };
         let mut matmul = Matmul {
             lt: lt.clone(),
@@ -215,11 +221,8 @@ impl Matmul {
         // The library's matrices lie column after column: it computes the transposed product.
         let [m, k, n] = product.sizes.map(|size| size as u64);
         let weight = if product.columns { (k, n) } else { (n, k) };
-        let shapes = [
-            (float(product.half_x), weight),
-            (float(product.half_x), (k, m)),
-            (float(product.half_y), (n, m)),
-        ];
+        let shapes =
+            [(float(product.x), weight), (float(product.x), (k, m)), (float(product.y), (n, m))];
         let desc = matmul.desc.get_mut();
         // SAFETY: each call writes one handle or reads a value of the size that it is told; handles
         // are destroyed when `matmul` is dropped.

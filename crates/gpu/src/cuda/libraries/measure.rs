@@ -28,7 +28,7 @@ const REPETITIONS: f64 = 12.0;
 /// Graphs that are timed; the fastest counts.
 const ROUNDS: usize = 3;
 /// Bytes of workspace to measure with: as much as a way may take.
-pub(super) const WORKSPACE: usize = 128 << 20;
+pub(super) const WORKSPACE: usize = 256 << 20;
 /// Bytes of numbers that are uploaded and repeated.
 const PATTERN: usize = 1 << 20;
 
@@ -130,7 +130,7 @@ impl Scratch {
     }
 }
 
-/// Numbers of both signs from 0.25 to 1, as f32 and, each half of it, as f16.
+/// Numbers of both signs, ordinary ones as f32 and, each half of it, as f16 and as bf16.
 fn numbers() -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut word = || {
@@ -138,8 +138,8 @@ fn numbers() -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         let (high, low) = ((state >> 40) as u32, (state >> 16) as u32);
-        // 0x3f00 to 0x3f7f are the upper halves of 0.5 to 1, and 1.75 to 1.87 as f16; 0x3400 to 0x3bff
-        // are 0.25 to 1 as f16.
+        // 0x3f00 to 0x3f7f are the upper halves of 0.5 to 1, or these as bf16, and 1.75 to 1.87 as f16;
+        // 0x3400 to 0x3bff are 0.25 to 1 as f16, and as bf16 2^-23 to 2^-8.
         let high = (0x3f00 | high & 0x7f) | (high & 0x100) << 7;
         let low = (0x3400 + low % 0x800) | (low & 0x8000);
         high << 16 | low
@@ -223,12 +223,12 @@ const REFUSED: cudarc::driver::sys::CUresult =
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
+    use half::{bf16, f16};
 
     use super::*;
 
     #[test]
-    fn numbers_are_ordinary_in_both_types() {
+    fn numbers_are_ordinary_in_every_type() {
         let bytes = numbers();
         assert_eq!(bytes.len(), PATTERN);
         let mut negative = 0;
@@ -237,8 +237,10 @@ mod tests {
             assert!((0.5..1.0).contains(&single.abs()), "{single}");
             negative += usize::from(single < 0.0);
             for half in word.chunks_exact(2) {
-                let half = f16::from_ne_bytes(half.try_into().unwrap()).to_f32();
-                assert!((0.25..2.0).contains(&half.abs()), "{half}");
+                let bytes = half.try_into().unwrap();
+                let (half, bfloat) = (f16::from_ne_bytes(bytes), bf16::from_ne_bytes(bytes));
+                assert!((0.25..2.0).contains(&half.to_f32().abs()), "{half}");
+                assert!((1e-7..1.0).contains(&bfloat.to_f32().abs()), "{bfloat}");
             }
         }
         let share = negative as f64 / (PATTERN / 4) as f64;

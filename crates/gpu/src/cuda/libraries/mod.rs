@@ -23,7 +23,10 @@ use sparoa_core::ops::{Computation, MatrixUnits, Standard};
 
 pub(crate) use measure::{Scratch, Sizes};
 
-use super::driver::{Address, Launch, Stream};
+use super::{
+    driver::{Address, Launch, Stream},
+    storage::Half,
+};
 use choices::Choices;
 use cublaslt::{CublasLt, Matmul};
 use cudnn::{Cudnn, Plan};
@@ -137,8 +140,8 @@ impl<T> Found<T> {
 pub(crate) struct Libraries {
     cublaslt: Option<Found<CublasLt>>,
     cudnn: Option<Found<Cudnn>>,
-    /// Operands may be rounded to TF32.
-    tf32: bool,
+    /// How operands may be rounded.
+    units: Option<MatrixUnits>,
     /// Multiprocessors, where they are a share of the device's.
     share: Option<u32>,
     choices: Choices,
@@ -148,25 +151,25 @@ pub(crate) struct Libraries {
 
 impl Libraries {
     /// Finds libraries for a driver of CUDA `driver`. Choices are kept in `cache_dir`, for a device of
-    /// this `name` and share.
+    /// this `name` and share; `fresh`: those that were made before are not read.
     pub(crate) fn open(
         wanted: &CudaLibraries,
         (driver, units): (i32, Option<MatrixUnits>),
         (name, share): (&str, Option<u32>),
-        cache_dir: Option<&Path>,
+        (cache_dir, fresh): (Option<&Path>, bool),
     ) -> Libraries {
         let cublaslt = Found::open(wanted.candidates(cublaslt::NAMES), driver, cublaslt::VERSIONS);
         let cudnn = Found::open(wanted.candidates(cudnn::NAMES), driver, cudnn::VERSIONS);
         let mut libraries = Libraries {
             cublaslt,
             cudnn,
-            tf32: units == Some(MatrixUnits::Tf32),
+            units,
             share,
             choices: Choices::default(),
             ready: Mutex::default(),
         };
         let names = libraries.names().join(", ");
-        libraries.choices = Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"));
+        libraries.choices = Choices::new(cache_dir, &format!("{name}, {share:?}, {names}"), fresh);
         libraries
     }
 
@@ -180,6 +183,15 @@ impl Libraries {
         cublaslt.into_iter().chain(cudnn).collect()
     }
 
+    fn tf32(&self) -> bool {
+        self.units == Some(MatrixUnits::Tf32)
+    }
+
+    /// What operands are stored as, in 16 bits or not.
+    fn stored(&self, half: bool) -> Option<Half> {
+        Half::of(self.units).filter(|_| half)
+    }
+
     /// The ways of a library to compute it, most promising first; `None` where there is none. The
     /// device's context is the calling thread's.
     fn ways(&self, standard: &Standard) -> Option<Ways> {
@@ -188,23 +200,15 @@ impl Libraries {
         match standard.computes {
             Computation::Product { sizes, columns } => {
                 let lt = self.cublaslt.as_ref()?.handle(CublasLt::new)?;
-                let (tf32, share) = (self.tf32, self.share);
-                let product = cublaslt::Product {
-                    sizes,
-                    columns,
-                    half_x,
-                    half_y,
-                    tf32,
-                    bias,
-                    residual,
-                    relu,
-                    share,
-                };
+                let (x, y) = (self.stored(half_x), self.stored(half_y));
+                let (tf32, share) = (self.tf32(), self.share);
+                let product =
+                    cublaslt::Product { sizes, columns, x, y, tf32, bias, residual, relu, share };
                 Matmul::new(&lt, &product).map(|matmul| Ways::Product(Arc::new(matmul)))
             }
             Computation::Convolution { images, channels } => {
                 let dnn = self.cudnn.as_ref()?.handle(Cudnn::new)?;
-                let (half, tf32) = (half_x, self.tf32);
+                let (half, tf32) = (self.stored(half_x), self.tf32());
                 let convolution =
                     cudnn::Convolution { images, channels, half, tf32, bias, residual, relu };
                 let graph = || cudnn::Graph::new(&dnn, &convolution);
@@ -396,7 +400,7 @@ mod tests {
             std::fs::write(dir.path().join(name), b"no library").unwrap();
         }
         for wanted in [CudaLibraries::Off, CudaLibraries::In(vec![dir.path().to_owned()])] {
-            let libraries = Libraries::open(&wanted, (13, None), ("Orin", None), None);
+            let libraries = Libraries::open(&wanted, (13, None), ("Orin", None), (None, false));
             assert!(libraries.names().is_empty());
         }
     }

@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <setjmp.h>
 #include <tuple>
 #include <type_traits>
 #include <ucontext.h>
@@ -23,33 +24,58 @@ static Index threadIdx, blockIdx;
 
 static float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 static float __int_as_float(int bits) { float v; memcpy(&v, &bits, 4); return v; }
+static float __uint_as_float(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
 static int __float2int_rz(float v) { return v != v ? 0 : v >= 2147483647.0f ? 2147483647 : v <= -2147483648.0f ? -2147483647 - 1 : (int)v; }
 static unsigned __float2uint_rz(float v) { return !(v > 0.0f) ? 0u : v >= 4294967295.0f ? 4294967295u : (unsigned)v; }
 template <class T> static T __shfl_sync(unsigned, T v, unsigned) { abort(); return v; }
 
+// A fibre stays for all blocks. It is begun as a context, and from then on goes on with `_longjmp`, which, other than
+// `swapcontext`, is no call of the system.
 struct Fibre {
     ucontext_t context;
+    jmp_buf here;
     Index thread;
-    bool done = false;
+    bool begun = false, done = false;
     std::unique_ptr<char[]> stack;
 };
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static Fibre* current;
 static const std::function<void()>* kernel_of_block;
 
-static void enter() {
-    (*kernel_of_block)();
-    current->done = true;
-    swapcontext(&current->context, &scheduler);
+static void __syncthreads() {
+    if (!_setjmp(current->here)) _longjmp(scheduler, 1);
 }
 
-static void __syncthreads() { swapcontext(&current->context, &scheduler); }
+static void enter() {
+    for (;;) {
+        (*kernel_of_block)();
+        current->done = true;
+        __syncthreads();
+    }
+}
+
+// Runs a fibre until its next barrier.
+static void go_on(Fibre& fibre) {
+    current = &fibre;
+    threadIdx = fibre.thread;
+    if (_setjmp(scheduler)) return;
+    if (fibre.begun) _longjmp(fibre.here, 1);
+    fibre.begun = true;
+    const size_t stack = 256 << 10;
+    fibre.stack.reset(new char[stack]);
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = fibre.stack.get();
+    fibre.context.uc_stack.ss_size = stack;
+    makecontext(&fibre.context, enter, 0);
+    setcontext(&fibre.context);
+}
 
 static void run_block(const Index& threads, const std::function<void()>& kernel) {
-    const size_t stack = 256 << 10;
-    static std::vector<Fibre> fibres;
+    // They stay where they are when there are more.
+    static std::deque<Fibre> fibres;
     kernel_of_block = &kernel;
-    fibres.resize(threads.x * threads.y * threads.z);
+    const size_t count = threads.x * threads.y * threads.z;
+    while (fibres.size() < count) fibres.emplace_back();
     size_t i = 0;
     for (unsigned z = 0; z < threads.z; z++)
         for (unsigned y = 0; y < threads.y; y++)
@@ -57,22 +83,15 @@ static void run_block(const Index& threads, const std::function<void()>& kernel)
                 Fibre& fibre = fibres[i++];
                 fibre.thread = {x, y, z};
                 fibre.done = false;
-                if (!fibre.stack) fibre.stack.reset(new char[stack]);
-                getcontext(&fibre.context);
-                fibre.context.uc_stack.ss_sp = fibre.stack.get();
-                fibre.context.uc_stack.ss_size = stack;
-                makecontext(&fibre.context, enter, 0);
             }
     for (bool alive = true; alive;) {
         alive = false;
         // Backwards, so that a missing barrier shows: nothing that a later thread needs of an
         // earlier one is there yet.
-        for (size_t f = fibres.size(); f-- > 0;) {
+        for (size_t f = count; f-- > 0;) {
             if (fibres[f].done) continue;
-            current = &fibres[f];
-            threadIdx = current->thread;
-            swapcontext(&scheduler, &current->context);
-            alive |= !current->done;
+            go_on(fibres[f]);
+            alive |= !fibres[f].done;
         }
     }
 }

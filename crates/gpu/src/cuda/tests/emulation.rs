@@ -6,7 +6,7 @@ use std::{
     cell::RefCell, collections::BTreeMap, ffi::c_void, fmt::Write, fs, process::Command, sync::Arc,
 };
 
-use half::f16;
+use half::{bf16, f16};
 use libloading::Library;
 use sparoa_core::{
     backend::{Arg, BackendError, TaskSpec, View},
@@ -15,7 +15,11 @@ use sparoa_core::{
 };
 use sparoa_kernels::Pool;
 
-use super::{super::translate, all_caps, rounded};
+use super::{
+    super::{storage::Half, translate},
+    all_caps,
+    rounded::{self, Rounding, Sample},
+};
 use crate::{
     bind::{Binder, Bindings, Bound, place},
     residency::{Residency, Resident},
@@ -38,27 +42,45 @@ struct Case {
     temps: Vec<usize>,
     expected: Vec<(View, Tensor)>,
     halves: Halves,
-    rounded: bool,
+    half: Half,
+    /// What operands of products are rounded by, relative to them.
+    rounding: f32,
 }
 
-/// The value as it is after it was stored as f16.
-fn through_f16(value: &Tensor) -> Tensor {
+/// The bits of a number stored so.
+pub(in super::super) fn to_bits(value: f32, half: Half) -> u16 {
+    match half {
+        Half::F16 => f16::from_f32(value).to_bits(),
+        Half::Bf16 => bf16::from_f32(value).to_bits(),
+    }
+}
+
+/// The number that is stored so.
+pub(in super::super) fn of_bits(bits: u16, half: Half) -> f32 {
+    match half {
+        Half::F16 => f16::from_bits(bits).to_f32(),
+        Half::Bf16 => bf16::from_bits(bits).to_f32(),
+    }
+}
+
+/// The value as it is after it was stored in 16 bits.
+fn through(value: &Tensor, half: Half) -> Tensor {
     let mut value = value.clone();
     for v in value.as_slice_mut::<f32>().into_iter().flatten() {
-        *v = f16::from_f32(*v).to_f32();
+        *v = of_bits(to_bits(*v, half), half);
     }
     value
 }
 
-/// The bytes of f32 stored as f16.
-fn f16_bytes(value: &Tensor) -> Vec<u8> {
-    let halves = value.as_slice::<f32>().unwrap().iter().map(|v| f16::from_f32(*v));
+/// The bytes of f32 stored in 16 bits.
+fn stored_bytes(value: &Tensor, half: Half) -> Vec<u8> {
+    let halves = value.as_slice::<f32>().unwrap().iter().map(|v| to_bits(*v, half));
     bytemuck::cast_slice(&halves.collect::<Vec<_>>()).to_vec()
 }
 
 impl Case {
     /// `None` where the operator has no GPU kernel for this. Run-time values lie `lead` bytes into
-    /// their slots. What `caps` has stored as f16 is rounded to it first.
+    /// their slots. What `caps` has stored in 16 bits is rounded to them first.
     fn new(
         name: String,
         op: &Arc<dyn Op>,
@@ -78,20 +100,21 @@ impl Case {
         let types = op.infer(&operands).ok()?;
         let typed = ops::Operands { inputs: &operands, outputs: &types };
         let halves = super::halves(&typed, caps);
+        let half = Half::of(caps.matrix_units).unwrap_or(Half::F16);
         // Only what the GPU supports is worth the CPU's time.
         op.gpu(&typed, &GpuCaps { halves, ..caps.clone() })?;
         let stored = |(i, (value, _)): (usize, &(Option<Tensor>, bool))| {
-            value.as_ref().map(|v| if halves.input(i) { through_f16(v) } else { v.clone() })
+            value.as_ref().map(|v| if halves.input(i) { through(v, half) } else { v.clone() })
         };
         let inputs: Vec<(Option<Tensor>, bool)> =
             inputs.iter().enumerate().map(|all| (stored(all), all.1.1)).collect();
         let values: Vec<Option<&Tensor>> = inputs.iter().map(|(v, _)| v.as_ref()).collect();
         let mut slots = Vec::new();
-        let mut slot = |value: &Tensor, half: bool| {
+        let mut slot = |value: &Tensor, stored: bool| {
             let bytes = value.bytes().len();
             let view = View { slot: slots.len(), offset: lead, bytes };
-            slots.push(match half {
-                true => memory(place(&view, true), &f16_bytes(value)),
+            slots.push(match stored {
+                true => memory(place(&view, true), &stored_bytes(value, half)),
                 false => memory(lead, value.bytes()),
             });
             view
@@ -129,7 +152,14 @@ impl Case {
             temps,
             expected,
             halves,
-            rounded: caps.f16 || caps.matrix_units.is_some(),
+            half,
+            // Of 16 bits, and of tf32, but bf16's 8.
+            rounding: match caps.matrix_units {
+                Some(MatrixUnits::Bf16) => 2f32.powi(-8),
+                Some(_) => 2f32.powi(-11),
+                None if caps.f16 => 2f32.powi(-11),
+                None => 0.0,
+            },
         })
     }
 
@@ -158,12 +188,12 @@ impl Case {
         let result = |i: usize, view: &View, expected: &Tensor| {
             let bytes: &[u8] = bytemuck::cast_slice(&self.slots[view.slot]);
             let mut got = Tensor::zeros(expected.ty().clone());
-            let half = self.halves.output(i);
-            let bytes = &bytes[place(view, half)..];
-            match got.as_slice_mut::<f32>().filter(|_| half) {
+            let stored = self.halves.output(i);
+            let bytes = &bytes[place(view, stored)..];
+            match got.as_slice_mut::<f32>().filter(|_| stored) {
                 Some(values) => {
                     for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                        *value = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+                        *value = of_bits(u16::from_le_bytes([bytes[0], bytes[1]]), self.half);
                     }
                 }
                 None => got.bytes_mut().copy_from_slice(&bytes[..view.bytes]),
@@ -174,8 +204,15 @@ impl Case {
         all.map(|(i, (view, expected))| (expected, result(i, view, expected))).collect()
     }
 
-    fn compare(&self, i: usize, expected: &Tensor, got: &Tensor) {
-        let stored = self.halves.output(i).then(|| through_f16(expected));
+    /// Holds the results to what the CPU computes.
+    fn compare(&self) {
+        for (i, (expected, got)) in self.results().iter().enumerate() {
+            self.compare_one(i, expected, got);
+        }
+    }
+
+    fn compare_one(&self, i: usize, expected: &Tensor, got: &Tensor) {
+        let stored = self.halves.output(i).then(|| through(expected, self.half));
         let expected = stored.as_ref().unwrap_or(expected);
         if expected.dtype() != DType::F32 {
             assert_eq!(expected.bytes(), got.bytes(), "{}", self.name);
@@ -183,8 +220,8 @@ impl Case {
         }
         let (e, g) = (expected.as_slice::<f32>().unwrap(), got.as_slice::<f32>().unwrap());
         let scale = e.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
-        // Operands of 16 bits, and of tf32, have 11 significant ones.
-        let share = if self.rounded { 2e-3 } else { 2e-5 };
+        // About four roundings of operands.
+        let share = (4.096 * self.rounding).max(2e-5);
         for (i, (e, g)) in e.iter().zip(g).enumerate() {
             let same = e == g || (e.is_nan() && g.is_nan());
             let close = (e - g).abs() <= share * scale + 10.0 * share * e.abs();
@@ -196,14 +233,14 @@ impl Case {
 /// The kernels as a library of the host.
 struct Emulator {
     library: Library,
-    /// By WGSL and buffers of f16: the number in the function's name, and the threads of a block.
+    /// By WGSL and buffers of 16-bit numbers: the number in the function's name, and the threads of a block.
     kernels: BTreeMap<(String, u8), (usize, [u32; 3])>,
     _folder: tempfile::TempDir,
 }
 
 impl Emulator {
-    /// `None` where there is no compiler.
-    fn build<'a>(cases: impl Iterator<Item = &'a Case>) -> Option<Emulator> {
+    /// `None` where there is no compiler. Numbers of 16 bits are `half` in all cases.
+    fn build<'a>(cases: impl Iterator<Item = &'a Case>, half: Half) -> Option<Emulator> {
         let compiler = ["c++", "g++", "clang++"].into_iter().find(|name| {
             Command::new(name).arg("--version").output().is_ok_and(|out| out.status.success())
         })?;
@@ -212,13 +249,21 @@ impl Emulator {
         let mut text = include_str!("emulation.hpp").to_owned();
         text += &translate::PRELUDE
             .replace(conversion, "_Float16 h; __builtin_memcpy(&h, &v, sizeof h); r = (f32)h;");
-        let rounding = "asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(r) : \"f\"(v));";
-        assert!(translate::HALF.contains(rounding), "the device's rounding is replaced");
-        text += &translate::HALF.replace(
-            rounding,
-            "const _Float16 h = (_Float16)v; __builtin_memcpy(&r, &h, sizeof r);",
-        );
+        if half == Half::Bf16 {
+            text += translate::BFLOAT;
+        }
+        text += include_str!("half.hpp");
+        let mut of_device = translate::HALF.to_owned();
+        for name in ["f16", "bf16"] {
+            let rounding = format!("asm(\"cvt.rn.{name}.f32 %0, %1;\" : \"=h\"(r) : \"f\"(v));");
+            assert!(of_device.contains(&rounding), "the device's rounding is replaced");
+            of_device = of_device.replace(&rounding, "r = (unsigned short)half_of(v);");
+        }
+        text += &of_device;
         text += include_str!("native.hpp");
+        // Kernels are long and run once or twice: to optimise them takes longer than it saves. What they
+        // call is optimised.
+        text += "#pragma GCC optimize (\"O0\")\n";
         let mut kernels = BTreeMap::new();
         for bindings in cases.flat_map(|case| &case.bound) {
             let dispatch = &bindings.dispatch;
@@ -226,11 +271,11 @@ impl Emulator {
             if kernels.contains_key(&key) {
                 continue;
             }
-            let kernel =
-                translate::translate(&dispatch.source, &dispatch.overrides, bindings.halves)
-                    .unwrap();
+            let (source, overrides) = (&dispatch.source, &dispatch.overrides);
+            let kernel = translate::translate(source, overrides, bindings.halves, half).unwrap();
             let number = kernels.len();
             let body = kernel.source.strip_prefix(translate::PRELUDE).unwrap();
+            let body = body.strip_prefix(translate::BFLOAT).unwrap_or(body);
             let body = body.strip_prefix(translate::HALF).unwrap_or(body);
             let body = body.strip_prefix(translate::NATIVE).unwrap_or(body);
             let body = body.strip_prefix(translate::GROUP).unwrap_or(body);
@@ -257,7 +302,16 @@ impl Emulator {
             (folder.path().join("kernels.cpp"), folder.path().join("kernels.so"));
         fs::write(&source, text).unwrap();
         let built = Command::new(compiler)
-            .args(["-std=c++17", "-O1", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", "-o"])
+            .args([
+                "-std=c++17",
+                "-O1",
+                "-U_FORTIFY_SOURCE",
+                "-fno-strict-aliasing",
+                "-w",
+                "-shared",
+                "-fPIC",
+                "-o",
+            ])
             .args([&binary, &source])
             .output()
             .unwrap();
@@ -296,7 +350,7 @@ fn channels_last(value: &Tensor) -> Tensor {
     }
 }
 
-fn cases() -> Vec<Case> {
+fn cases(caps: &[GpuCaps]) -> Vec<Case> {
     let cases = RefCell::new(Vec::new());
     for spec in ops::specs() {
         for example in (spec.examples)() {
@@ -307,7 +361,7 @@ fn cases() -> Vec<Case> {
             });
             let given: Vec<(Option<Tensor>, bool)> = given.collect();
             let add = |op: &Arc<dyn Op>, inputs: &[(Option<Tensor>, bool)]| {
-                for (caps, lead) in all_caps().iter().flat_map(|c| [(c, 0), (c, 4)]) {
+                for (caps, lead) in caps.iter().flat_map(|c| [(c, 0), (c, 4)]) {
                     let f16 = if caps.f16 { ", f16" } else { "" };
                     let stored = if caps.halves.temps { ", stored" } else { "" };
                     let units = caps.matrix_units.map_or(String::new(), |u| format!(", {u:?}"));
@@ -329,94 +383,135 @@ fn cases() -> Vec<Case> {
     cases.into_inner()
 }
 
-#[test]
-fn examples_equal_the_cpu() {
-    let mut cases = cases();
-    assert!(cases.len() > 200, "{} cases", cases.len());
-    let Some(emulator) = Emulator::build(cases.iter()) else {
+/// Compiles and runs cases, and hands each on.
+fn emulate<'a>(cases: impl Iterator<Item = &'a mut Case>, half: Half, each: &dyn Fn(usize, &Case)) {
+    let mut cases: Vec<&mut Case> = cases.collect();
+    let Some(emulator) = Emulator::build(cases.iter().map(|case| &**case), half) else {
         println!("skipped: no C++ compiler");
         return;
     };
     println!("{} cases of {} kernels", cases.len(), emulator.kernels.len());
-    for case in &mut cases {
+    for (i, case) in cases.iter_mut().enumerate() {
         case.run(&emulator);
-        let results = case.results();
-        let results = results.iter().enumerate();
-        results.for_each(|(i, (expected, got))| case.compare(i, expected, got));
+        each(i, case);
     }
 }
 
 #[test]
-fn matrix_units_are_within_their_bounds() {
-    let (samples, mut cases) = (rounded::samples(), Vec::new());
-    for units in [MatrixUnits::Tf32, MatrixUnits::Fp16] {
-        let mut together = 0;
-        for (count, warp_groups, lead, stored) in [
-            (1, false, 0, false),
-            (16, false, 4, false),
-            (64, false, 0, false),
-            (1, true, 0, false),
-            (16, true, 4, false),
-            (1, false, 0, true),
-            (16, false, 4, true),
-            (132, false, 0, true),
-            (1, true, 0, true),
-            (16, true, 4, true),
-            (2, true, 0, true),
-            (5, true, 0, true),
-            (132, true, 0, true),
-        ] {
-            let f16 = units == MatrixUnits::Fp16;
-            if stored && !f16 {
-                continue;
-            }
-            let caps =
-                GpuCaps { warp_groups, f16, matrix_units: Some(units), ..super::caps(count) };
-            let caps = match stored {
-                true => GpuCaps { warp_groups, ..super::with_halves(count) },
-                false => caps,
-            };
-            for (i, sample) in samples.iter().enumerate() {
-                let how = format!(
-                    "in {units:?} for {count} units, together {warp_groups}, {lead}, stored {stored}"
-                );
-                let inputs: Vec<_> =
-                    sample.inputs.iter().map(|(v, c)| (Some(v.clone()), *c)).collect();
-                let case =
-                    Case::new(how, &sample.op, &inputs, &caps, lead).expect("it is supported");
-                let texts = case.bound.iter().map(|bound| &bound.dispatch.source);
-                let count = texts.filter(|text| text.contains("native_group_multiply")).count();
-                assert!(warp_groups || count == 0, "{}: no such device", case.name);
-                together += count;
-                cases.push((i, case));
-            }
+fn examples_equal_the_cpu() {
+    let mut cases = cases(&all_caps());
+    assert!(cases.len() > 200, "{} cases", cases.len());
+    emulate(cases.iter_mut(), Half::F16, &|_, case| case.compare());
+}
+
+#[test]
+fn examples_in_bf16_equal_the_cpu() {
+    let mut cases = cases(&[super::bfloat(super::with_halves(16))]);
+    assert!(cases.len() > 100, "{} cases", cases.len());
+    emulate(cases.iter_mut(), Half::Bf16, &|_, case| case.compare());
+}
+
+/// Multiprocessors, whether four warps multiply together, where values begin, and whether they are
+/// stored in 16 bits.
+type Device = (u32, bool, usize, bool);
+
+const DEVICES: [Device; 13] = [
+    (1, false, 0, false),
+    (16, false, 4, false),
+    (64, false, 0, false),
+    (1, true, 0, false),
+    (16, true, 4, false),
+    (1, false, 0, true),
+    (16, false, 4, true),
+    (132, false, 0, true),
+    (1, true, 0, true),
+    (16, true, 4, true),
+    (2, true, 0, true),
+    (5, true, 0, true),
+    (132, true, 0, true),
+];
+
+/// Every sample on such devices, with its place among the samples.
+fn on_matrix_units(
+    units: MatrixUnits,
+    devices: &[Device],
+    samples: &[Sample],
+) -> Vec<(usize, Case)> {
+    let (mut together, mut cases) = (0, Vec::new());
+    for &(count, warp_groups, lead, stored) in devices {
+        if stored && !units.is_half() {
+            continue;
         }
-        // Only deep products, and of those only what the estimates give them.
-        println!("{together} products of four warps in {units:?}");
-        assert!(together >= 2, "{together} products of four warps in {units:?}");
+        let caps = if stored { super::with_halves(count) } else { super::caps(count) };
+        let f16 = units == MatrixUnits::Fp16;
+        let caps = GpuCaps { warp_groups, f16, matrix_units: Some(units), ..caps };
+        for (i, sample) in samples.iter().enumerate() {
+            let how = format!(
+                "in {units:?} for {count} units, together {warp_groups}, {lead}, stored {stored}"
+            );
+            let inputs: Vec<_> = sample.inputs.iter().map(|(v, c)| (Some(v.clone()), *c)).collect();
+            let case = Case::new(how, &sample.op, &inputs, &caps, lead).expect("it is supported");
+            let texts = case.bound.iter().map(|bound| &bound.dispatch.source);
+            let count = texts.filter(|text| text.contains("native_group_multiply")).count();
+            assert!(warp_groups || count == 0, "{}: no such device", case.name);
+            together += count;
+            cases.push((i, case));
+        }
     }
-    let used = |name: &str| {
-        let all = cases.iter().flat_map(|(_, case)| &case.bound);
-        all.filter(|bound| bound.dispatch.source.contains(name)).count()
-    };
-    for name in ["native_multiply_tf32(x", "native_multiply_f16(x", "native_quad_sum(sum0)"] {
-        assert!(used(name) > 10, "{name}");
-    }
-    for name in ["copy_left(there", "native_group_multiply_lines_"] {
-        println!("{} products with {name}", used(name));
-        assert!(used(name) >= 8, "{name}");
-    }
-    let attention = cases.iter().flat_map(|(_, case)| &case.bound);
-    assert!(attention.filter(|bound| bound.dispatch.source.contains("load_turned")).count() > 8);
-    let Some(emulator) = Emulator::build(cases.iter().map(|(_, case)| case)) else {
-        println!("skipped: no C++ compiler");
-        return;
-    };
-    println!("{} cases of {} kernels", cases.len(), emulator.kernels.len());
-    for (sample, case) in &mut cases {
-        case.run(&emulator);
+    // Only deep products, and of those only what the estimates give them.
+    println!("{together} products of four warps in {units:?}");
+    assert!(together >= 2, "{together} products of four warps in {units:?}");
+    cases
+}
+
+/// How many of the cases' kernels call a function.
+fn used(cases: &[(usize, Case)], name: &str) -> usize {
+    let all = cases.iter().flat_map(|(_, case)| &case.bound);
+    all.filter(|bound| bound.dispatch.source.contains(name)).count()
+}
+
+/// Runs them, and holds each result to its sample's bounds.
+fn check(cases: &mut [(usize, Case)], samples: &[Sample], half: Half) {
+    let which: Vec<usize> = cases.iter().map(|(sample, _)| *sample).collect();
+    emulate(cases.iter_mut().map(|(_, case)| case), half, &|i, case| {
         let got = &case.results()[0].1;
         let stored = case.halves.output(0);
-        rounded::check(&samples[*sample], got.as_slice().unwrap(), stored, &case.name);
+        rounded::check(&samples[which[i]], got.as_slice().unwrap(), stored, &case.name);
+    });
+}
+
+#[test]
+fn matrix_units_are_within_their_bounds() {
+    let samples = rounded::samples(Rounding::F16);
+    let mut cases = on_matrix_units(MatrixUnits::Tf32, &DEVICES, &samples);
+    cases.extend(on_matrix_units(MatrixUnits::Fp16, &DEVICES, &samples));
+    for name in ["native_multiply_tf32(x", "native_multiply_half(x", "native_quad_sum(sum0)"] {
+        assert!(used(&cases, name) > 10, "{name}");
     }
+    for name in ["copy_left(there", "native_group_multiply_lines_"] {
+        println!("{} products with {name}", used(&cases, name));
+        assert!(used(&cases, name) >= 8, "{name}");
+    }
+    assert!(used(&cases, "load_turned") > 8);
+    check(&mut cases, &samples, Half::F16);
+}
+
+/// Texts are those of fp16: every function that they call is used once more.
+#[test]
+fn matrix_units_are_within_their_bounds_in_bf16() {
+    let samples = rounded::samples(Rounding::BF16);
+    let devices = [1, 3, 6, 7, 8, 10].map(|i| DEVICES[i]);
+    let mut cases = on_matrix_units(MatrixUnits::Bf16, &devices, &samples);
+    for name in [
+        "native_multiply_half(x",
+        "native_quad_sum(sum0)",
+        "copy_left(there",
+        "native_group_multiply_lines_",
+        "native_group_multiply_half_",
+        "load_turned",
+    ] {
+        println!("{} products with {name}", used(&cases, name));
+        assert!(used(&cases, name) >= 2, "{name}");
+    }
+    check(&mut cases, &samples, Half::Bf16);
 }

@@ -14,17 +14,14 @@ static const Part* exchange_parts(const Part& own) {
     return all + thread / 32 * 32;
 }
 
-static f32 of_bits(u32 bits) { f32 v; memcpy(&v, &bits, 4); return v; }
-static f32 of_half(u32 bits) { const unsigned short low = (unsigned short)bits; _Float16 h; memcpy(&h, &low, 2); return (f32)h; }
-static u32 half_of(f32 v) { const _Float16 h = (_Float16)v; unsigned short bits; memcpy(&bits, &h, 2); return bits; }
 static u32 round_tf32(f32 v) {
     u32 bits; memcpy(&bits, &v, 4);
     return std::isfinite(v) ? (bits + 0x1000u) & ~0x1fffu : bits;
 }
 static vec4<u32> native_round_tf32(vec4<f32> v) { return {round_tf32(v.x), round_tf32(v.y), round_tf32(v.z), round_tf32(v.w)}; }
-static u32 pack_f16(f32 low, f32 high) { return half_of(low) | half_of(high) << 16; }
-static vec4<u32> native_pack_f16(vec4<f32> low, vec4<f32> high) {
-    return {pack_f16(low.x, low.y), pack_f16(low.z, low.w), pack_f16(high.x, high.y), pack_f16(high.z, high.w)};
+static u32 pack_half(f32 low, f32 high) { return half_of(low) | half_of(high) << 16; }
+static vec4<u32> native_pack_half(vec4<f32> low, vec4<f32> high) {
+    return {pack_half(low.x, low.y), pack_half(low.z, low.w), pack_half(high.x, high.y), pack_half(high.z, high.w)};
 }
 
 // Element `k` of a row of a (8 words' quarter by quarter) or a column of b.
@@ -47,7 +44,7 @@ template <bool half> static vec4<f32> multiply(vec4<u32> a, u32 low, u32 high, v
     return sum;
 }
 static vec4<f32> native_multiply_tf32(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) { return multiply<false>(a, low, high, sum); }
-static vec4<f32> native_multiply_f16(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) { return multiply<true>(a, low, high, sum); }
+static vec4<f32> native_multiply_half(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) { return multiply<true>(a, low, high, sum); }
 static vec4<f32> native_exchange(vec4<f32> v) {
     const u32 lane = threadIdx.x % 32;
     const vec4<f32> other = exchange_parts({{}, 0, 0, v, nullptr})[lane ^ 1].v;
@@ -138,7 +135,7 @@ template <size_t... I, class T> static void keep_product(std::index_sequence<I..
 #define GROUP(n) \
     template <class... T> static void native_group_hold_##n(T&&...) {} \
     template <class... T> static void native_group_multiply_tf32_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), false); } \
-    template <class... T> static void native_group_multiply_f16_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), true); } \
+    template <class... T> static void native_group_multiply_half_##n(T&&... all) { keep_product(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...), true); } \
     template <class... T> static void native_group_multiply_lines_##n(T&&... all) { keep_lines(std::make_index_sequence<n / 8>(), std::forward_as_tuple(all...)); }
 GROUP(32)
 GROUP(64)

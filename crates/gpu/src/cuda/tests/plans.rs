@@ -4,6 +4,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use sparoa_core::{
@@ -16,8 +17,13 @@ use sparoa_core::{
 };
 use sparoa_kernels::Pool;
 
-use super::{super::storage::Storage, super::translate::translate, with_halves};
+use super::{
+    super::storage::{Half, Storage},
+    super::translate::translate,
+    with_halves,
+};
 use crate::{
+    CudaBackend, CudaOptions,
     bind::{self, Binder, Bindings, check_ranges},
     residency::Resident,
 };
@@ -95,18 +101,46 @@ fn programs_of_models_keep_their_activations_in_f16() {
         println!("{model} {place:?}: {halves} of {} dispatches have f16", all.len());
         if place == Place::Gpu {
             // All but what the host reads.
-            assert!(halves + 1 >= all.len() && storage.uploads == [true], "{model}");
+            assert!(halves + 1 >= all.len() && storage.uploads == [Some(Half::F16)], "{model}");
             let written = storage.tasks.iter().filter(|task| task.outputs == 0).count();
             assert_eq!(written, 1, "{model}");
         } else {
-            assert!(storage.uploads.contains(&true), "{model}");
+            assert!(storage.uploads.contains(&Some(Half::F16)), "{model}");
         }
         for bindings in &all {
             let dispatch = &bindings.dispatch;
             if seen.insert((dispatch.source.to_string(), bindings.halves)) {
-                translate(&dispatch.source, &dispatch.overrides, bindings.halves)
+                let (source, overrides) = (&dispatch.source, &dispatch.overrides);
+                translate(source, overrides, bindings.halves, Half::F16)
                     .unwrap_or_else(|e| panic!("{}: {e}", dispatch.label));
             }
         }
+    }
+}
+
+/// A whole model is one recorded graph: to launch it does not take longer the more kernels there are.
+#[test]
+fn launching_a_model_is_one_call() {
+    let backend = match CudaBackend::new(&CudaOptions::default()) {
+        Ok(backend) => backend,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    for model in ["resnet18", "mobilenet_v2", "swin_t"] {
+        let spec = program(model, 1, Place::Gpu);
+        assert_eq!(spec.segments.len(), 1, "{model}");
+        let tasks = spec.tasks.len();
+        let program = backend.load(spec).unwrap();
+        let launch = || {
+            program.wait_idle().unwrap();
+            let start = Instant::now();
+            program.launch(0).unwrap();
+            start.elapsed()
+        };
+        let mut times: Vec<Duration> = (0..300).map(|_| launch()).collect();
+        program.wait_idle().unwrap();
+        times.sort_unstable();
+        println!("{model}: {tasks} operators, launched in {:?}", times[times.len() / 2]);
+        // A call for each kernel would take about 2 us for each.
+        assert!(times[times.len() / 2] < Duration::from_micros(100), "{model}");
     }
 }

@@ -52,7 +52,7 @@ FN void native_group_take(vec4<u32>& a, vec4<u32>& b) {
 // The same with both sides in shared memory.
 #define GROUP_MULTIPLY_LINES(n, inputs) \
     FN void native_group_multiply_lines_##n(TAKEN_##n, vec4<u32> a, vec4<u32> b, u32 step) { \
-        asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 {" LIST_##n "}, " inputs \
+        asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." HALF_NAME "." HALF_NAME " {" LIST_##n "}, " inputs \
             ", p, 1, 1, 0, 0;}" \
             : SUMS_##n : "l"(descriptor_128(a, step)), "l"(descriptor_128(b, step)) : "memory"); \
     }
@@ -60,7 +60,7 @@ FN void native_group_take(vec4<u32>& a, vec4<u32>& b) {
 // are under way.
 #define GROUP(n, inputs, lines) \
     GROUP_MULTIPLY(native_group_multiply_tf32, n, "k8.f32.tf32.tf32", inputs, "") \
-    GROUP_MULTIPLY(native_group_multiply_f16, n, "k16.f32.f16.f16", inputs, ", 0") \
+    GROUP_MULTIPLY(native_group_multiply_half, n, "k16.f32." HALF_NAME "." HALF_NAME, inputs, ", 0") \
     GROUP_MULTIPLY_LINES(n, lines) \
     FN void native_group_hold_##n(TAKEN_##n) { asm volatile("" : SUMS_##n : : "memory"); }
 GROUP(32, "{%16, %17, %18, %19}, %20", "%16, %17")

@@ -1,6 +1,12 @@
-// Numbers that are stored as f16: loaded they are f32, stored they are rounded to the nearest, which from 65520 on is infinite.
+// Numbers that are stored in 16 bits: loaded they are f32, stored they are rounded to the nearest. f16 is infinite from 65520 on; bf16
+// are the upper halves of f32 (instructions of sm_80 and newer).
+#ifdef BFLOAT
+FN unsigned short half_bits(f32 v) { unsigned short r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
+FN f32 half_value(u32 bits) { return __uint_as_float(bits << 16); }
+#else
 FN unsigned short half_bits(f32 v) { unsigned short r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
 FN f32 half_value(u32 bits) { return to_f32(f16{(unsigned short)bits}); }
+#endif
 struct half1 {
     unsigned short bits;
     __device__ __forceinline__ operator f32() const { return half_value(bits); }

@@ -1,8 +1,9 @@
 //! From a kernel's WGSL to CUDA C++: naga parses and validates, this prints its IR. Covered is what
 //! the operators' kernels use; anything else is an error that names it, never other code.
 //!
-//! Buffers that are stored as f16 are declared as such; what is loaded becomes f32, what is stored is
-//! rounded (`half.cuh`). A text that declares one of u32 takes it as it is.
+//! Buffers that are stored in 16 bits are declared as such; what is loaded becomes f32, what is stored is
+//! rounded (`half.cuh`). A text that declares one of u32 takes it as it is. Whether these are f16 or bf16
+//! is told apart here alone: texts say `half`.
 //!
 //! The uniform block becomes the kernel's first parameter, by value; storage buffers are pointers
 //! in the order of their bindings. Helper functions get all of them and are inlined.
@@ -28,9 +29,13 @@ use expressions::{constant, literal_of};
 use statements::Writer;
 use types::{layout, scalar_of, type_name};
 
+use super::storage::Half;
+
 /// What stands in front of every translated kernel.
 pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
-/// What stands behind it where buffers are stored as f16.
+/// What stands behind it where numbers of 16 bits are bf16, not f16.
+pub(crate) const BFLOAT: &str = "#define BFLOAT\n";
+/// What stands behind it where buffers are stored in 16 bits.
 pub(crate) const HALF: &str = include_str!("half.cuh");
 /// What stands behind that where functions called `native_..` are used.
 pub(crate) const NATIVE: &str = include_str!("native.cuh");
@@ -94,19 +99,28 @@ fn suffix(name: Option<&str>) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// Translates the entry point `main` of `source`. `halves`: the buffers that are stored as f16, a bit
-/// for each.
+/// Translates the entry point `main` of `source`. `halves`: the buffers that are stored in 16 bits, a bit
+/// for each; `half`: as what.
 ///
 /// # Errors
 /// See [`TranslateError`].
-pub(crate) fn translate(source: &str, overrides: &[(&str, f64)], halves: u8) -> Result<Kernel> {
+pub(crate) fn translate(
+    source: &str,
+    overrides: &[(&str, f64)],
+    halves: u8,
+    half: Half,
+) -> Result<Kernel> {
     let module = naga::front::wgsl::parse_str(source)
         .map_err(|e| TranslateError::Parse(e.emit_to_string(source)))?;
     let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| TranslateError::Invalid(e.emit_to_string(source)))?;
-    Printer { module: &module, info: &info, halves, out: PRELUDE.to_owned() }.kernel(overrides)
+    let mut out = PRELUDE.to_owned();
+    if half == Half::Bf16 {
+        out.push_str(BFLOAT);
+    }
+    Printer { module: &module, info: &info, halves, out }.kernel(overrides)
 }
 
 struct Printer<'a> {
@@ -340,7 +354,9 @@ impl Printer<'_> {
             (Some(Scalar::F32), TypeInner::Scalar(_)) if half => "half1".to_owned(),
             (Some(Scalar::F32), _) if half => "half4".to_owned(),
             (Some(Scalar::U32), _) if half => type_name(module, inner)?,
-            _ if half => return unsupported("a buffer of f16 that declares other elements"),
+            _ if half => {
+                return unsupported("a buffer of 16-bit numbers that declares other elements");
+            }
             _ => type_name(module, inner)?,
         };
         let written = self.info.get_entry_point(0)[handle].contains(GlobalUse::WRITE);

@@ -1,15 +1,22 @@
 // What a warp does together: matrix units, and copies that the hardware makes on the side (sm_80 and newer).
 
+// Operands of 16 bits, in the instructions' names.
+#ifdef BFLOAT
+#define HALF_NAME "bf16"
+#else
+#define HALF_NAME "f16"
+#endif
+
 // f32 rounded to 11 significant bits.
 FN u32 round_tf32(f32 v) { u32 r; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v)); return r; }
 FN vec4<u32> native_round_tf32(vec4<f32> v) { return {round_tf32(v.x), round_tf32(v.y), round_tf32(v.z), round_tf32(v.w)}; }
-// Two f32 as f16, the first in the lower half.
-FN u32 pack_f16(f32 low, f32 high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
-FN vec4<u32> native_pack_f16(vec4<f32> low, vec4<f32> high) {
-    return {pack_f16(low.x, low.y), pack_f16(low.z, low.w), pack_f16(high.x, high.y), pack_f16(high.z, high.w)};
+// Two f32 as 16 bits each, the first in the lower half.
+FN u32 pack_half(f32 low, f32 high) { u32 r; asm("cvt.rn." HALF_NAME "x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+FN vec4<u32> native_pack_half(vec4<f32> low, vec4<f32> high) {
+    return {pack_half(low.x, low.y), pack_half(low.z, low.w), pack_half(high.x, high.y), pack_half(high.z, high.w)};
 }
 
-// sum + a * b; a is 16 x 8 (f16: 16 x 16), b 8 x 8 (16 x 8), shared out among the lanes as the instruction has it: of the sum,
+// sum + a * b; a is 16 x 8 (of 16 bits: 16 x 16), b 8 x 8 (16 x 8), shared out among the lanes as the instruction has it: of the sum,
 // lane i has columns 2 (i % 4) and the next of rows i / 4 (x, y) and i / 4 + 8 (z, w).
 FN vec4<f32> native_multiply_tf32(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -17,8 +24,8 @@ FN vec4<f32> native_multiply_tf32(vec4<u32> a, u32 low, u32 high, vec4<f32> sum)
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
     return sum;
 }
-FN vec4<f32> native_multiply_f16(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+FN vec4<f32> native_multiply_half(vec4<u32> a, u32 low, u32 high, vec4<f32> sum) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." HALF_NAME "." HALF_NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum.x), "+f"(sum.y), "+f"(sum.z), "+f"(sum.w)
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
     return sum;

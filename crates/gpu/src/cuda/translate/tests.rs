@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// With f16.
+fn translate(source: &str, overrides: &[(&str, f64)], halves: u8) -> Result<Kernel> {
+    super::translate(source, overrides, halves, Half::F16)
+}
+
 /// A kernel over one input and one output; `body` is in `main`, `before` in front of it.
 fn shader(before: &str, body: &str) -> String {
     format!(
@@ -36,13 +41,17 @@ fn the_interface_is_parameters_then_buffers_by_binding() {
 }
 
 #[test]
-fn buffers_of_f16_convert_and_words_stay() {
+fn buffers_of_16_bits_convert_and_words_stay() {
     let source = shader("", "y[thread] = x[thread].y + p.scale;");
     let kernel = translate(&source, &[], 0b11).unwrap();
     let signature = kernel.source.lines().find(|l| l.contains("__global__")).unwrap();
     assert!(signature.contains("const half4* __restrict__ g"), "{signature}");
     assert!(signature.contains(", half1* __restrict__ g"), "{signature}");
     assert!(kernel.source.contains(HALF) && !translated("", "y[0] = 1.0;").source.contains(HALF));
+    // With bf16 the same, but for what stands before it.
+    let bfloat = super::translate(&source, &[], 0b11, Half::Bf16).unwrap();
+    let defined = format!("{PRELUDE}{BFLOAT}");
+    assert_eq!(bfloat.source.strip_prefix(&defined), kernel.source.strip_prefix(PRELUDE));
     // The second alone.
     let kernel = translate(&source, &[], 0b10).unwrap();
     let signature = kernel.source.lines().find(|l| l.contains("__global__")).unwrap();
@@ -53,7 +62,7 @@ fn buffers_of_f16_convert_and_words_stay() {
     assert!(kernel.source.contains("const vec4<u32>* __restrict__"), "{}", kernel.source);
     let integers = words.replace("array<vec4<u32>>", "array<vec4<i32>>");
     let error = translate(&integers, &[], 0b01).unwrap_err().to_string();
-    assert!(error.contains("a buffer of f16"), "{error}");
+    assert!(error.contains("a buffer of 16-bit numbers"), "{error}");
 }
 
 #[test]
