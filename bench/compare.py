@@ -9,8 +9,8 @@ a round, with the smallest and the largest. Below 1 SparOA is faster. The peers 
 target/bench-venv.
 
 On a machine shared with others, `--idle` counts only rounds before and after which a probe, a product of matrices in OpenVINO
-at its default precision, took at most a fifth longer than the fastest one ever on this machine: neighbours slow engines
-unequally. It says how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
+at its default precision, took at most a fifth longer than the fastest one ever on this machine, and `sparoa doctor` found
+that two cores are near each other: neighbours slow engines unequally, and a virtual machine's cores may be moved apart. It says how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
 
 `--avx2` hides AVX-512 and AMX from all engines alike (hide_avx512.c; needs cc): environment variables would cap some of the
 libraries in them and not others.
@@ -121,18 +121,25 @@ class Idle:
 
     FILE = ROOT / "target" / "bench-probe.json"
 
-    def __init__(self, threads, cores, avx2):
+    def __init__(self, binary, threads, cores, avx2):
+        self.doctor = [binary, "doctor", "--json", "--quiet", "--device", "cpu", "--threads", str(threads)]
+        self.cores = cores
         self.key = f"{platform.node()}, {threads} threads{', AVX2' if avx2 else ''}"
         self.probe = Peer("probe", "-", 1, threads, cores)
         self.best = json.loads(self.FILE.read_text()) if self.FILE.exists() else {}
 
     def now(self):
-        """Whether nothing disturbs: the probe is about as fast as ever."""
+        """Whether nothing disturbs: the probe is about as fast as ever, and the cores are those of one chip."""
         ms = self.probe.measure(PROBE_S)
         if ms < self.best.get(self.key, math.inf):
             self.best[self.key] = ms
             self.FILE.write_text(json.dumps(self.best))
-        return ms <= PROBE_SLACK * self.best[self.key]
+        return ms <= PROBE_SLACK * self.best[self.key] and not self.far_apart()
+
+    def far_apart(self):
+        """Whether the host of a virtual machine has moved its cores to different chips."""
+        told = subprocess.run(self.doctor, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, self.cores))
+        return any(f["check"] == "core-distance" and f["status"] == "warn" for f in json.loads(told.stdout)["findings"])
 
     def wait(self, seconds):
         end = time.monotonic() + seconds
@@ -231,7 +238,7 @@ def main():
             for threads in map(int, args.threads.split(",")):
                 cores = set(allowed[:threads])
                 running = [Peer(p, file_of(peer_name), batch, threads, cores) for p in peers]
-                idle = Idle(threads, cores, args.avx2) if args.idle else None
+                idle = Idle(args.binary, threads, cores, args.avx2) if args.idle else None
                 rounds, disturbed = [], []
                 while len(rounds) < args.rounds:
                     if idle:

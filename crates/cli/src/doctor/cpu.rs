@@ -1,5 +1,11 @@
 //! The CPU's cores: which of them this process has, what they can, who else uses them.
 
+use std::{
+    hint::spin_loop,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
 use sparoa::monitor::{allowed_cores, parse_list};
 
 use super::{Subject, Verdict, tree::text};
@@ -84,6 +90,62 @@ pub(super) fn load(subject: &Subject<'_>) -> Verdict {
         share if share > 0.15 => Verdict::warn(found, advice),
         _ => Verdict::ok(found),
     }
+}
+
+/// Nanoseconds from which on two cores count as far apart: cores of one chip take 15 to 80.
+const FAR_NS: f64 = 120.0;
+
+pub(super) fn distance(subject: &Subject<'_>) -> Verdict {
+    let Some(ns) = subject.transfer_ns else {
+        return Verdict::unavailable("one thread is used");
+    };
+    let found = format!("a thread sees after {ns:.0} ns what another wrote");
+    if ns < FAR_NS {
+        return Verdict::ok(found);
+    }
+    Verdict::warn(
+        format!(
+            "{found}: their cores share no cache, and small models gain little from a second one"
+        ),
+        "--cpus with cores that share a last-level cache (lscpu -e shows which); a virtual machine's cores \
+         may move apart at any time: ask its host for cores of one socket, or compare with --threads 1",
+    )
+}
+
+/// The shortest mean time over some hundred transfers of a cache line between two threads, in nanoseconds.
+pub(super) fn transfer_ns() -> f64 {
+    const TRANSFERS: usize = 200;
+    const LIMIT: Duration = Duration::from_millis(20);
+    const DONE: usize = usize::MAX;
+    let turn = AtomicUsize::new(0);
+    // Waits while it is the turn of the other, one of odd and even.
+    let wait = |other: usize| loop {
+        match turn.load(Ordering::Acquire) {
+            at if at == DONE || at % 2 != other => break at,
+            _ => spin_loop(),
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            loop {
+                match wait(0) {
+                    DONE => break,
+                    at => turn.store(at + 1, Ordering::Release),
+                }
+            }
+        });
+        let (start, mut best) = (Instant::now(), f64::INFINITY);
+        while start.elapsed() < LIMIT || best.is_infinite() {
+            let one = Instant::now();
+            for _ in 0..TRANSFERS / 2 {
+                turn.fetch_add(1, Ordering::Release);
+                wait(1);
+            }
+            best = best.min(one.elapsed().as_nanos() as f64 / TRANSFERS as f64);
+        }
+        turn.store(DONE, Ordering::Release);
+        best
+    })
 }
 
 pub(super) fn isa_cap(subject: &Subject<'_>) -> Verdict {
@@ -226,6 +288,21 @@ mod tests {
             subject.sensors.cpu_wait = wait;
             expect(&load(&subject), status, found, "");
         }
+    }
+
+    #[test]
+    fn cores_that_are_far_apart() {
+        let root = machine(&[]);
+        for (ns, status, found) in [
+            (None, Unavailable, "one thread"),
+            (Some(31.4), Ok, "after 31 ns"),
+            (Some(172.0), Warn, "172 ns what another wrote: their cores share no cache"),
+        ] {
+            let subject = super::Subject { transfer_ns: ns, ..subject(root.path()) };
+            expect(&distance(&subject), status, found, "");
+        }
+        let ns = transfer_ns();
+        assert!(ns.is_finite() && ns > 0.0, "{ns}");
     }
 
     #[test]

@@ -96,6 +96,8 @@ struct Subject<'a> {
     root: &'a Path,
     /// Taken while this process kept its threads busy.
     sensors: Snapshot,
+    /// Nanoseconds until one thread sees what another wrote, where there are two.
+    transfer_ns: Option<f64>,
     gpu: GpuState,
     /// NVML's answer, where the GPU is NVIDIA's: `Err` says why there is none.
     nvml: Option<Result<(), String>>,
@@ -121,7 +123,7 @@ impl Subject<'_> {
 type Check = fn(&Subject<'_>) -> Verdict;
 
 /// All checks, in the order of the report.
-const CHECKS: [(&str, Check); 22] = [
+const CHECKS: [(&str, Check); 23] = [
     ("cpu-governor", power::governor),
     ("cpu-clock", power::clock),
     ("cpu-boost", power::boost),
@@ -131,6 +133,7 @@ const CHECKS: [(&str, Check); 22] = [
     ("cpu-threads", cpu::threads),
     ("cpu-affinity", cpu::affinity),
     ("cpu-load", cpu::load),
+    ("core-distance", cpu::distance),
     ("cpu-isa", cpu::isa_cap),
     ("cpu-features", cpu::features),
     ("virtual-machine", cpu::virtual_machine),
@@ -192,6 +195,7 @@ pub fn examine(machine: &Machine) -> Examination {
     let subject = Subject {
         root,
         sensors: sample_busy(&mut monitor, threads),
+        transfer_ns: (threads > 1).then(cpu::transfer_ns),
         gpu,
         nvml,
         energy: machine.meter().sensors().to_vec(),

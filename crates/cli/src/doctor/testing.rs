@@ -42,6 +42,7 @@ pub(super) fn subject(root: &Path) -> Subject<'_> {
     Subject {
         root,
         sensors: Snapshot::default(),
+        transfer_ns: None,
         gpu: GpuState::Failed("no driver was found".to_owned()),
         nvml: None,
         energy: Vec::new(),
