@@ -170,18 +170,22 @@ fn run<T: Copy + Default + Send + Sync>(
     let matrices: usize = plan.outer[..plan.outer_rank].iter().map(|d| d.len).product();
     // Few rows are streams: longer strips.
     let strip = if plan.rows.len <= FEW { 16 * BLOCK } else { BLOCK };
-    let blocks = plan.columns.len.div_ceil(strip);
-    let work = strip.min(plan.columns.len) * plan.rows.len * plan.run;
-    pool.run_ranges(matrices * blocks, TASK_LEN / work.max(1), &|tasks| {
+    let strip = strip.min(plan.columns.len);
+    // Many rows of few columns are work for several threads, too.
+    let height = (TASK_LEN / (strip * plan.run)).next_multiple_of(MAX_LANES);
+    let height = height.clamp(MAX_LANES, plan.rows.len.max(MAX_LANES));
+    let (strips, heights) = (plan.columns.len.div_ceil(strip), plan.rows.len.div_ceil(height));
+    let work = strip * height.min(plan.rows.len) * plan.run;
+    pool.run_ranges(matrices * strips * heights, TASK_LEN / work.max(1), &|tasks| {
         for task in tasks {
-            let (from, to) = plan.matrix(task / blocks);
-            let first = task % blocks * strip;
-            let columns = strip.min(plan.columns.len - first);
+            let (from, to) = plan.matrix(task / (strips * heights));
+            let (column, row) = (task / heights % strips * strip, task % heights * height);
+            let (columns, rows) = (plan.columns, plan.rows);
             let matrix = Matrix {
-                x: x.0.wrapping_add(from + first * plan.columns.from),
-                y: y.0.wrapping_add(to + first * plan.columns.to),
-                columns: Dim { len: columns, ..plan.columns },
-                rows: plan.rows,
+                x: x.0.wrapping_add(from + column * columns.from + row * rows.from),
+                y: y.0.wrapping_add(to + column * columns.to + row * rows.to),
+                columns: Dim { len: strip.min(columns.len - column), ..columns },
+                rows: Dim { len: height.min(rows.len - row), ..rows },
                 run: plan.run,
             };
             simd::dispatch(isa, matrix);
@@ -189,7 +193,7 @@ fn run<T: Copy + Default + Send + Sync>(
     });
 }
 
-/// A strip of columns to transpose.
+/// A part of a matrix to transpose.
 #[derive(Clone, Copy)]
 struct Matrix<T> {
     x: *const T,
@@ -221,28 +225,23 @@ impl<T: Copy + Default> Kernel for Matrix<T> {
         let squares = columns.from == 1 && rows.to == 1;
         // SAFETY: the plan's offsets stay inside x and y.
         unsafe {
-            match (rows.len, columns.len) {
+            if squares && columns.to == rows.len {
                 // A picture's planes to pixels, say: few rows, the output without gaps.
-                (2, len) if squares && columns.to == 2 => {
-                    return interleave::<T, 2>(x, rows.from, y, len);
+                match rows.len {
+                    2 => return interleave::<T, 2>(x, rows.from, y, columns.len),
+                    3 => return interleave::<T, 3>(x, rows.from, y, columns.len),
+                    4 => return interleave::<T, 4>(x, rows.from, y, columns.len),
+                    _ => {}
                 }
-                (3, len) if squares && columns.to == 3 => {
-                    return interleave::<T, 3>(x, rows.from, y, len);
-                }
-                (4, len) if squares && columns.to == 4 => {
-                    return interleave::<T, 4>(x, rows.from, y, len);
-                }
+            }
+            if squares && rows.from == columns.len {
                 // And back.
-                (len, 2) if squares && rows.from == 2 => {
-                    return take_apart::<T, 2>(x, y, columns.to, len);
+                match columns.len {
+                    2 => return take_apart::<T, 2>(x, y, columns.to, rows.len),
+                    3 => return take_apart::<T, 3>(x, y, columns.to, rows.len),
+                    4 => return take_apart::<T, 4>(x, y, columns.to, rows.len),
+                    _ => {}
                 }
-                (len, 3) if squares && rows.from == 3 => {
-                    return take_apart::<T, 3>(x, y, columns.to, len);
-                }
-                (len, 4) if squares && rows.from == 4 => {
-                    return take_apart::<T, 4>(x, y, columns.to, len);
-                }
-                _ => {}
             }
         }
         // Masks make parts of vectors cheap.
@@ -264,6 +263,7 @@ impl<T: Copy + Default> Kernel for Matrix<T> {
                 } else if squares && full && side == SQUARE {
                     square(from, rows.from, to, columns.to);
                 } else if squares {
+                    // Steps that are known make the better loop.
                     one_by_one(from, (1, rows.from), to, (columns.to, 1), height, width);
                 } else {
                     let (from_steps, to_steps) = ((columns.from, rows.from), (columns.to, rows.to));
@@ -450,6 +450,40 @@ mod tests {
 
     use super::*;
 
+    /// Whether a permutation of these bytes is one.
+    fn check(isa: Isa, size: usize, shape: &[usize], perm: &[usize]) {
+        let count: usize = shape.iter().product();
+        let x: Vec<u8> = (0..count * size).map(|i| (i * 7 + i / 251) as u8).collect();
+        let mut y = vec![0; x.len()];
+        permute_with_isa(isa, &x, size, shape, perm, &mut y, &Pool::new(2));
+        let mut steps = vec![size; shape.len()];
+        for d in (1..shape.len()).rev() {
+            steps[d - 1] = steps[d] * shape[d];
+        }
+        let mut index = vec![0; shape.len()];
+        for element in y.chunks_exact(size) {
+            let from: usize = index.iter().zip(perm).map(|(i, &d)| i * steps[d]).sum();
+            assert_eq!(element, &x[from..from + size], "{shape:?} {perm:?} {isa}");
+            for d in (0..shape.len()).rev() {
+                index[d] += 1;
+                if index[d] < shape[perm[d]] {
+                    break;
+                }
+                index[d] = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn long_matrices_are_cut() {
+        for isa in Isa::available() {
+            for shape in [[6000, 3], [3, 6000], [3000, 41], [41, 3000], [5600, 5]] {
+                check(isa, 4, &shape, &[1, 0]);
+            }
+            check(isa, 4, &[40, 3, 700], &[1, 0, 2]);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -467,28 +501,8 @@ mod tests {
             }
             let mut perm: Vec<usize> = (0..shape.len()).collect();
             perm.sort_by_key(|&d| dims[d].1);
-            let size = 1 << log_size;
-            let count: usize = shape.iter().product();
-            let x: Vec<u8> = (0..count * size).map(|i| (i * 7 + i / 251) as u8).collect();
             let isa = *isa.get(&Isa::available().collect::<Vec<_>>());
-            let mut y = vec![0; x.len()];
-            permute_with_isa(isa, &x, size, &shape, &perm, &mut y, &Pool::new(2));
-            let mut steps = vec![size; shape.len()];
-            for d in (1..shape.len()).rev() {
-                steps[d - 1] = steps[d] * shape[d];
-            }
-            let mut index = vec![0; shape.len()];
-            for element in y.chunks_exact(size) {
-                let from: usize = index.iter().zip(&perm).map(|(i, &d)| i * steps[d]).sum();
-                prop_assert_eq!(element, &x[from..from + size]);
-                for d in (0..shape.len()).rev() {
-                    index[d] += 1;
-                    if index[d] < shape[perm[d]] {
-                        break;
-                    }
-                    index[d] = 0;
-                }
-            }
+            check(isa, 1 << log_size, &shape, &perm);
         }
     }
 }
