@@ -313,6 +313,24 @@ mod tests {
     }
 
     #[test]
+    fn many_short_rows_and_back() {
+        let (rows, sizes) = (9001, [2, 0, 1, 5, 40]);
+        let part = |size: usize, at: usize| {
+            let row = |r: usize| (0..size).map(move |i| (r * 48 + at + i) as i32);
+            t(&[rows, size], &(0..rows).flat_map(row).collect::<Vec<_>>())
+        };
+        let starts = [0, 2, 2, 3, 8];
+        let parts: Vec<Tensor> = sizes.iter().zip(starts).map(|(&n, at)| part(n, at)).collect();
+        let pool = Pool::new(3);
+        let inputs: Vec<_> = parts.iter().map(Some).collect();
+        let y = evaluate(&Concat { axis: 1 }, &inputs, &pool).unwrap().remove(0);
+        assert_eq!(y, t(&[rows, 48], &(0..rows as i32 * 48).collect::<Vec<_>>()));
+        let sizes = Some(sizes.map(|n| n as i64).to_vec());
+        let split = Split { axis: 1, sizes, outputs: 5 };
+        assert_eq!(evaluate(&split, &[Some(&y)], &pool).unwrap(), parts);
+    }
+
+    #[test]
     fn split_sizes() {
         let x = [Some(Operand::dynamic(TensorType::f32([7])))];
         let sizes = |outputs, sizes| {

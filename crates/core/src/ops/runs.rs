@@ -210,6 +210,23 @@ mod tests {
     }
 
     #[test]
+    fn short_rows_are_cut_anywhere() {
+        let (outer, rows, wide) = (3, 7001, 7);
+        let x: Vec<u32> = (0..outer * rows * wide).map(|i| i as u32).collect();
+        for len in 1..=wide {
+            // Backwards along the rows.
+            let strides = [(rows * wide) as isize, -(wide as isize), 1];
+            let s = Strided::new(&[outer, rows, len], &strides, ((rows - 1) * wide) as isize, 4);
+            let mut y = vec![0u32; outer * rows * len];
+            s.run(cast_slice(&x), cast_slice_mut(&mut y), &Pool::new(3));
+            for (i, v) in y.iter().enumerate() {
+                let (o, r, column) = (i / len / rows, i / len % rows, i % len);
+                assert_eq!(*v as usize, (o * rows + rows - 1 - r) * wide + column);
+            }
+        }
+    }
+
+    #[test]
     fn parts_start_inside_rows() {
         let (rows, row) = (3, 70_001);
         let x: Vec<u32> = (0..rows * row).map(|i| i as u32).collect();
