@@ -10,7 +10,8 @@ target/bench-venv.
 
 On a machine shared with others, `--idle` counts only rounds before and after which a probe, a product of matrices in OpenVINO
 at its default precision, took at most a fifth longer than the fastest one ever on this machine, and `sparoa doctor` found
-that two cores are near each other: neighbours slow engines unequally, and a virtual machine's cores may be moved apart. It says how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
+that two cores are near each other: neighbours slow engines unequally, and a virtual machine's cores may be moved apart. It says
+how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
 
 `--avx2` hides AVX-512 and AMX from all engines alike (hide_avx512.c; needs cc): environment variables would cap some of the
 libraries in them and not others.

@@ -172,11 +172,11 @@ fn run<T: Copy + Default + Send + Sync>(
     let strip = if plan.rows.len <= FEW { 16 * BLOCK } else { BLOCK };
     let strip = strip.min(plan.columns.len);
     // Many rows of few columns are work for several threads, too.
-    let height = (TASK_LEN / (strip * plan.run)).next_multiple_of(MAX_LANES);
-    let height = height.clamp(MAX_LANES, plan.rows.len.max(MAX_LANES));
+    let height = (TASK_LEN / (strip * plan.run)).max(1).next_multiple_of(MAX_LANES);
+    let height = height.min(plan.rows.len);
     let (strips, heights) = (plan.columns.len.div_ceil(strip), plan.rows.len.div_ceil(height));
-    let work = strip * height.min(plan.rows.len) * plan.run;
-    pool.run_ranges(matrices * strips * heights, TASK_LEN / work.max(1), &|tasks| {
+    let work = strip * height * plan.run;
+    pool.run_ranges(matrices * strips * heights, TASK_LEN / work, &|tasks| {
         for task in tasks {
             let (from, to) = plan.matrix(task / (strips * heights));
             let (column, row) = (task / heights % strips * strip, task % heights * height);
@@ -260,7 +260,7 @@ impl<T: Copy + Default> Kernel for Matrix<T> {
                     } else {
                         transpose_words(s, from, to, height, width);
                     }
-                } else if squares && full && side == SQUARE {
+                } else if squares && full {
                     square(from, rows.from, to, columns.to);
                 } else if squares {
                     // Steps that are known make the better loop.

@@ -155,31 +155,25 @@ pub(super) fn copy_runs(
     y_next: usize,
     bytes: usize,
 ) {
-    // A call of memcpy takes longer than a short run.
+    // A call of memcpy takes longer than a short run: lengths that the compiler knows need none.
     match bytes {
-        1 => copy_runs_of::<1>(x, from, next, y, y_next),
-        2 => copy_runs_of::<2>(x, from, next, y, y_next),
-        4 => copy_runs_of::<4>(x, from, next, y, y_next),
-        8 => copy_runs_of::<8>(x, from, next, y, y_next),
-        12 => copy_runs_of::<12>(x, from, next, y, y_next),
-        16 => copy_runs_of::<16>(x, from, next, y, y_next),
-        24 => copy_runs_of::<24>(x, from, next, y, y_next),
-        32 => copy_runs_of::<32>(x, from, next, y, y_next),
-        _ => {
-            let mut from = from;
-            for y in y.chunks_mut(y_next) {
-                y[..bytes].copy_from_slice(&x[from as usize..][..bytes]);
-                from += next;
-            }
-        }
+        1 => copy_runs_of(x, from, next, y, y_next, 1),
+        2 => copy_runs_of(x, from, next, y, y_next, 2),
+        4 => copy_runs_of(x, from, next, y, y_next, 4),
+        8 => copy_runs_of(x, from, next, y, y_next, 8),
+        12 => copy_runs_of(x, from, next, y, y_next, 12),
+        16 => copy_runs_of(x, from, next, y, y_next, 16),
+        24 => copy_runs_of(x, from, next, y, y_next, 24),
+        32 => copy_runs_of(x, from, next, y, y_next, 32),
+        _ => copy_runs_of(x, from, next, y, y_next, bytes),
     }
 }
 
-fn copy_runs_of<const N: usize>(x: &[u8], from: isize, next: isize, y: &mut [u8], y_next: usize) {
+#[inline(always)]
+fn copy_runs_of(x: &[u8], from: isize, next: isize, y: &mut [u8], y_next: usize, bytes: usize) {
     let mut from = from;
     for y in y.chunks_mut(y_next) {
-        let run: [u8; N] = x[from as usize..][..N].try_into().expect("as long");
-        y[..N].copy_from_slice(&run);
+        y[..bytes].copy_from_slice(&x[from as usize..][..bytes]);
         from += next;
     }
 }

@@ -97,13 +97,12 @@ fn round_to_bf16(rounded: &mut [bf16], values: &[f32]) {
 }
 
 /// Rounds in pieces that stay in the nearest cache, and hands them on with their places.
-fn round_pieces<T: Copy + bytemuck::Pod>(
+fn round_pieces<T: bytemuck::Pod>(
     bytes: &[u8],
-    zero: T,
     round: impl Fn(&mut [T], &[f32]),
     put: impl Fn(usize, &[u8]),
 ) {
-    let mut rounded = [zero; 2048];
+    let mut rounded = [T::zeroed(); 2048];
     let mut values = [0f32; 2048];
     for (i, part) in bytes.chunks(size_of_val(&values)).enumerate() {
         let count = part.len() / size_of::<f32>();
@@ -132,9 +131,9 @@ fn write(memory: &HostMemory, offset: usize, bytes: &[u8], half: Option<Half>, l
         None => put(offset, bytes),
         Some(Half::F16) => {
             let round = |to: &mut [f16], from: &[f32]| to.convert_from_f32_slice(from);
-            round_pieces(bytes, f16::ZERO, round, piece);
+            round_pieces(bytes, round, piece);
         }
-        Some(Half::Bf16) => round_pieces(bytes, bf16::ZERO, round_to_bf16, piece),
+        Some(Half::Bf16) => round_pieces(bytes, round_to_bf16, piece),
     }
 }
 

@@ -47,29 +47,34 @@ fn products_on_tensor_cores_are_within_their_bounds() {
     }
 }
 
-/// What f16 cannot hold becomes infinite, as it does on every engine that computes in f16; inputs
-/// that it cannot hold are so already.
-#[test]
-fn overflow_is_infinite() {
-    let options =
-        GpuOptions { name: Some("cuda".to_owned()), precision: GpuPrecision::Fp16, ..options() };
+/// The negatives of numbers, by a CUDA device that stores them so; `None` where there is none.
+fn negatives(precision: GpuPrecision, values: [f32; 8]) -> Option<Vec<f32>> {
+    let options = GpuOptions { name: Some("cuda".to_owned()), precision, ..options() };
     let gpu = match open_gpu(&options) {
         Ok(gpu) => gpu,
         Err(error) => {
             println!("skipped: {error}");
-            return;
+            return None;
         }
     };
-    let values = [1.0f32, -300.0, 65_504.0, 65_519.0, 65_520.0, -1.0e6, 1.0e-7, 0.1];
-    let stored =
-        [1.0, -300.0, 65_504.0, 65_504.0, f32::INFINITY, f32::NEG_INFINITY, 2.0f32.powi(-23)];
     let case = Case {
         op: (ops::find("", "Neg").unwrap().parse)(&ops::Attributes::default()).unwrap(),
         inputs: vec![Some(Tensor::from_slice([8], &values))],
         constant: vec![false],
     };
     let got = case.on_gpu_alone(&*gpu, 0).unwrap().remove(0);
-    let got: Vec<f32> = got.as_slice::<f32>().unwrap().iter().map(|v| -v).collect();
+    Some(got.as_slice::<f32>().unwrap().to_vec())
+}
+
+/// What f16 cannot hold becomes infinite, as it does on every engine that computes in f16; inputs
+/// that it cannot hold are so already.
+#[test]
+fn overflow_is_infinite() {
+    let values = [1.0f32, -300.0, 65_504.0, 65_519.0, 65_520.0, -1.0e6, 1.0e-7, 0.1];
+    let stored =
+        [1.0, -300.0, 65_504.0, 65_504.0, f32::INFINITY, f32::NEG_INFINITY, 2.0f32.powi(-23)];
+    let Some(got) = negatives(GpuPrecision::Fp16, values) else { return };
+    let got: Vec<f32> = got.iter().map(|v| -v).collect();
     assert_eq!(got[..7], stored);
     assert!(got[7] != 0.1 && (got[7] - 0.1).abs() < 0.1 / 2048.0, "{}", got[7]);
 }
@@ -77,25 +82,11 @@ fn overflow_is_infinite() {
 /// bf16 has f32's range: what f16 cannot hold stays, with 8 significant bits.
 #[test]
 fn large_numbers_stay_in_bf16() {
-    let options =
-        GpuOptions { name: Some("cuda".to_owned()), precision: GpuPrecision::Bf16, ..options() };
-    let gpu = match open_gpu(&options) {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            println!("skipped: {error}");
-            return;
-        }
-    };
     let values =
         [1.0f32, -300.0, 65_520.0, 1.0e30, -1.0e-30, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.0e38];
     let stored = [1.0, -300.0, 65_536.0, 1.0e30, -1.0e-30, 1.0, 1.015_625, 3.0e38];
-    let case = Case {
-        op: (ops::find("", "Neg").unwrap().parse)(&ops::Attributes::default()).unwrap(),
-        inputs: vec![Some(Tensor::from_slice([8], &values))],
-        constant: vec![false],
-    };
-    let got = case.on_gpu_alone(&*gpu, 0).unwrap().remove(0);
-    for (got, stored) in got.as_slice::<f32>().unwrap().iter().zip(stored) {
+    let Some(got) = negatives(GpuPrecision::Bf16, values) else { return };
+    for (got, stored) in got.iter().zip(stored) {
         let same = half::bf16::from_f32(stored).to_f32();
         assert_eq!(-got, same, "{stored}");
     }

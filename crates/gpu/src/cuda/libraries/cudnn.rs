@@ -25,7 +25,7 @@ pub(super) const VERSIONS: [&CStr; 2] = [c"cudnnGetVersion", c"cudnnGetCudartVer
 
 /// Bytes of workspace that an algorithm may take: Fourier's transforms of ResNet's 64 images of 128
 /// channels are as many.
-const MAX_WORKSPACE: i64 = 256 << 20;
+pub(super) const MAX_WORKSPACE: i64 = 256 << 20;
 /// Configurations to ask for at most: many of them do not compute as they must.
 const CONFIGURATIONS: usize = 160;
 /// Those of them that are taken.

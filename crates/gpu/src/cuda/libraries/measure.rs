@@ -9,7 +9,7 @@ use std::{
 use cudarc::driver::DriverError;
 use sparoa_core::ops::Standard;
 
-use super::{Libraries, Operands, Way, key};
+use super::{Libraries, Operands, Way, cudnn, key};
 use crate::cuda::driver::{Context, DeviceMemory, Event, EventKind, Launch, Stream};
 
 /// What measuring may take for one program; the rest is measured when the next one is loaded.
@@ -27,8 +27,8 @@ const GRAPH_NS: f64 = 300_000.0;
 const REPETITIONS: f64 = 12.0;
 /// Graphs that are timed; the fastest counts.
 const ROUNDS: usize = 3;
-/// Bytes of workspace to measure with: as much as a way may take.
-pub(super) const WORKSPACE: usize = 256 << 20;
+/// Bytes of workspace to measure with: as much as a way may take; cuBLASLt's take less than cuDNN's.
+pub(super) const WORKSPACE: usize = cudnn::MAX_WORKSPACE as usize;
 /// Bytes of numbers that are uploaded and repeated.
 const PATTERN: usize = 1 << 20;
 
