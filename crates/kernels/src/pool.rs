@@ -6,19 +6,21 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How long an idle worker spins before it parks.
+/// How long an idle worker spins before it parks, and how long while the pool is kept awake.
 const SPIN: Duration = Duration::from_micros(80);
+const LONG_SPIN: Duration = Duration::from_millis(1);
 
-/// `state` is `generation << 32 | OPEN? | workers admitted << 16 | workers inside the job`.
-const OPEN: u64 = 1 << 31;
-const INSIDE: u64 = 0xffff;
-const MOST: usize = 0x7fff;
-const STOP: u64 = u64::MAX;
+/// What a seat's `state` may be. The caller makes IDLE seats OFFERED and takes back what nobody has
+/// taken; the seat's thread makes OFFERED TAKEN, and IDLE again when it has done what it could.
+const IDLE: u32 = 0;
+const OFFERED: u32 = 1;
+const TAKEN: u32 = 2;
+const STOP: u32 = 3;
 
 thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
@@ -40,13 +42,13 @@ pub fn with_threads<T>(most: usize, f: impl FnOnce() -> T) -> T {
 
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
+#[derive(Clone, Copy)]
 struct Job {
     task: *const Task<'static>,
     threads: usize,
 }
 
-/// Tasks of one thread that nobody has begun, `end << 32 | next`, on cache lines of their own.
-#[repr(align(128))]
+/// Tasks of one thread that nobody has begun, `end << 32 | next`.
 struct Share(AtomicU64);
 
 impl Share {
@@ -73,21 +75,39 @@ impl Share {
     }
 }
 
-struct Shared {
-    /// Who may read `job`: a worker that raised the count while `OPEN` was set, until it lowers it.
-    state: AtomicU64,
+/// All that passes between the caller and one thread, on cache lines of their own: with a count of
+/// all threads in one place, each would wait for the others' turns to change it.
+#[repr(align(128))]
+struct Seat {
+    state: AtomicU32,
+    parked: AtomicBool,
+    share: Share,
     job: UnsafeCell<Option<Job>>,
-    /// Of each thread, the caller's first.
-    shares: Box<[Share]>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-    parked: Box<[AtomicBool]>,
 }
 
-// SAFETY: `job` is written only by the thread that holds `Pool::busy`, while no worker is counted
-// in `state` and OPEN is clear; it is read only by workers counted in `state`.
+struct Shared {
+    /// Of each thread, the caller's first.
+    seats: Box<[Seat]>,
+    /// How many keep the pool awake.
+    awake: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: a seat's `job` is written only by the thread that holds `Pool::busy`, while the seat is
+// IDLE, and read only by the seat's thread, while the seat is TAKEN.
 unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `job` points to a `Sync` closure that outlives the job (see `run`).
+// SAFETY: the raw pointers in the jobs point to a `Sync` closure that outlives them (see `run`).
 unsafe impl Send for Shared {}
+
+/// See [`Pool::keep_awake`].
+#[derive(Debug)]
+pub struct Awake<'a>(&'a AtomicUsize);
+
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A fork-join pool of a fixed number of threads, the caller being one of them.
 pub struct Pool {
@@ -99,20 +119,23 @@ pub struct Pool {
 impl Pool {
     /// A pool in which `threads` threads work, the calling thread included; 0 counts as 1.
     pub fn new(threads: usize) -> Pool {
-        let helpers = (threads.max(1) - 1).min(MOST);
-        let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
+        let seat = |_| Seat {
+            state: AtomicU32::new(IDLE),
+            parked: AtomicBool::new(false),
+            share: Share(AtomicU64::new(0)),
             job: UnsafeCell::new(None),
-            shares: (0..=helpers).map(|_| Share(AtomicU64::new(0))).collect(),
+        };
+        let shared = Arc::new(Shared {
+            seats: (0..threads.max(1)).map(seat).collect(),
+            awake: AtomicUsize::new(0),
             panic: Mutex::new(None),
-            parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
         });
-        let workers = (0..helpers)
-            .map(|index| {
+        let workers = (1..threads)
+            .map(|worker| {
                 let shared = Arc::clone(&shared);
                 let handle = thread::Builder::new()
-                    .name(format!("sparoa-{}", index + 1))
-                    .spawn(move || work(&shared, index))
+                    .name(format!("sparoa-{worker}"))
+                    .spawn(move || work(&shared, worker))
                     .expect("the system can start a thread");
                 (handle.thread().clone(), Some(handle))
             })
@@ -128,6 +151,13 @@ impl Pool {
     /// How many threads work, the caller included; no more than [`with_threads`] allows here.
     pub fn threads(&self) -> usize {
         (self.workers.len() + 1).min(LIMIT.get())
+    }
+
+    /// Until the answer is dropped, threads without work spin longer before they sleep: for kernels
+    /// of which parts run on one thread. To wake many takes longer than a small job.
+    pub fn keep_awake(&self) -> Awake<'_> {
+        self.shared.awake.fetch_add(1, Ordering::Relaxed);
+        Awake(&self.shared.awake)
     }
 
     /// Calls `f(0)` .. `f(tasks - 1)`, each once, on the pool's threads, and waits for all.
@@ -158,32 +188,37 @@ impl Pool {
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker keeps the reference after this function
-        // closes the job and waits below for the count of workers inside to reach zero.
+        // has seen its seat IDLE again below.
         let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(f) };
-        // SAFETY: `busy` is ours and the last job was closed with no worker inside: no reader.
-        unsafe { *shared.job.get() = Some(Job { task, threads }) };
-        for (thread, share) in shared.shares[..threads].iter().enumerate() {
-            share.set(thread * tasks / threads..(thread + 1) * tasks / threads);
+        let seats = &shared.seats[..threads];
+        for (thread, seat) in seats.iter().enumerate() {
+            seat.share.set(thread * tasks / threads..(thread + 1) * tasks / threads);
+            if thread > 0 {
+                // SAFETY: `busy` is ours and the seat IDLE: no reader.
+                unsafe { *seat.job.get() = Some(Job { task, threads }) };
+                seat.state.store(OFFERED, Ordering::Release);
+            }
         }
-        let generation = (shared.state.load(Ordering::Relaxed) >> 32) + 1;
-        let generation = generation & 0x7fff_ffff;
-        let admitted = (threads as u64 - 1) << 16;
-        shared.state.store(generation << 32 | OPEN | admitted, Ordering::SeqCst);
-        for (index, (worker, _)) in self.workers.iter().enumerate().take(threads - 1) {
-            let parked = &shared.parked[index];
-            if parked.load(Ordering::SeqCst) && parked.swap(false, Ordering::SeqCst) {
+        // A worker says that it parks, then looks for an offer: one of both sees the other's.
+        fence(Ordering::SeqCst);
+        for (seat, (worker, _)) in seats[1..].iter().zip(&self.workers) {
+            if seat.parked.load(Ordering::Relaxed) && seat.parked.swap(false, Ordering::SeqCst) {
                 worker.unpark();
             }
         }
         claim(shared, threads, f, 0);
-        shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0u32;
-        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
-            spins += 1;
-            if spins < 20_000 {
-                std::hint::spin_loop();
-            } else {
-                thread::yield_now();
+        for seat in &seats[1..] {
+            let back = |from| {
+                seat.state.compare_exchange(from, IDLE, Ordering::Acquire, Ordering::Acquire)
+            };
+            while seat.state.load(Ordering::Acquire) != IDLE && back(OFFERED).is_err() {
+                spins += 1;
+                if spins < 20_000 {
+                    std::hint::spin_loop();
+                } else {
+                    thread::yield_now();
+                }
             }
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -196,8 +231,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.state.store(STOP, Ordering::SeqCst);
-        for (thread, handle) in &mut self.workers {
+        for (seat, (thread, handle)) in self.shared.seats[1..].iter().zip(&mut self.workers) {
+            seat.state.store(STOP, Ordering::SeqCst);
             thread.unpark();
             if let Some(handle) = handle.take() {
                 // A worker catches its tasks' panics: nothing to report here.
@@ -215,84 +250,72 @@ impl std::fmt::Debug for Pool {
 
 /// Does the worker's share of tasks, from the front, and what is left of the others', from the back.
 fn claim(shared: &Shared, threads: usize, f: &Task<'_>, worker: usize) {
-    let shares = &shared.shares[..threads];
+    let seats = &shared.seats[..threads];
     IN_TASK.set(true);
     let result = catch_unwind(AssertUnwindSafe(|| {
-        while let Some(task) = shares[worker].first() {
+        while let Some(task) = seats[worker].share.first() {
             f(task, worker);
         }
         for other in 1..threads {
-            while let Some(task) = shares[(worker + other) % threads].last() {
+            while let Some(task) = seats[(worker + other) % threads].share.last() {
                 f(task, worker);
             }
         }
     }));
     IN_TASK.set(false);
     if let Err(payload) = result {
-        shares.iter().for_each(|share| share.set(0..0));
+        seats.iter().for_each(|seat| seat.share.set(0..0));
         let mut first = shared.panic.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(payload);
     }
 }
 
-fn work(shared: &Shared, index: usize) {
-    let mut seen = 0;
-    loop {
-        let state = wait(shared, index, seen);
-        if state == STOP {
-            return;
-        }
-        if shared
-            .state
-            .compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed)
-            .is_err()
-        {
+fn work(shared: &Shared, worker: usize) {
+    let seat = &shared.seats[worker];
+    while wait(shared, seat) {
+        let taken =
+            seat.state.compare_exchange(OFFERED, TAKEN, Ordering::Acquire, Ordering::Relaxed);
+        if taken.is_err() {
             continue;
         }
-        seen = state >> 32;
-        // SAFETY: this worker is counted in `state` while OPEN was set: the job is published, its
-        // closure alive, and neither changes before the count is lowered below.
+        // SAFETY: the seat is TAKEN: its job was written before it was OFFERED, and the closure
+        // lives until the seat is IDLE.
         let (task, threads) = unsafe {
-            let job = (*shared.job.get()).as_ref().expect("an open state has a job");
+            let job = (*seat.job.get()).as_ref().expect("an offer has a job");
             (&*job.task, job.threads)
         };
-        claim(shared, threads, task, index + 1);
-        shared.state.fetch_sub(1, Ordering::Release);
+        claim(shared, threads, task, worker);
+        seat.state.store(IDLE, Ordering::Release);
     }
 }
 
-/// Waits for an open job of a generation other than `seen` that admits the worker, or for STOP.
-fn wait(shared: &Shared, index: usize, seen: u64) -> u64 {
-    let admits = |state: u64| index < (state >> 16) as usize & MOST;
-    let ready =
-        |state: u64| state == STOP || (state & OPEN != 0 && state >> 32 != seen && admits(state));
+/// Waits for an offer; false when there will be none.
+fn wait(shared: &Shared, seat: &Seat) -> bool {
     loop {
         let start = Instant::now();
         loop {
             for _ in 0..64 {
-                let state = shared.state.load(Ordering::Acquire);
-                if ready(state) {
-                    return state;
+                match seat.state.load(Ordering::Relaxed) {
+                    OFFERED => return true,
+                    STOP => return false,
+                    _ => std::hint::spin_loop(),
                 }
-                std::hint::spin_loop();
             }
-            if start.elapsed() > SPIN {
+            let idle = start.elapsed();
+            if idle > LONG_SPIN || idle > SPIN && shared.awake.load(Ordering::Relaxed) == 0 {
                 break;
             }
         }
-        shared.parked[index].store(true, Ordering::SeqCst);
-        let state = shared.state.load(Ordering::SeqCst);
-        if !ready(state) {
+        seat.parked.store(true, Ordering::SeqCst);
+        if seat.state.load(Ordering::SeqCst) == IDLE {
             thread::park();
         }
-        shared.parked[index].store(false, Ordering::SeqCst);
+        seat.parked.store(false, Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
 
     #[test]

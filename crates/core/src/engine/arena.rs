@@ -154,6 +154,7 @@ impl Host {
                 bytes: unsafe { self.write(r.buffer, r.range()) },
             })
             .collect();
+        let _awake = pool.keep_awake();
         task.kernel.run(&mut KernelIo { inputs: &inputs, outputs: &mut outputs, scratch }, pool)
     }
 

@@ -3,23 +3,21 @@
 //! instead of 36, with less than half the transformed weights to read; it serves small images,
 //! which few tiles cover.
 //!
-//! A block of tiles goes through three stages that stay in the second-level cache: the inputs'
-//! transform V, for each panel of output channels 36 small matrix products M = V U, and the
-//! products' transform with the epilogue.
+//! A block of tiles goes through three stages: the inputs' transform V, for each point of the
+//! transform a matrix product M = V U, and the products' transform with the epilogue. Which of them
+//! stay in a core's cache, and what is read again and again instead, is a matter of [`Order`].
 
 use std::ops::Range;
 
-use crate::activation::{Epilogue, Residual};
+use crate::activation::Epilogue;
 use crate::aligned::{AlignedBuffer, SharedMut, align_scratch};
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
-use crate::gemm::driver::{call_tile, tiles};
-use crate::gemm::micro::Tile;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::simd::{self, Kernel, MAX_LANES, Simd};
-use crate::vmath;
+use crate::simd::{self, MAX_LANES};
 
+use stages::{Inputs, Outputs, Products};
 pub(crate) use transform::Tiling;
 use transform::{F2, F4, Filters, Transform};
 
@@ -38,20 +36,75 @@ pub(crate) struct Winograd {
     zeros: AlignedBuffer,
 }
 
+/// Floats that V and M of a block may have together where the products go point by point.
+const BLOCK_LEN: usize = 6 << 20;
+
 /// Bytes of weights that threads read one by one from a cache that they share.
 const OWN_BYTES: usize = 4 << 20;
 
+/// Bytes of weights that a cache of all cores holds: reading them again then hides behind the
+/// products, which passing V and M through it does not.
+const CACHED_BYTES: usize = 16 << 20;
+
+/// In which order the products of a run are computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    /// Each thread takes blocks of its own through all stages, in its second-level cache. All
+    /// weights are read for every block.
+    Blocks,
+    /// All tiles are transformed, then tasks compute a panel of output channels for a group of
+    /// tiles. All weights are read for every group.
+    Panels,
+    /// All tiles of a large block are transformed, multiplied point by point, and transformed back.
+    /// All weights are read once, but the products pass through memory.
+    Points,
+}
+
 /// The sizes of one run.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Blocking {
+    order: Order,
     /// Tiles in all.
     tiles: usize,
     /// Tiles in a block.
     block: usize,
     /// Tiles whose products one task computes at a time.
     group: usize,
-    /// Whether threads share a block; otherwise each has blocks of its own.
-    shared: bool,
+}
+
+impl Blocking {
+    /// Products of a tile and point that are kept at a time.
+    fn width(&self, w: &Winograd) -> usize {
+        if self.order == Order::Points { w.panels() * w.panel() } else { w.panel() }
+    }
+
+    /// Floats of V and of M from point to point. Not a power of two, at which distance all points
+    /// of a tile would share few places of a cache.
+    fn steps(&self, w: &Winograd) -> [usize; 2] {
+        [self.block * w.c_in + MAX_LANES, self.group * self.width(w) + MAX_LANES]
+    }
+
+    fn lens(&self, w: &Winograd) -> [usize; 2] {
+        self.steps(w).map(|step| (w.tiling.points() * step).next_multiple_of(MAX_LANES))
+    }
+
+    fn v_and_m(&self, w: &Winograd) -> usize {
+        self.lens(w).iter().sum()
+    }
+
+    /// How many V and M there are.
+    fn counts(&self, threads: usize) -> [usize; 2] {
+        match self.order {
+            Order::Blocks => [threads, threads],
+            Order::Panels => [1, threads],
+            Order::Points => [1, 1],
+        }
+    }
+
+    fn scratch_len(&self, w: &Winograd, threads: usize) -> usize {
+        let ([v, m], [vs, ms]) = (self.lens(w), self.counts(threads));
+        MAX_LANES + vs * v + ms * m
+    }
 }
 
 /// Multiply-adds in the time that a weight takes to come from memory.
@@ -109,45 +162,58 @@ impl Winograd {
     }
 
     fn blocking(&self, n: usize, oh: usize, ow: usize, threads: usize) -> Blocking {
-        let (_, mr, _) = simd::tile_of(self.isa);
         let side = self.tiling.side();
         let tiles = n * oh.div_ceil(side) * ow.div_ceil(side);
-        let most = (V_LEN / (self.tiling.points() * self.c_in)).clamp(4, 8 * mr);
-        let most = if most > mr { most / mr * mr } else { most };
-        let blocks = tiles.div_ceil(most).max(1);
+        let [blocks, panels, points] = self.blockings(tiles, threads);
+        let (_, mr, _) = simd::tile_of(self.isa);
         // Small weights may be read by every thread, which then waits for no other.
         let own = tiles >= threads * mr && self.bytes() <= OWN_BYTES;
-        if threads == 1 || blocks >= 2 * threads || own {
-            // Whole rounds of blocks for the threads.
-            let block = tiles.div_ceil(blocks.next_multiple_of(threads)).max(1);
-            return Blocking { tiles, block, group: block, shared: false };
+        let enough = tiles.div_ceil(blocks.block) >= 2 * threads;
+        let in_parts = if threads == 1 || enough || own { blocks } else { panels };
+        if self.bytes() <= CACHED_BYTES {
+            return in_parts;
         }
-        // All tiles at once. Groups of tiles and panels make the tasks: smaller groups where there
-        // are not enough of them, but of whole micro-kernels.
+        // What comes from memory: all weights for each part, or what is written and read again.
+        let weights = |parts: usize| parts * self.weight.as_slice().len();
+        let between = 3 * (points.v_and_m(self) / points.block * tiles);
+        let by_points = weights(tiles.div_ceil(points.block)) + between;
+        if by_points < weights(tiles.div_ceil(in_parts.group)) { points } else { in_parts }
+    }
+
+    /// Ways to compute so many tiles, in the order of [`Order`].
+    fn blockings(&self, tiles: usize, threads: usize) -> [Blocking; 3] {
+        let (_, mr, _) = simd::tile_of(self.isa);
+        let most = (V_LEN / (self.tiling.points() * self.c_in)).clamp(4, 8 * mr);
+        let most = if most > mr { most / mr * mr } else { most };
+        // Whole rounds of blocks for the threads.
+        let rounds = tiles.div_ceil(most).max(1).next_multiple_of(threads);
+        let block = tiles.div_ceil(rounds).max(1);
+        // Smaller groups where there are not enough tasks, but of whole micro-kernels.
         let wanted = (2 * threads).div_ceil(self.panels());
         let group = tiles.div_ceil(wanted).next_multiple_of(mr).clamp(mr, most.max(mr));
-        Blocking { tiles, block: tiles, group: group.min(tiles), shared: true }
+        let blocking = |order, block, group| Blocking { order, tiles, block, group };
+        let all = blocking(Order::Points, tiles, tiles);
+        let part = tiles.div_ceil(all.v_and_m(self).div_ceil(BLOCK_LEN).max(1));
+        [
+            blocking(Order::Blocks, block, block),
+            blocking(Order::Panels, tiles, group.min(tiles)),
+            blocking(Order::Points, part, part),
+        ]
+    }
+
+    /// Output channels of a micro-kernel.
+    fn panel(&self) -> usize {
+        let (lanes, _, vectors) = simd::tile_of(self.isa);
+        lanes * vectors
     }
 
     fn panels(&self) -> usize {
-        let (lanes, _, vectors) = simd::tile_of(self.isa);
-        self.c_out.div_ceil(lanes * vectors)
-    }
-
-    fn v_len(&self, block: usize) -> usize {
-        (self.tiling.points() * block * self.c_in + MAX_LANES).next_multiple_of(16)
-    }
-
-    fn m_len(&self, block: usize) -> usize {
-        let (lanes, _, vectors) = simd::tile_of(self.isa);
-        self.tiling.points() * block * lanes * vectors
+        self.c_out.div_ceil(self.panel())
     }
 
     /// Elements of scratch that [`Winograd::run`] needs.
     pub(crate) fn scratch_len(&self, n: usize, oh: usize, ow: usize, threads: usize) -> usize {
-        let b = self.blocking(n, oh, ow, threads);
-        let v = if b.shared { 1 } else { threads };
-        16 + v * self.v_len(b.block) + threads * self.m_len(b.group)
+        self.blocking(n, oh, ow, threads).scratch_len(self, threads)
     }
 
     pub(crate) fn run(
@@ -161,11 +227,9 @@ impl Winograd {
         scratch: &mut [f32],
         pool: &Pool,
     ) {
+        let b = self.blocking(n, geometry.oh, geometry.ow, pool.threads());
         let run = Run { weights: self, geometry, x, bias, epi, y: SharedMut::new(y) };
-        match self.tiling {
-            Tiling::Two => run.blocks(F2, n, scratch, pool),
-            Tiling::Four => run.blocks(F4, n, scratch, pool),
-        }
+        run.tiles(b, scratch, pool);
     }
 }
 
@@ -178,309 +242,139 @@ struct Run<'a> {
     y: SharedMut,
 }
 
+/// V and M of a block, or of some of its tiles.
+#[derive(Clone, Copy)]
+struct Buffers {
+    /// V[point][tile][channel].
+    v: SharedMut,
+    v_step: usize,
+    /// M[point][tile][output channel], so many channels wide.
+    m: SharedMut,
+    m_step: usize,
+    width: usize,
+}
+
+impl Buffers {
+    /// From a later tile on.
+    fn from(self, tile: usize, c_in: usize) -> Buffers {
+        Buffers { v: self.v.at(tile * c_in), m: self.m.at(tile * self.width), ..self }
+    }
+}
+
 impl Run<'_> {
     /// A tile's image, and its first output row and column.
-    fn place(&self, tile: usize) -> (usize, usize, usize) {
+    fn place(&self, tile: usize) -> [usize; 3] {
         let side = self.weights.tiling.side();
         let (down, across) = (self.geometry.oh.div_ceil(side), self.geometry.ow.div_ceil(side));
-        (tile / (down * across), tile / across % down * side, tile % across * side)
+        [tile / (down * across), tile / across % down * side, tile % across * side]
     }
 
-    fn blocks<T: Transform<IN, OUT>, const IN: usize, const OUT: usize>(
+    fn tiles(&self, b: Blocking, scratch: &mut [f32], pool: &Pool) {
+        match self.weights.tiling {
+            Tiling::Two => self.stages(F2, b, scratch, pool),
+            Tiling::Four => self.stages(F4, b, scratch, pool),
+        }
+    }
+
+    fn stages<T: Transform<IN, OUT>, const IN: usize, const OUT: usize>(
         &self,
         transform: T,
-        n: usize,
+        b: Blocking,
         scratch: &mut [f32],
         pool: &Pool,
     ) {
         let (w, threads) = (self.weights, pool.threads());
-        let b = w.blocking(n, self.geometry.oh, self.geometry.ow, threads);
-        let (v_len, m_len) = (w.v_len(b.block), w.m_len(b.group));
-        let scratch = SharedMut::new(align_scratch(scratch));
-        let m_start = v_len * if b.shared { 1 } else { threads };
-        let panels = w.panels();
-        let inputs = |block: Range<usize>, part: Range<usize>, v: &mut [f32]| {
-            let v = SharedMut::new(v);
-            simd::dispatch(w.isa, Inputs { transform, run: self, block, part, v });
+        let (panels, points) = (w.panels(), IN * IN);
+        let ([v_len, m_len], [v_step, m_step]) = (b.lens(w), b.steps(w));
+        assert!(scratch.len() >= b.scratch_len(w, threads), "scratch_len says how much");
+        let v = SharedMut::new(align_scratch(scratch));
+        let m = v.at(v_len * b.counts(threads)[0]);
+        let buffers = |i: usize, j: usize| Buffers {
+            v: v.at(i * v_len),
+            v_step,
+            m: m.at(j * m_len),
+            m_step,
+            width: b.width(w),
         };
-        let products = |[block, part, panels]: [Range<usize>; 3], v: &[f32], m: &mut [f32]| {
-            simd::dispatch(w.isa, Products { transform, run: self, block, part, panels, v, m });
+        // What a task writes of V, M and the outputs is its own, and nobody writes meanwhile what
+        // it reads: in the order of blocks V and M are a worker's, which runs one task at a time.
+        // In that of panels M is; stages that the pool runs one after the other divide the rest.
+        let inputs = |tiles: Range<usize>, to: Buffers| {
+            simd::dispatch(w.isa, Inputs { transform, run: self, tiles, to });
         };
-        if !b.shared {
-            pool.run_with_worker(b.tiles.div_ceil(b.block), &|block, worker| {
-                // SAFETY: parts of the scratch by worker, which runs one task at a time.
-                let (v, m) = unsafe {
-                    (
-                        scratch.slice(worker * v_len, v_len),
-                        scratch.slice(m_start + worker * m_len, m_len),
-                    )
-                };
+        let products = |tiles: usize, point: usize, panel: usize, of: Buffers| {
+            simd::dispatch(w.isa, Products { weights: w, tiles, point, panel, of });
+        };
+        let outputs = |tiles: Range<usize>, channels: Range<usize>, of: Buffers| {
+            simd::dispatch(w.isa, Outputs { transform, run: self, tiles, channels, of });
+        };
+        let by_panels = |tiles: Range<usize>, panels: Range<usize>, of: Buffers| {
+            for panel in panels {
+                (0..points).for_each(|point| products(tiles.len(), point, panel, of));
+                let first = panel * w.panel();
+                outputs(tiles.clone(), first..w.c_out.min(first + w.panel()), of);
+            }
+        };
+        match b.order {
+            Order::Blocks => pool.run_with_worker(b.tiles.div_ceil(b.block), &|block, worker| {
                 let tiles = block * b.block..b.tiles.min((block + 1) * b.block);
-                inputs(tiles.clone(), tiles.clone(), v);
-                products([tiles.clone(), tiles, 0..panels], v, m);
-            });
-            return;
-        }
-        let parts = b.tiles.min(4 * threads);
-        pool.run(parts, &|task| {
-            let cut = |i: usize| i * b.tiles / parts;
-            // SAFETY: each task writes the transforms of its own tiles.
-            let v = unsafe { scratch.slice(0, v_len) };
-            inputs(0..b.tiles, cut(task)..cut(task + 1), v);
-        });
-        let groups = b.tiles.div_ceil(b.group);
-        pool.run_with_worker(groups * panels, &|task, worker| {
-            // Neighbouring tasks share a panel's weights.
-            let (panel, group) = (task / groups, task % groups);
-            let cut = |i: usize| i * b.tiles / groups;
-            // SAFETY: nobody writes V now; a worker's part of M is its own.
-            let (v, m) = unsafe {
-                (scratch.slice(0, v_len), scratch.slice(m_start + worker * m_len, m_len))
-            };
-            products([0..b.tiles, cut(group)..cut(group + 1), panel..panel + 1], v, m);
-        });
-    }
-}
-
-/// V = B^T d B of some tiles: V[point][tile of the block][channel].
-struct Inputs<'a, T, const IN: usize, const OUT: usize> {
-    transform: T,
-    run: &'a Run<'a>,
-    block: Range<usize>,
-    part: Range<usize>,
-    v: SharedMut,
-}
-
-impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Inputs<'_, T, IN, OUT> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (w, g) = (self.run.weights, self.run.geometry);
-        let (ci, pads) = (w.c_in, g.params.pads);
-        let zeros = w.zeros.as_slice();
-        assert!(zeros.len() >= ci);
-        for tile in self.part.clone() {
-            let (image, oy, ox) = self.run.place(tile);
-            let mut rows = [[zeros.as_ptr(); IN]; IN];
-            for (i, row) in rows.iter_mut().enumerate() {
-                let iy = (oy + i).wrapping_sub(pads[0]);
-                if iy >= g.h {
-                    continue;
-                }
-                let line = &self.run.x[(image * g.h + iy) * g.w * ci..][..g.w * ci];
-                for (j, pointer) in row.iter_mut().enumerate() {
-                    let ix = (ox + j).wrapping_sub(pads[1]);
-                    if ix < g.w {
-                        *pointer = line[ix * ci..][..ci].as_ptr();
-                    }
-                }
-            }
-            let out = TileInput {
-                transform: self.transform,
-                rows: &rows,
-                channels: ci,
-                v: self.v.ptr().wrapping_add((tile - self.block.start) * ci),
-                step: self.block.len() * ci,
-            };
-            s.call(out);
-        }
-    }
-}
-
-struct TileInput<'a, T, const IN: usize, const OUT: usize> {
-    transform: T,
-    rows: &'a [[*const f32; IN]; IN],
-    channels: usize,
-    v: *mut f32,
-    /// From point to point.
-    step: usize,
-}
-
-impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel
-    for TileInput<'_, T, IN, OUT>
-{
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut c = 0;
-        while c < self.channels {
-            let lanes = S::LANES.min(self.channels - c);
-            let full = lanes == S::LANES;
-            let mut half = [[s.splat(0.0); IN]; IN];
-            for j in 0..IN {
-                let mut d = [s.splat(0.0); IN];
-                for (i, d) in d.iter_mut().enumerate() {
-                    // SAFETY: every pointer has `channels` elements.
-                    *d = unsafe {
-                        let x = self.rows[i][j].add(c);
-                        if full { s.load(x) } else { s.load_partial(x, lanes) }
-                    };
-                }
-                for (i, t) in self.transform.input(s, d).into_iter().enumerate() {
-                    half[i][j] = t;
-                }
-            }
-            for (i, row) in half.into_iter().enumerate() {
-                for (j, t) in self.transform.input(s, row).into_iter().enumerate() {
-                    let v = self.v.wrapping_add((i * IN + j) * self.step + c);
-                    // SAFETY: V has `channels` elements for each point of this tile.
-                    unsafe {
-                        if full {
-                            s.store(v, t);
-                        } else {
-                            s.store_partial(v, lanes, t);
-                        }
-                    }
-                }
-            }
-            c += lanes;
-        }
-    }
-}
-
-/// The products of some of a block's tiles with some panels, and what becomes of them.
-struct Products<'a, T, const IN: usize, const OUT: usize> {
-    transform: T,
-    run: &'a Run<'a>,
-    /// The tiles of V.
-    block: Range<usize>,
-    /// Those to compute.
-    part: Range<usize>,
-    panels: Range<usize>,
-    v: &'a [f32],
-    m: &'a mut [f32],
-}
-
-impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel for Products<'_, T, IN, OUT> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let w = self.run.weights;
-        let (ci, count, points) = (w.c_in, self.part.len(), IN * IN);
-        let first = self.part.start - self.block.start;
-        let nr = S::TILE.1 * S::LANES;
-        assert!(self.part.end <= self.block.end && self.m.len() >= points * count * nr);
-        let m = self.m.as_mut_ptr();
-        for panel in self.panels.clone() {
-            let column = panel * nr;
-            let columns = nr.min(w.c_out - column);
-            let nv = columns.div_ceil(S::LANES);
-            let width = nv * S::LANES;
-            let u = &w.weight.as_slice()[column * points * ci..][..points * ci * width];
-            for (point, u) in u.chunks_exact(ci * width).enumerate() {
-                let v = &self.v[(point * self.block.len() + first) * ci..][..count * ci];
-                for (row, mr) in tiles(count, S::TILE.0) {
-                    let mut rows = [std::ptr::null(); 16];
-                    for (r, pointer) in rows.iter_mut().enumerate().take(mr) {
-                        *pointer = v[(row + r) * ci..][..ci].as_ptr();
-                    }
-                    let tile = Tile {
-                        rows: rows.as_ptr(),
-                        taps: 1,
-                        run: ci,
-                        offset: 0,
-                        b: u.as_ptr(),
-                        c: m.wrapping_add((point * count + row) * nr),
-                        ldc: nr,
-                        bias: std::ptr::null(),
-                        residual: std::ptr::null(),
-                        tail: S::LANES,
-                        accumulate: false,
-                        finish: None,
-                    };
-                    call_tile(s, mr, nv, tile);
-                }
-            }
-            for tile in self.part.clone() {
-                let (image, oy, ox) = self.run.place(tile);
-                s.call(TileOutput {
-                    transform: self.transform,
-                    run: self.run,
-                    m: m.wrapping_add((tile - self.part.start) * nr),
-                    step: count * nr,
-                    corner: [image, oy, ox],
-                    column,
-                    columns,
+                let own = buffers(worker, worker);
+                inputs(tiles.clone(), own);
+                by_panels(tiles, 0..panels, own);
+            }),
+            Order::Panels => {
+                let parts = b.tiles.min(4 * threads);
+                pool.run(parts, &|i| {
+                    let part = part_of(0..b.tiles, parts, i);
+                    inputs(part.clone(), buffers(0, 0).from(part.start, w.c_in));
+                });
+                let groups = b.tiles.div_ceil(b.group);
+                pool.run_with_worker(groups * panels, &|task, worker| {
+                    // Neighbouring tasks share a panel's weights.
+                    let (panel, tiles) =
+                        (task / groups, part_of(0..b.tiles, groups, task % groups));
+                    let of = buffers(0, worker);
+                    let v = of.v.at(tiles.start * w.c_in);
+                    by_panels(tiles, panel..panel + 1, Buffers { v, ..of });
                 });
             }
+            Order::Points => {
+                let chunks = (8 * threads).div_ceil(points).min(panels);
+                for first in (0..b.tiles).step_by(b.block) {
+                    let block = first..b.tiles.min(first + b.block);
+                    let (parts, all) = (block.len().min(4 * threads), buffers(0, 0));
+                    let part = |i| {
+                        let part = part_of(block.clone(), parts, i);
+                        let of = all.from(part.start - first, w.c_in);
+                        (part, of)
+                    };
+                    pool.run(parts, &|i| {
+                        let (part, to) = part(i);
+                        inputs(part, to);
+                    });
+                    pool.run(points * chunks, &|task| {
+                        for panel in part_of(0..panels, chunks, task % chunks) {
+                            let m = all.m.at(panel * w.panel());
+                            products(block.len(), task / chunks, panel, Buffers { m, ..all });
+                        }
+                    });
+                    pool.run(parts, &|i| {
+                        let (part, of) = part(i);
+                        outputs(part, 0..w.c_out, of);
+                    });
+                }
+            }
         }
     }
 }
 
-/// y = act(A^T m A + bias + before) + after of one tile and panel.
-struct TileOutput<'a, T, const IN: usize, const OUT: usize> {
-    transform: T,
-    run: &'a Run<'a>,
-    m: *const f32,
-    step: usize,
-    /// Image, first row, first column.
-    corner: [usize; 3],
-    column: usize,
-    columns: usize,
+/// Range `i` of `parts` of nearly equal length.
+fn part_of(range: Range<usize>, parts: usize, i: usize) -> Range<usize> {
+    let cut = |i: usize| range.start + i * range.len() / parts;
+    cut(i)..cut(i + 1)
 }
 
-impl<T: Transform<IN, OUT>, const IN: usize, const OUT: usize> Kernel
-    for TileOutput<'_, T, IN, OUT>
-{
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (run, g) = (self.run, self.run.geometry);
-        let co = run.weights.c_out;
-        let [image, oy, ox] = self.corner;
-        let (before, after) = match run.epi.residual {
-            Residual::None => (None, None),
-            Residual::BeforeActivation(r) => (Some(r), None),
-            Residual::AfterActivation(r) => (None, Some(r)),
-        };
-        let mut c = 0;
-        while c < self.columns {
-            let lanes = S::LANES.min(self.columns - c);
-            let channel = self.column + c;
-            let mut half = [[s.splat(0.0); IN]; OUT];
-            for j in 0..IN {
-                let mut points = [s.splat(0.0); IN];
-                for (i, point) in points.iter_mut().enumerate() {
-                    // SAFETY: M has whole vectors for each point of this tile.
-                    *point = unsafe { s.load(self.m.add((i * IN + j) * self.step + c)) };
-                }
-                for (i, t) in self.transform.output(s, points).into_iter().enumerate() {
-                    half[i][j] = t;
-                }
-            }
-            // SAFETY: bias has c_out elements, y and the residuals as many per pixel; `lanes`
-            // from `channel` on exist. This task alone writes this tile's pixels and channels.
-            unsafe {
-                let bias = match run.bias {
-                    Some(bias) => s.load_partial(bias.as_ptr().add(channel), lanes),
-                    None => s.splat(0.0),
-                };
-                for (i, row) in half.into_iter().enumerate().take(g.oh - oy) {
-                    for (j, t) in
-                        self.transform.output(s, row).into_iter().enumerate().take(g.ow - ox)
-                    {
-                        let at = ((image * g.oh + oy + i) * g.ow + ox + j) * co + channel;
-                        let mut t = s.add(t, bias);
-                        if let Some(r) = before {
-                            t = s.add(t, s.load_partial(r.as_ptr().add(at), lanes));
-                        }
-                        t = vmath::activate(s, run.epi.activation, t);
-                        if let Some(r) = after {
-                            t = s.add(t, s.load_partial(r.as_ptr().add(at), lanes));
-                        }
-                        s.store_partial(run.y.ptr().add(at), lanes, t);
-                    }
-                }
-            }
-            c += lanes;
-        }
-    }
-}
-
+mod stages;
 mod transform;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::activation::Activation;
+use crate::activation::{Activation, Residual};
 use crate::testing::{close, epilogue_reference, random};
 
 /// B^T and A^T of F(2x2, 3x3).
@@ -138,13 +138,22 @@ proptest! {
         let geometry = Geometry { params: p, h, w, oh, ow };
         for isa in Isa::available() {
             let winograd = Winograd::new(isa, tiling, &p, &weight);
-            let mut y = vec![f32::NAN; sums.len()];
-            let mut scratch = vec![f32::NAN; winograd.scratch_len(n, oh, ow, threads)];
-            let (y_, scratch) = (&mut y, &mut scratch);
-            winograd.run(n, &geometry, &x, Some(&bias), &epi, y_, scratch, &pool);
-            for (i, &y) in y.iter().enumerate() {
-                let want = epilogue_reference(sums[i], Some(bias[i % c_out]), &epi, i);
-                prop_assert!(close(y, want), "{isa} at {i}: {y}, {want:?}");
+            let chosen = winograd.blocking(n, oh, ow, threads);
+            let mut blockings = winograd.blockings(chosen.tiles, threads).to_vec();
+            // Several blocks one after the other.
+            let block = chosen.tiles.div_ceil(3);
+            blockings.push(Blocking { block, group: block, ..blockings[2] });
+            for blocking in blockings {
+                let mut y = vec![f32::NAN; sums.len()];
+                let mut scratch = vec![f32::NAN; blocking.scratch_len(&winograd, threads)];
+                let (weights, y_) = (&winograd, SharedMut::new(&mut y));
+                let run =
+                    Run { weights, geometry: &geometry, x: &x, bias: Some(&bias), epi: &epi, y: y_ };
+                run.tiles(blocking, &mut scratch, &pool);
+                for (i, &y) in y.iter().enumerate() {
+                    let want = epilogue_reference(sums[i], Some(bias[i % c_out]), &epi, i);
+                    prop_assert!(close(y, want), "{isa} {blocking:?} at {i}: {y}, {want:?}");
+                }
             }
         }
     }
