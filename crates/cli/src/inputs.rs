@@ -43,7 +43,7 @@ pub fn collect(session: &Session, args: &InputArgs) -> CliResult<(Vec<(String, T
             }
             Some((_, path)) => from_file(path, info, args.normalize)?,
         };
-        values.push((info.name.clone(), value));
+        values.push((info.name.clone(), session.upload_ready(value)));
     }
     Ok((values, source))
 }

@@ -60,6 +60,7 @@ impl Bars {
                 Progress::Measuring { done, total } => counted("measuring operators", done, total),
                 Progress::Scheduling => format!("{model}: scheduling"),
                 Progress::Preparing { done, total } => counted("preparing plans", done, total),
+                Progress::Dividing => format!("{model}: measuring how to divide"),
                 Progress::Guarding { done, total } => counted("measuring finalists", done, total),
             });
         }

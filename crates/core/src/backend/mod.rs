@@ -12,7 +12,7 @@ use sparoa_kernels::pool::Pool;
 
 use crate::{
     ops::{Op, Operands},
-    tensor::{Tensor, TensorType},
+    tensor::{Storage, Tensor, TensorType},
 };
 
 pub use cpu::{available_threads, cpu_info};
@@ -74,6 +74,23 @@ pub trait Accelerator: Send + Sync {
     /// # Errors
     /// See [`BackendError`].
     fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError>;
+
+    /// Zeroed memory of the host that uploads read by themselves, without a copy between; `None`
+    /// where ordinary memory is as good, or no such memory is left.
+    fn host_memory(&self, bytes: usize) -> Option<Storage> {
+        let _ = bytes;
+        None
+    }
+}
+
+/// The tensor's values in [`Accelerator::host_memory`], where there is an accelerator that has it.
+pub fn upload_ready(accelerator: Option<&dyn Accelerator>, tensor: Tensor) -> Tensor {
+    let bytes = tensor.bytes();
+    let Some(mut storage) = accelerator.and_then(|a| a.host_memory(bytes.len())) else {
+        return tensor;
+    };
+    storage.bytes_mut().copy_from_slice(bytes);
+    Tensor::new(tensor.ty().clone(), storage).expect("it is as long")
 }
 
 /// An accelerator's share of a plan.
@@ -154,8 +171,9 @@ pub trait Program: Send + Sync {
     /// See [`BackendError`].
     fn launch(&self, segment: usize) -> Result<(), BackendError>;
 
-    /// Copies `bytes` to the device, ordered before any later launch; `bytes` may be reused when
-    /// it returns. `pool` may help.
+    /// Copies `bytes` to the device, ordered before any later launch. They may be reused when it
+    /// returns, or when [`Program::wait_uploads`] does if they are of
+    /// [`Accelerator::host_memory`]. `pool` may help.
     ///
     /// # Errors
     /// See [`BackendError`].
@@ -167,6 +185,14 @@ pub trait Program: Send + Sync {
     /// # Errors
     /// See [`BackendError`].
     fn download(&self, copy: usize, bytes: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Waits until no upload reads the bytes that it was given.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn wait_uploads(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Waits until the device is idle.
     ///

@@ -31,7 +31,8 @@ impl Default for ProbeOptions {
 /// Those of [`Session::run_into`]: outputs that depend on run-time values cannot be batched.
 pub fn measure_batch(session: &mut Session, options: &ProbeOptions) -> Result<Probe, SessionError> {
     let types = session.inputs().iter().filter_map(|input| input.ty.as_ref());
-    let inputs: Vec<Tensor> = types.zip(0..).map(|(ty, seed)| random_tensor(ty, seed)).collect();
+    let inputs = types.zip(0..).map(|(ty, seed)| session.upload_ready(random_tensor(ty, seed)));
+    let inputs: Vec<Tensor> = inputs.collect();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let mut outputs = session.new_outputs();
     session.run_into(&inputs, &mut outputs)?;

@@ -203,7 +203,7 @@ impl Lanes {
                     let step = shared.plan.lane(lane)[index];
                     shared.perform(lane, index, step, scratch, pool, recorder.as_deref())?;
                 }
-                Ok(())
+                shared.wait_uploads()
             };
             let result = shared.host.lend(inputs, || match catch_unwind(AssertUnwindSafe(walk)) {
                 Ok(result) => result,
@@ -228,7 +228,7 @@ impl Lanes {
             }
         });
         match lock(&shared.failure).take() {
-            None => Ok(()),
+            None => shared.wait_uploads(),
             Some(error) => {
                 shared.rest();
                 Err(error)
@@ -272,6 +272,11 @@ impl Shared {
         if let Some(program) = &self.program {
             let _ = program.wait_idle();
         }
+    }
+
+    /// The caller gets its inputs back.
+    fn wait_uploads(&self) -> Result<(), EngineError> {
+        self.program.as_ref().map_or(Ok(()), |program| Ok(program.wait_uploads()?))
     }
 
     fn walk(

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{
     CoDl, Dp, Greedy, Heft, Ios, Problem, ScheduleError, Scheduler, Threshold, Timeline,
     single::{CpuOnly, GpuOnly},
-    split::{common_parts, variants},
+    split::{common_parts, variants, with_share},
 };
 use crate::{
     ir::NodeId,
@@ -77,10 +77,32 @@ pub fn candidates(problem: &Problem<'_>) -> Result<Vec<Candidate>, ScheduleError
     Ok(pool.found)
 }
 
-/// The candidates worth measuring: `cpu` and `gpu`, and `most` others. Predictions of the CPU's part
+/// The best split by simulation that gives the GPU `part` of so many common parts.
+///
+/// # Errors
+/// When the objective needs figures that the profile lacks.
+pub fn split_of(
+    problem: &Problem<'_>,
+    part: usize,
+    parts: usize,
+) -> Result<Candidate, ScheduleError> {
+    let mut pool = Pool { problem, found: Vec::new(), seen: Vec::new() };
+    for split in with_share(part as f32 / parts as f32) {
+        pool.add(format!("split {:.2}", split.share), split.place(problem)?)?;
+    }
+    pool.sort();
+    Ok(pool.found.swap_remove(0))
+}
+
+/// The candidates worth measuring: `cpu` and `gpu`, and `most` others, those in `measured` first,
+/// which were found fast. Predictions of the CPU's part
 /// err by more than neighbouring candidates differ, so the best come first of which each gives the
 /// GPU another amount of work, and only then the best of the rest.
-pub fn finalists(all: &[Candidate], most: usize) -> Vec<&Candidate> {
+pub fn finalists<'a>(
+    all: &'a [Candidate],
+    measured: impl IntoIterator<Item = &'a Candidate>,
+    most: usize,
+) -> Vec<&'a Candidate> {
     /// Less than one image more or less in a batch of 32.
     const SAME: f64 = 0.03;
     let alone = |c: &&Candidate| c.name == "cpu" || c.name == "gpu";
@@ -88,7 +110,7 @@ pub fn finalists(all: &[Candidate], most: usize) -> Vec<&Candidate> {
         ["cpu", "gpu"].iter().filter_map(|name| all.iter().find(|c| c.name == *name)).collect();
     let mut rest: Vec<&Candidate> = all.iter().filter(|c| !alone(c)).collect();
     let work = |c: &Candidate| c.timeline.busy_ns[1] as f64;
-    let mut others: Vec<&Candidate> = Vec::new();
+    let mut others: Vec<&Candidate> = measured.into_iter().take(most).collect();
     rest.retain(|c| {
         let near = |o: &&Candidate| (work(o) - work(c)).abs() <= SAME * work(o).max(work(c));
         let new = others.len() < most && !others.iter().any(near);

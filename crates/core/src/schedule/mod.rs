@@ -32,7 +32,7 @@ use crate::{
     profile::{HardwareState, Profile},
 };
 
-pub use auto::{Candidate, candidates, finalists};
+pub use auto::{Candidate, candidates, finalists, split_of};
 pub use codl::{CoDl, places};
 pub use contest::{Contest, Decides, Outcome};
 pub use dp::Dp;
@@ -44,7 +44,7 @@ pub use pins::{Pin, PinError, PinTo, resolve_pins, resolve_variants};
 pub use shortlist::{Ranked, shortlist};
 pub use simulate::{Timeline, TimelineEvent, simulate};
 pub use single::{CpuOnly, GpuOnly};
-pub use split::{BestSplit, SplitAll, common_share};
+pub use split::{BestSplit, SplitAll, common_parts, common_share};
 pub use subject::Subject;
 pub use threshold::Threshold;
 pub use topology::{Operator, Read, Topology};

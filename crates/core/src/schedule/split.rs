@@ -76,8 +76,12 @@ pub fn variants(problem: &Problem<'_>) -> Vec<SplitAll> {
     let whole = [0.0, 1.0, -1.0, 2.0].map(|step| (below + step) / parts as f32);
     let whole = whole.into_iter().filter(|&share| share > 0.0 && share < 1.0);
     let around = [1.0, 0.85, 1.15, 0.7, 1.4, 0.4].map(|f| (balance * f).clamp(0.02, 0.98));
-    let shares = whole.chain(around);
-    shares.flat_map(|share| [0, 50_000, 400_000].map(|min_ns| SplitAll { share, min_ns })).collect()
+    whole.chain(around).flat_map(with_share).collect()
+}
+
+/// The splits with one share: of all operators, or only of those that are worth it.
+pub fn with_share(share: f32) -> [SplitAll; 3] {
+    [0, 50_000, 400_000].map(|min_ns| SplitAll { share, min_ns })
 }
 
 /// Into how many equal parts every operator that splits can be divided: the batch, mostly.

@@ -140,10 +140,15 @@ fn finalists_differ_in_what_they_give_the_gpu() {
         candidate("cpu", 0, 2.0),
     ];
     let names = |most| -> Vec<&str> {
-        finalists(&all, most).into_iter().map(|c| c.name.as_str()).collect()
+        finalists(&all, [], most).into_iter().map(|c| c.name.as_str()).collect()
     };
     assert_eq!(names(2), ["cpu", "gpu", "a", "c"]);
     assert_eq!(names(9), ["cpu", "gpu", "a", "c", "d", "b"]);
+    // What was measured comes first, and what gives the GPU as much last.
+    let measured = [candidate("m", 790, 9.0)];
+    let chosen: Vec<&str> =
+        finalists(&all, &measured, 4).into_iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(chosen, ["cpu", "gpu", "m", "a", "d", "b"]);
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub enum Progress {
         done: usize,
         total: usize,
     },
+    /// Measuring how to divide the work.
+    Dividing,
     /// Measuring `auto`'s finalists: runs done, of at most so many.
     Guarding {
         done: usize,

@@ -17,7 +17,7 @@ use super::{
     power::{measure_runs, model_runs},
 };
 use crate::{
-    backend::{Accelerator, DeviceInfo},
+    backend::{Accelerator, DeviceInfo, upload_ready},
     energy::EnergyMeter,
     engine::{Engine, KernelCache},
     ir::Graph,
@@ -27,6 +27,9 @@ use crate::{
     schedule::{Candidate, Problem, candidates, finalists},
     tensor::Tensor,
 };
+
+/// Divisions found by measuring that are measured again, as finalists.
+const SCOUTED: usize = 2;
 
 /// What a policy or a user chose.
 #[derive(Default)]
@@ -129,7 +132,8 @@ impl Work<'_> {
     /// Random inputs of the graph.
     pub fn random_inputs(&self) -> Vec<Tensor> {
         let types = self.graph.inputs.iter().map(|&id| &self.graph.value(id).ty);
-        types.zip(1..).map(|(ty, seed)| random_tensor(ty, seed)).collect()
+        let tensors = types.zip(1..).map(|(ty, seed)| random_tensor(ty, seed));
+        tensors.map(|tensor| upload_ready(self.accelerator.as_deref(), tensor)).collect()
     }
 
     pub fn profile(&mut self, builder: &mut SessionBuilder) -> Result<Profile, SessionError> {
@@ -190,7 +194,21 @@ impl Work<'_> {
         problem: &Problem<'_>,
     ) -> Result<(Choice, Engine), SessionError> {
         let all = candidates(problem)?;
-        let finalists = finalists(&all, builder.guard.finalists);
+        let tensors = self.random_inputs();
+        let tensors: Vec<&Tensor> = tensors.iter().collect();
+        let outputs = self.graph.outputs.iter();
+        let mut outputs: Vec<Tensor> =
+            outputs.map(|&id| Tensor::zeros(self.graph.value(id).ty.clone())).collect();
+        let mut scouted = Vec::new();
+        // Under a memory limit plans may not fit beside one another, and energies take long.
+        if self.memory_limit.is_none() && problem.objective.is_time() {
+            builder.tell(Progress::Dividing);
+            scouted = self.scout(problem, &tensors, &mut outputs, builder.guard.max_time)?;
+            scouted.truncate(SCOUTED);
+        }
+        let (found, mut ready): (Vec<Candidate>, Vec<Option<Engine>>) =
+            scouted.into_iter().map(|s| (s.candidate, s.engine)).unzip();
+        let finalists = finalists(&all, &found, builder.guard.finalists);
         let meter = match problem.objective.is_time() {
             true => None,
             false => self.covering_meter(),
@@ -202,7 +220,10 @@ impl Work<'_> {
         let mut kept: Vec<&Candidate> = Vec::with_capacity(total);
         for (done, candidate) in finalists.into_iter().enumerate() {
             builder.tell(Progress::Preparing { done, total });
-            match self.engine(&candidate.placement, Some(problem.profile)) {
+            let at = found.iter().position(|f| std::ptr::eq(f, candidate));
+            let ready = at.and_then(|at| ready[at].take());
+            match ready.map_or_else(|| self.engine(&candidate.placement, Some(problem.profile)), Ok)
+            {
                 Ok(engine) => lineup.engines.push(Some(engine)),
                 Err(e @ SessionError::MemoryLimit { .. }) => {
                     tracing::info!("candidate '{}' is out: {e}", candidate.name);
@@ -240,11 +261,6 @@ impl Work<'_> {
             options.rounds = options.rounds.min(2);
         }
         let margin = if software { options.software_margin } else { options.margin };
-        let tensors = self.random_inputs();
-        let tensors: Vec<&Tensor> = tensors.iter().collect();
-        let outputs = self.graph.outputs.iter();
-        let mut outputs: Vec<Tensor> =
-            outputs.map(|&id| Tensor::zeros(self.graph.value(id).ty.clone())).collect();
         let runs = entries.len() * (options.rounds + 1);
         let mut done = 0;
         let mut begin = || {

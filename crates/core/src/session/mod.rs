@@ -12,6 +12,7 @@ mod measure;
 mod memory;
 mod power;
 mod roofline;
+mod scout;
 mod tolerance;
 mod verify;
 
@@ -24,7 +25,7 @@ use sparoa_kernels::pool::Pool;
 
 use crate::{
     analyze::Analysis,
-    backend::{Accelerator, DeviceInfo},
+    backend::{Accelerator, DeviceInfo, upload_ready},
     engine::{Engine, KernelCache, Trace},
     ir::{Graph, Model, OutputSource, Shapes, Tail, interpret},
     ops::{
@@ -386,6 +387,14 @@ impl Session {
             objective: self.decision.objective,
             learned: self.learned.as_deref(),
         })?)
+    }
+
+    /// The tensor's values in memory from which the plan's GPU takes them by itself, where it has
+    /// such: an input that is there is copied once in a run, over the bus, instead of twice. Keep the
+    /// tensor and write each next input into it.
+    pub fn upload_ready(&self, tensor: Tensor) -> Tensor {
+        let accelerator = self.accelerator.as_deref().filter(|_| self.plan().uses_gpu());
+        upload_ready(accelerator, tensor)
     }
 
     /// Random inputs of the right types, by name.

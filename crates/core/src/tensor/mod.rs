@@ -5,5 +5,5 @@ mod storage;
 mod value;
 
 pub use dtype::{DType, Element};
-pub use storage::{Source, Storage};
+pub use storage::{Buffer, Source, Storage};
 pub use value::{Tensor, TensorMut, TensorRef, TensorType, count_zeros};

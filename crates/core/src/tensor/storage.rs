@@ -21,6 +21,15 @@ pub trait Source: Send + Sync {
     }
 }
 
+/// Memory that others allocate, aligned to 64 bytes: that of a device's driver.
+pub trait Buffer: Send + Sync {
+    /// All of it.
+    fn bytes(&self) -> &[u8];
+
+    /// All of it, for writing.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
@@ -31,6 +40,7 @@ enum Memory {
     /// Goes back to the system when it is dropped. Where large buffers come and go between others
     /// that stay, as when weights are packed, a heap keeps the holes.
     Pages(MmapMut),
+    Lent(Box<dyn Buffer>),
 }
 
 /// From this many bytes on, [`Memory::Pages`] are worth their system calls.
@@ -56,6 +66,7 @@ impl Memory {
         match self {
             Memory::Heap(lines) => bytemuck::cast_slice(lines),
             Memory::Pages(pages) => pages,
+            Memory::Lent(buffer) => buffer.bytes(),
         }
     }
 
@@ -63,6 +74,7 @@ impl Memory {
         match self {
             Memory::Heap(lines) => bytemuck::cast_slice_mut(lines),
             Memory::Pages(pages) => pages,
+            Memory::Lent(buffer) => buffer.bytes_mut(),
         }
     }
 }
@@ -72,6 +84,7 @@ impl Clone for Memory {
         match self {
             Memory::Heap(lines) => Memory::Heap(lines.clone()),
             Memory::Pages(pages) => Memory::passing(pages),
+            Memory::Lent(buffer) => Memory::passing(buffer.bytes()),
         }
     }
 }
@@ -125,6 +138,17 @@ impl Storage {
     /// `bytes` zero bytes.
     pub fn zeroed(bytes: usize) -> Storage {
         Storage(Inner::Owned { memory: Arc::new(Memory::zeroed(bytes)), bytes })
+    }
+
+    /// All of `buffer`. A copy of it, when one is needed, is in ordinary memory.
+    ///
+    /// # Panics
+    /// When it is not aligned to 64 bytes.
+    pub fn of(buffer: Box<dyn Buffer>) -> Storage {
+        let bytes = buffer.bytes();
+        assert!(bytes.as_ptr().addr().is_multiple_of(64), "a buffer is aligned");
+        let bytes = bytes.len();
+        Storage(Inner::Owned { memory: Arc::new(Memory::Lent(buffer)), bytes })
     }
 
     /// An aligned copy of `bytes`.
@@ -256,6 +280,27 @@ mod tests {
         written.bytes_mut()[69] = 4;
         assert_eq!(MADE.load(Ordering::Relaxed), 2);
         assert_eq!((written.bytes()[69], storage.bytes()[69]), (4, 3));
+    }
+
+    #[test]
+    fn a_buffer_is_written_in_place_and_copied_when_shared() {
+        struct Lines(Vec<Line>);
+        impl Buffer for Lines {
+            fn bytes(&self) -> &[u8] {
+                bytemuck::cast_slice(&self.0)
+            }
+            fn bytes_mut(&mut self) -> &mut [u8] {
+                bytemuck::cast_slice_mut(&mut self.0)
+            }
+        }
+        let mut storage = Storage::of(Box::new(Lines(vec![Line([1; 64]); 2])));
+        let place = storage.bytes().as_ptr();
+        storage.bytes_mut()[127] = 7;
+        assert_eq!((storage.len(), storage.bytes().as_ptr()), (128, place));
+        let mut copy = storage.clone();
+        copy.bytes_mut()[0] = 9;
+        assert_eq!((storage.bytes()[0], copy.bytes()[0], copy.bytes()[127]), (1, 9, 7));
+        assert_eq!(storage.bytes().as_ptr(), place);
     }
 
     #[test]

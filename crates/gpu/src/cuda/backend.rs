@@ -6,11 +6,12 @@ use cudarc::driver::{DriverError, sys::CUresult};
 use sparoa_core::{
     backend::{Accelerator, BackendError, Device, DeviceInfo, Program, ProgramSpec},
     ops::{GpuCaps, Halves, MatrixUnits, Op, Operands},
+    tensor::Storage,
 };
 
 use super::{
     CudaOptions,
-    driver::{self, Context, DeviceFacts, DeviceMemory},
+    driver::{self, Context, DeviceFacts, DeviceMemory, TensorMemory},
     kernels::Kernels,
     libraries::Libraries,
     load,
@@ -280,6 +281,16 @@ impl Accelerator for CudaBackend {
 
     fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {
         Ok(Box::new(load::load(&self.shared, spec)?))
+    }
+
+    fn host_memory(&self, bytes: usize) -> Option<Storage> {
+        // Where uploads write the slot itself nothing is gained, and nothing can be allocated of
+        // length zero.
+        if self.shared.direct || bytes == 0 {
+            return None;
+        }
+        let memory = TensorMemory::new(&self.shared.context, bytes).ok()?;
+        Some(Storage::of(Box::new(memory)))
     }
 }
 

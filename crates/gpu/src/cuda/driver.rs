@@ -11,6 +11,8 @@ use cudarc::driver::{
     sys,
 };
 
+use sparoa_core::tensor::Buffer;
+
 use super::share::Share;
 
 pub(crate) use sys::CUdeviceptr as Address;
@@ -263,6 +265,45 @@ impl Drop for HostMemory {
     }
 }
 
+/// Page-locked memory that a tensor owns. The device only reads it, while its owner is lent to a run.
+pub(crate) struct TensorMemory(HostMemory);
+
+impl TensorMemory {
+    pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<TensorMemory> {
+        context.bind()?;
+        HostMemory::new(context, bytes).map(TensorMemory)
+    }
+}
+
+impl Buffer for TensorMemory {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `bytes` long and zeroed when it was made; nobody else writes it.
+        unsafe { std::slice::from_raw_parts(self.0.host, self.0.bytes) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and uploads that read it end before a run gives its owner back.
+        unsafe { std::slice::from_raw_parts_mut(self.0.host, self.0.bytes) }
+    }
+}
+
+/// Bytes that the device reads by itself.
+pub(crate) struct PageLocked<'a>(&'a [u8]);
+
+impl PageLocked<'_> {
+    /// These bytes, if they are in page-locked memory of some context.
+    pub(crate) fn of(bytes: &[u8]) -> Option<PageLocked<'_>> {
+        let mut kind: u32 = 0;
+        let attribute = sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        let at = bytes.as_ptr().addr() as Address;
+        // SAFETY: the driver only looks the address up; an answer is 4 bytes.
+        let found =
+            unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, at).result() };
+        let host = sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as u32;
+        (found.is_ok() && kind == host).then_some(PageLocked(bytes))
+    }
+}
+
 /// A compiled kernel.
 #[derive(Debug)]
 pub(crate) struct Function {
@@ -402,6 +443,14 @@ impl Stream {
             let from = from.host.add(offset).cast();
             sys::cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw).result()
         }
+    }
+
+    /// Queues a copy of bytes that are lent until the program's uploads have been waited for.
+    pub(crate) fn copy_lent(&self, to: Address, from: &PageLocked<'_>) -> Result<()> {
+        let (at, bytes) = (from.0.as_ptr().cast(), from.0.len());
+        // SAFETY: views were checked against their slots at load, and the bytes against the view;
+        // who lends page-locked memory gets it back from `Program::wait_uploads`.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, at, bytes, self.raw) }.result()
     }
 
     /// Queues a copy from the device to the first `bytes` of `to`.

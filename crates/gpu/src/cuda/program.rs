@@ -80,6 +80,10 @@ impl Program for CudaProgram {
         self.transfers.download(&self.shared, copy, bytes)
     }
 
+    fn wait_uploads(&self) -> Result<(), BackendError> {
+        self.transfers.wait_uploads(&self.shared)
+    }
+
     fn wait_idle(&self) -> Result<(), BackendError> {
         self.shared.run("waiting", || {
             self.stream.synchronize()?;

@@ -1,6 +1,6 @@
 //! Copies between host and device. A *staged* copy goes through page-locked memory of its own, on
 //! a stream for its direction: an upload waits for the segments that used its bytes and the next
-//! launch waits for it; a download follows the segment that produces the value, unless many do. A
+//! launch waits for it, unless the bytes are in page-locked memory already; a download follows the segment that produces the value, unless many do. A
 //! *direct* one reads or writes the slot itself, which then is memory of the host that the device
 //! sees: for integrated GPUs, whose memory it is anyway.
 
@@ -16,7 +16,7 @@ use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
-    driver::{Address, DeviceMemory, Event, EventKind, HostMemory, Stream},
+    driver::{Address, DeviceMemory, Event, EventKind, HostMemory, PageLocked, Stream},
     storage::Half,
 };
 use crate::{
@@ -64,6 +64,8 @@ struct Upload {
     /// `None`: direct.
     staging: Option<HostMemory>,
     copied: Event,
+    /// Set while a copy may be reading the caller's own memory.
+    lent: AtomicBool,
     /// Segments that read or write these bytes.
     after: Vec<usize>,
 }
@@ -187,6 +189,7 @@ impl Transfers {
                 half,
                 staging: staging(stored(view.bytes, half), direct)?,
                 copied: event()?,
+                lent: AtomicBool::new(false),
                 after: segments(spec, view, true),
             });
         }
@@ -327,7 +330,7 @@ impl Transfers {
         pool: &Pool,
     ) -> Result<(), BackendError> {
         let upload = self.uploads.get(copy).ok_or_else(|| no_such("upload", copy))?;
-        let Upload { view, half, staging, copied, after } = upload;
+        let Upload { view, half, staging, copied, lent, after } = upload;
         check_length("upload", copy, view, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
@@ -341,7 +344,13 @@ impl Transfers {
                     for event in users {
                         self.inward.wait(event)?;
                     }
-                    self.stage(shared, upload, staging, bytes, pool)?;
+                    match PageLocked::of(bytes).filter(|_| half.is_none()) {
+                        None => self.stage(shared, upload, staging, bytes, pool)?,
+                        Some(bytes) => {
+                            lent.store(true, Ordering::Release);
+                            self.inward.copy_lent(self.address(view, false), &bytes)?;
+                        }
+                    }
                     copied.record(&self.inward)?;
                     self.uploaded.record(&self.inward)?;
                     self.pending.store(true, Ordering::Release);
@@ -356,6 +365,15 @@ impl Transfers {
             }
             Ok(())
         })
+    }
+
+    /// See [`sparoa_core::backend::Program::wait_uploads`].
+    pub(crate) fn wait_uploads(&self, shared: &Shared) -> Result<(), BackendError> {
+        let lent = |upload: &&Upload| upload.lent.swap(false, Ordering::AcqRel);
+        for upload in self.uploads.iter().filter(lent) {
+            shared.run("upload", || upload.copied.synchronize())?;
+        }
+        Ok(())
     }
 
     /// See [`sparoa_core::backend::Program::download`].

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Barrier};
 
 use sparoa_core::{
-    backend::{Accelerator, Arg, BackendError, ProgramSpec, TaskSpec, View},
+    backend::{Accelerator, Arg, BackendError, ProgramSpec, TaskSpec, View, upload_ready},
     ops::gemm::Linear,
     tensor::{Tensor, TensorType},
 };
@@ -109,6 +109,38 @@ fn an_upload_that_was_never_launched_is_replaced() {
         let mut y = vec![0f32; 2 * ROW];
         program.download(0, bytemuck::cast_slice_mut(&mut y)).unwrap();
         assert_eq!(y, scaled(&x, 2.0));
+    }
+}
+
+/// Inputs in memory that the device reads by itself arrive like others, again and again, mixed with
+/// them, and may be written as soon as the uploads have been waited for.
+#[test]
+fn uploads_from_memory_of_the_device() {
+    const ROWS: usize = 1 << 16;
+    for gpu in backends() {
+        let spec = ProgramSpec {
+            tasks: vec![scale(3.0, view(0, 0, ROWS), view(1, 0, ROWS))],
+            segments: vec![0..1],
+            slots: vec![ROWS * ROW * 4; 2],
+            uploads: vec![view(0, 0, ROWS)],
+            downloads: vec![view(1, 0, ROWS)],
+            ..ProgramSpec::default()
+        };
+        let program = gpu.load(spec).unwrap();
+        let mut lent =
+            upload_ready(Some(&*gpu), Tensor::from_slice([ROWS, ROW], &floats(ROWS, 0.0)));
+        let mut y = vec![0f32; ROWS * ROW];
+        for round in 0..6 {
+            let x = floats(ROWS, round as f32);
+            lent.as_slice_mut::<f32>().unwrap().copy_from_slice(&x);
+            let bytes = if round == 3 { bytemuck::cast_slice(&x) } else { lent.bytes() };
+            program.upload(0, bytes, &pool()).unwrap();
+            program.launch(0).unwrap();
+            program.wait_uploads().unwrap();
+            lent.bytes_mut().fill(0xff);
+            program.download(0, bytemuck::cast_slice_mut(&mut y)).unwrap();
+            assert_eq!(y, scaled(&x, 3.0), "round {round}");
+        }
     }
 }
 

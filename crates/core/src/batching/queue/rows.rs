@@ -8,6 +8,10 @@ use crate::{
 
 type Compute = Box<dyn FnMut(&[&Tensor], &mut [Tensor]) -> Result<(), SessionError> + Send>;
 
+fn zeros(types: Vec<TensorType>) -> impl Iterator<Item = Tensor> {
+    types.into_iter().map(Tensor::zeros)
+}
+
 /// A session of one batch size, with buffers.
 pub(super) struct Prepared {
     pub batch: usize,
@@ -27,18 +31,20 @@ impl Prepared {
         };
         let inputs = types("input", session.inputs())?;
         let outputs = types("output", session.outputs())?;
+        let inputs = zeros(inputs).map(|tensor| session.upload_ready(tensor)).collect();
+        let outputs = zeros(outputs).collect();
         let compute = move |x: &[&Tensor], y: &mut [Tensor]| session.run_into(x, y);
         Ok(Prepared::new(batch.unwrap_or(1), inputs, outputs, Box::new(compute)))
     }
 
+    /// With zero inputs.
     pub fn new(
         batch: usize,
-        inputs: Vec<TensorType>,
-        outputs: Vec<TensorType>,
+        inputs: Vec<Tensor>,
+        outputs: Vec<Tensor>,
         compute: Compute,
     ) -> Prepared {
-        let zeros = |types: Vec<TensorType>| types.into_iter().map(Tensor::zeros).collect();
-        Prepared { batch, inputs: zeros(inputs), outputs: zeros(outputs), filled: 0, compute }
+        Prepared { batch, inputs, outputs, filled: 0, compute }
     }
 
     /// Types of the inputs with so many rows.
@@ -133,7 +139,12 @@ mod tests {
             y.iter_mut().zip(x).for_each(|(y, x)| *y = -x);
             Ok(())
         };
-        let mut p = Prepared::new(4, vec![ty.clone()], vec![ty], Box::new(negate));
+        let mut p = Prepared::new(
+            4,
+            zeros(vec![ty.clone()]).collect(),
+            zeros(vec![ty]).collect(),
+            Box::new(negate),
+        );
         let request = |rows: usize, v: f32| vec![Tensor::from_slice([rows, 2], &vec![v; 2 * rows])];
         let (a, b, full) = (request(1, 1.0), request(2, 2.0), request(4, 3.0));
         let out = p.run(&[&a, &b]).unwrap();

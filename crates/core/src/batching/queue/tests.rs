@@ -42,7 +42,15 @@ fn fake_taking(batches: &[usize], gated: bool, options: QueueOptions, ns: u64) -
             Ok(())
         };
         let ty = TensorType::f32([batch, 2]);
-        (Prepared::new(batch, vec![ty.clone()], vec![ty], Box::new(compute)), ns)
+        (
+            Prepared::new(
+                batch,
+                vec![Tensor::zeros(ty.clone())],
+                vec![Tensor::zeros(ty)],
+                Box::new(compute),
+            ),
+            ns,
+        )
     });
     let queue = BatchQueue::start(prepared.collect(), &options).unwrap();
     Fake { queue, seen, leave }
@@ -266,7 +274,15 @@ fn inputs_that_do_not_fit_are_refused() {
 fn options_that_make_no_sense_are_refused() {
     let prepared = |batch| {
         let ty = TensorType::f32([batch, 2]);
-        (Prepared::new(batch, vec![ty.clone()], vec![ty], Box::new(|_, _| Ok(()))), 1)
+        (
+            Prepared::new(
+                batch,
+                vec![Tensor::zeros(ty.clone())],
+                vec![Tensor::zeros(ty)],
+                Box::new(|_, _| Ok(())),
+            ),
+            1,
+        )
     };
     let refused = |options: QueueOptions, word: &str| {
         let error = BatchQueue::start(vec![prepared(1), prepared(4)], &options).unwrap_err();

@@ -4,7 +4,6 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
 };
 
 use sparoa_core::{
@@ -18,6 +17,7 @@ use sparoa_core::{
 use sparoa_kernels::Pool;
 
 use super::{
+    super::load::load,
     super::storage::{Half, Storage},
     super::translate::translate,
     with_halves,
@@ -118,7 +118,7 @@ fn programs_of_models_keep_their_activations_in_f16() {
     }
 }
 
-/// A whole model is one recorded graph: to launch it does not take longer the more kernels there are.
+/// A whole model is one recorded graph, however many kernels it has.
 #[test]
 fn launching_a_model_is_one_call() {
     let backend = match CudaBackend::new(&CudaOptions::default()) {
@@ -129,18 +129,8 @@ fn launching_a_model_is_one_call() {
         let spec = program(model, 1, Place::Gpu);
         assert_eq!(spec.segments.len(), 1, "{model}");
         let tasks = spec.tasks.len();
-        let program = backend.load(spec).unwrap();
-        let launch = || {
-            program.wait_idle().unwrap();
-            let start = Instant::now();
-            program.launch(0).unwrap();
-            start.elapsed()
-        };
-        let mut times: Vec<Duration> = (0..300).map(|_| launch()).collect();
-        program.wait_idle().unwrap();
-        times.sort_unstable();
-        println!("{model}: {tasks} operators, launched in {:?}", times[times.len() / 2]);
-        // A call for each kernel would take about 2 us for each.
-        assert!(times[times.len() / 2] < Duration::from_micros(100), "{model}");
+        let program = load(&backend.shared, spec).unwrap();
+        assert_eq!(program.graphs.iter().flatten().count(), 1, "{model}");
+        assert!(program.steps.len() >= tasks, "{model}: every operator is in it");
     }
 }
