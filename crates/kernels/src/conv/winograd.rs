@@ -323,7 +323,7 @@ impl Run<'_> {
                 by_panels(tiles, 0..panels, own);
             }),
             Order::Panels => {
-                let parts = b.tiles.min(4 * threads);
+                let parts = b.tiles.min(8 * threads);
                 pool.run(parts, &|i| {
                     let part = part_of(0..b.tiles, parts, i);
                     inputs(part.clone(), buffers(0, 0).from(part.start, w.c_in));
@@ -342,7 +342,7 @@ impl Run<'_> {
                 let chunks = (8 * threads).div_ceil(points).min(panels);
                 for first in (0..b.tiles).step_by(b.block) {
                     let block = first..b.tiles.min(first + b.block);
-                    let (parts, all) = (block.len().min(4 * threads), buffers(0, 0));
+                    let (parts, all) = (block.len().min(8 * threads), buffers(0, 0));
                     let part = |i| {
                         let part = part_of(block.clone(), parts, i);
                         let of = all.from(part.start - first, w.c_in);

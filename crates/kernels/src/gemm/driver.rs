@@ -17,6 +17,8 @@ const A_BLOCK_BYTES: usize = 384 * 1024;
 const SHARED_B_BYTES: usize = 256 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
+/// Threads that a system mostly gives cores of the same kind.
+const FEW_THREADS: usize = 4;
 
 /// A product whose B, output and epilogue are known; A comes block by block.
 #[derive(Clone, Copy)]
@@ -100,7 +102,10 @@ impl Split {
         let mut row_blocks = m.div_ceil(most).max(1);
         let mut panel_blocks = 1;
         let macs = m * b.n() * b.k();
-        let wanted = if threads == 1 { 1 } else { (4 * threads).min(macs / TASK_MACS) };
+        // Many threads are seldom equally fast: with more tasks they end together. Where rows are few,
+        // all of them would be read again too often.
+        let each = if threads > FEW_THREADS && m >= 8 * threads * mr { 8 } else { 4 };
+        let wanted = if threads == 1 { 1 } else { (each * threads).min(macs / TASK_MACS) };
         if row_blocks < wanted && b.skips && b.bytes() <= SHARED_B_BYTES {
             // Rows first: rows that skip zeros should meet many columns.
             row_blocks = row_blocks.max(wanted.min(m / (2 * mr)));
