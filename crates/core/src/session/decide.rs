@@ -28,9 +28,6 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Divisions found by measuring that are measured again, as finalists.
-const SCOUTED: usize = 2;
-
 /// What a policy or a user chose.
 #[derive(Default)]
 pub(super) struct Choice {
@@ -201,13 +198,13 @@ impl Work<'_> {
             outputs.map(|&id| Tensor::zeros(self.graph.value(id).ty.clone())).collect();
         let mut scouted = Vec::new();
         // Under a memory limit plans may not fit beside one another, and energies take long.
-        if self.memory_limit.is_none() && problem.objective.is_time() {
+        let free = self.memory_limit.is_none() && problem.objective.is_time();
+        if free && builder.guard.finalists > 0 {
             builder.tell(Progress::Dividing);
             scouted = self.scout(problem, &tensors, &mut outputs, builder.guard.max_time)?;
-            scouted.truncate(SCOUTED);
         }
         let (found, mut ready): (Vec<Candidate>, Vec<Option<Engine>>) =
-            scouted.into_iter().map(|s| (s.candidate, s.engine)).unzip();
+            scouted.into_iter().map(|s| (s.candidate, Some(s.engine))).unzip();
         let finalists = finalists(&all, &found, builder.guard.finalists);
         let meter = match problem.objective.is_time() {
             true => None,
@@ -367,6 +364,6 @@ pub(super) fn alone(graph: &Graph, support: &Support, place: Place) -> Placement
     placement
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -4,7 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{SessionError, decide::Work};
+use super::{
+    SessionError,
+    decide::{Work, nanoseconds},
+};
 use crate::{
     engine::Engine,
     schedule::{Candidate, Problem, common_parts, common_share, split_of},
@@ -13,19 +16,22 @@ use crate::{
 
 /// Shares that are measured at most.
 const MOST: usize = 10;
+/// Of these stay, the fastest ones, to be measured again among the finalists: prepared plans take
+/// memory.
+const KEPT: usize = 2;
 /// Runs of each, after one that warms up; the fastest counts.
 const RUNS: usize = 3;
 
 /// A split that was measured.
 pub(super) struct Scouted {
     pub candidate: Candidate,
-    pub engine: Option<Engine>,
+    pub engine: Engine,
     ns: u64,
 }
 
 impl Work<'_> {
-    /// The splits that were measured, fastest first: none where nothing divides, or where one
-    /// processor should have all but half a part. Ends after `max_time`.
+    /// The fastest splits of those measured: none where nothing divides, or where one processor
+    /// should have all but half a part. Ends after `max_time`.
     ///
     /// # Errors
     /// When a plan cannot be judged or fails while it runs; one that cannot be prepared is passed
@@ -43,34 +49,34 @@ impl Work<'_> {
             return Ok(Vec::new());
         }
         let start = Instant::now();
-        let mut found: Vec<Scouted> = Vec::new();
+        let (mut tried, mut found) = (0, Vec::<Scouted>::new());
         climb(parts, balance.round() as usize, |part| -> Result<Option<u64>, SessionError> {
-            if found.len() == MOST || !found.is_empty() && start.elapsed() >= max_time {
+            if tried == MOST || tried > 0 && start.elapsed() >= max_time {
                 return Ok(None);
             }
+            tried += 1;
             let candidate = split_of(problem, part, parts)?;
-            let (engine, ns) = match self.engine(&candidate.placement, Some(problem.profile)) {
+            let mut engine = match self.engine(&candidate.placement, Some(problem.profile)) {
+                Ok(engine) => engine,
                 Err(e) => {
                     tracing::info!("candidate '{}' is out: {e}", candidate.name);
-                    (None, u64::MAX)
-                }
-                Ok(mut engine) => {
-                    let mut fastest = Duration::MAX;
-                    engine.run(inputs, outputs)?;
-                    for _ in 0..RUNS {
-                        let start = Instant::now();
-                        engine.run(inputs, outputs)?;
-                        fastest = fastest.min(start.elapsed());
-                    }
-                    (Some(engine), u64::try_from(fastest.as_nanos()).unwrap_or(u64::MAX))
+                    return Ok(Some(u64::MAX));
                 }
             };
+            engine.run(inputs, outputs)?;
+            let mut fastest = Duration::MAX;
+            for _ in 0..RUNS {
+                let start = Instant::now();
+                engine.run(inputs, outputs)?;
+                fastest = fastest.min(start.elapsed());
+            }
+            let ns = nanoseconds(fastest);
             tracing::debug!("{part} of {parts} parts for the GPU: {ns} ns");
             found.push(Scouted { candidate, engine, ns });
+            found.sort_by_key(|scouted| scouted.ns);
+            found.truncate(KEPT);
             Ok(Some(ns))
         })?;
-        found.retain(|scouted| scouted.engine.is_some());
-        found.sort_by_key(|scouted| scouted.ns);
         Ok(found)
     }
 }

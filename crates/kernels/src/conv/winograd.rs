@@ -193,10 +193,10 @@ impl Winograd {
         let group = tiles.div_ceil(wanted).next_multiple_of(mr).clamp(mr, most.max(mr));
         let blocking = |order, block, group| Blocking { order, tiles, block, group };
         let all = blocking(Order::Points, tiles, tiles);
-        let part = tiles.div_ceil(all.v_and_m(self).div_ceil(BLOCK_LEN).max(1));
+        let part = tiles.div_ceil(all.v_and_m(self).div_ceil(BLOCK_LEN).max(1)).max(1);
         [
             blocking(Order::Blocks, block, block),
-            blocking(Order::Panels, tiles, group.min(tiles)),
+            blocking(Order::Panels, tiles, group.min(tiles).max(1)),
             blocking(Order::Points, part, part),
         ]
     }

@@ -1,5 +1,6 @@
 //! A depthwise convolution takes in the pointwise ones around it where what lies between them is
-//! large: it then never leaves the cache.
+//! large: it then never leaves the cache. They become one operator, or where that one's kernel
+//! does not compute as is wanted, layers that are computed slice by slice.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use sparoa_kernels::{
     conv::{Conv2dParams, InvertedResidual as Kernel},
 };
 
-use super::editor::Editor;
+use super::{editor::Editor, fused_layers::merge};
 use crate::{
     ir::{NodeId, ValueId},
     ops::{
@@ -28,6 +29,15 @@ const MIN_BYTES: usize = 192 * 1024;
 const PRUNED: f64 = 0.75;
 
 pub(super) fn run(e: &mut Editor) {
+    each(e, fuse);
+}
+
+/// As layers.
+pub(super) fn layers(e: &mut Editor) {
+    each(e, fuse_layers);
+}
+
+fn each(e: &mut Editor, fuse: fn(&mut Editor, NodeId) -> Option<()>) {
     for id in e.ids() {
         if e.get(id).is_some() {
             fuse(e, id);
@@ -77,7 +87,16 @@ fn is_pruned(e: &Editor, id: NodeId) -> bool {
     weight.as_slice().is_some_and(|w| share(w) >= PRUNED)
 }
 
-fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
+/// A depthwise convolution with the pointwise ones that it takes in.
+struct Block {
+    before: Option<NodeId>,
+    depthwise: Conv,
+    after: Option<NodeId>,
+    /// Both are.
+    pruned: bool,
+}
+
+fn block(e: &Editor, id: NodeId) -> Option<Block> {
     let (own, _) = params(e, id)?;
     if !Kernel::fits(&own) {
         return None;
@@ -97,9 +116,22 @@ fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
     let pruned = after.is_some() && before.into_iter().chain(after).all(|p| is_pruned(e, p));
     let before = before.filter(|&p| pruned || is_large(e, p, input));
     let after = after.filter(|&p| pruned || is_large(e, p, output));
-    if before.is_none() && after.is_none() {
-        return None;
+    (before.is_some() || after.is_some()).then_some(Block { before, depthwise, after, pruned })
+}
+
+fn fuse_layers(e: &mut Editor, id: NodeId) -> Option<()> {
+    let Block { before, after, pruned, .. } = block(e, id)?;
+    if pruned {
+        // The sparse kernel multiplies f32 everywhere.
+        return fuse(e, id);
     }
+    let chain = after.into_iter().chain([id]).chain(before);
+    merge(e, &chain.map(|id| (id, Vec::new())).collect());
+    Some(())
+}
+
+fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
+    let Block { before, depthwise, after, .. } = block(e, id)?;
     let last = after.unwrap_or(id);
     let residual = conv(e, last)?.residual;
     let op = InvertedResidual {

@@ -79,6 +79,9 @@ const PASSES: &[(&str, Pass)] = &[
     ("inverted_residual", inverted_residual::run),
 ];
 
+/// In place of the last one.
+const LAYERS: (&str, Pass) = ("inverted_residual as layers", inverted_residual::layers);
+
 /// Applies every pass, in order.
 pub fn optimize(graph: Graph) -> Graph {
     optimize_for(graph, Arithmetic::Fast)
@@ -86,10 +89,13 @@ pub fn optimize(graph: Graph) -> Graph {
 
 /// [`optimize`], and every operator made of products gets `arithmetic`.
 pub fn optimize_for(graph: Graph, arithmetic: Arithmetic) -> Graph {
-    // Inverted residuals multiply bf16 only on AMX; stage by stage, other CPUs do too.
-    let apart = arithmetic == Arithmetic::Bf16 && isa::best() != Isa::Amx;
-    let count = PASSES.len() - usize::from(apart);
-    let graph = apply(graph, &PASSES[..count]);
+    // Inverted residuals multiply bf16 only on AMX; as layers, other CPUs do too.
+    let (last, others) = PASSES.split_last().expect("there are passes");
+    let graph = apply(graph, others);
+    let graph = match arithmetic {
+        Arithmetic::Bf16 if isa::best() != Isa::Amx => apply(graph, &[LAYERS]),
+        _ => apply(graph, &[*last]),
+    };
     match arithmetic {
         Arithmetic::Fast => graph,
         other => set_arithmetic(graph, other),
