@@ -24,7 +24,7 @@ use crate::simd;
 use depthwise::Depthwise;
 use indirect::{CopyRows, Geometry};
 use tiled::Tiled;
-use winograd::Winograd;
+use winograd::{Tiling, Winograd};
 
 /// The shape of a two-dimensional convolution, height before width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl Conv2d {
             let pixels = n * oh * ow;
             let tiling = match options.exact {
                 true => None,
-                false => winograd::choose(&params, n, oh, ow),
+                false => winograd::choose(&params, [n, oh, ow], 0.85),
             };
             if let Some(terms) = options.tiles
                 && Tiled::fits(&params, pixels)
@@ -188,11 +188,22 @@ impl Conv2d {
                 return with(Algorithm::on_tiles(terms, &params, pixels, weight));
             }
             if let Some(tiling) = tiling {
-                return with(Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight)));
+                return Conv2d::by_winograd(isa, tiling, params, weight, bias);
             }
         }
         let conv = Conv2d::new_with_isa(isa, params, weight, bias);
         if options.exact { conv } else { conv.skipping_zeros() }
+    }
+
+    fn by_winograd(
+        isa: Isa,
+        tiling: Tiling,
+        params: Conv2dParams,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Conv2d {
+        let algorithm = Algorithm::Winograd(Winograd::new(isa, tiling, &params, weight));
+        Conv2d { params, given: params, isa, algorithm, bias: bias.map(<[f32]>::to_vec) }
     }
 
     /// Has products skip zeros of the input where they can and it pays.

@@ -90,7 +90,9 @@ impl PackedConv {
         bias: Option<&[f32]>,
     ) -> PackedConv {
         match arithmetic {
-            Arithmetic::Bf16 => PackedConv::Bf16(Conv2dBf16::new(params, weight, bias)),
+            Arithmetic::Bf16 => {
+                PackedConv::Bf16(Conv2dBf16::for_images(params, images, weight, bias))
+            }
             Arithmetic::Fast | Arithmetic::Bf16x2 | Arithmetic::Exact | Arithmetic::Reference => {
                 let exact = matches!(arithmetic, Arithmetic::Exact | Arithmetic::Reference);
                 let tiles = arithmetic.terms();

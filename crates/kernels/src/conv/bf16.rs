@@ -5,7 +5,9 @@
 
 use super::indirect::Geometry;
 use super::tiled::Tiled;
-use super::{Algorithm, Conv2d, Conv2dParams, block_diagonal, check_images, merge_groups, offset};
+use super::{
+    Algorithm, Conv2d, Conv2dParams, block_diagonal, check_images, merge_groups, offset, winograd,
+};
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
 use crate::gemm::bf16::{Round, pack_words};
@@ -23,7 +25,7 @@ enum Method {
     Indirect(Vec<PackedB>),
     /// On AMX.
     Tiled(Tiled),
-    /// Few input channels per group: bound by moving them, in f32.
+    /// In f32: few input channels per group, bound by moving them, or Winograd's convolution.
     Plain(Box<Conv2d>),
 }
 
@@ -78,6 +80,26 @@ impl Conv2dBf16 {
         };
         let (bias, zeros) = (bias.map(<[f32]>::to_vec), vec![0.0; zeros.div_ceil(2)]);
         Conv2dBf16 { params, method, bias, zeros }
+    }
+
+    /// [`Conv2dBf16::new`] with the method chosen for the images (number, height, width) to come:
+    /// where nothing but twice as many products an instruction speaks for bf16, Winograd's
+    /// convolution in f32 is faster if it saves more than half of them.
+    pub fn for_images(
+        params: Conv2dParams,
+        [n, h, w]: [usize; 3],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+    ) -> Conv2dBf16 {
+        let [oh, ow] = params.output_size(h, w);
+        let tiling = winograd::choose(&params, [n, oh, ow], 0.5);
+        let Some(tiling) = tiling.filter(|_| isa::best() != Isa::Amx) else {
+            return Conv2dBf16::new(params, weight, bias);
+        };
+        params.check(weight.len(), bias.map(<[f32]>::len));
+        let conv = Conv2d::by_winograd(Isa::Avx512, tiling, params, weight, bias);
+        let (zeros, method) = (Vec::new(), Method::Plain(Box::new(conv)));
+        Conv2dBf16 { params, method, bias: None, zeros }
     }
 
     /// The name of the method chosen for this shape.

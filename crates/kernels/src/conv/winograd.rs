@@ -110,9 +110,9 @@ impl Blocking {
 /// Multiply-adds in the time that a weight takes to come from memory.
 const READ: f64 = 11.0;
 
-/// The transform that is defined for the shape and pays for `n` images of `oh` x `ow` outputs, if
-/// any does.
-pub(crate) fn choose(p: &Conv2dParams, n: usize, oh: usize, ow: usize) -> Option<Tiling> {
+/// The transform that is defined for the shape and takes less than `share` of the direct sum's time
+/// for `n` images of `oh` x `ow` outputs, if any does.
+pub(crate) fn choose(p: &Conv2dParams, [n, oh, ow]: [usize; 3], share: f64) -> Option<Tiling> {
     let defined = p.kernel == [3, 3] && p.stride == [1, 1] && p.dilation == [1, 1] && p.groups == 1;
     if !defined || p.c_in < 16 || p.c_out < 16 {
         return None;
@@ -132,7 +132,7 @@ pub(crate) fn choose(p: &Conv2dParams, n: usize, oh: usize, ow: usize) -> Option
         .map(|tiling| (cost(tiling), tiling))
         .into_iter()
         .min_by(|(a, _), (b, _)| a.total_cmp(b))
-        .and_then(|(cost, tiling)| (cost < 0.85 * direct).then_some(tiling))
+        .and_then(|(cost, tiling)| (cost < share * direct).then_some(tiling))
 }
 
 impl Winograd {

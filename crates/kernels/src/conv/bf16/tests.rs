@@ -54,15 +54,17 @@ fn every_method_is_chosen() {
         eprintln!("skipped: bf16 is not available");
         return;
     }
-    let of = |c_in: usize, groups: usize, k: usize| {
+    let on = |c_in: usize, groups: usize, k: usize, side: usize| {
         let weight = vec![1.0; 32 * c_in / groups * k * k];
         let (kernel, stride, dilation) = ([k, k], [1, 1], [1, 1]);
         let p = Conv2dParams { c_in, c_out: 32, groups, kernel, stride, dilation, pads: [0; 4] };
-        Conv2dBf16::new(p, &weight, None).algorithm()
+        Conv2dBf16::for_images(p, [1, side, side], &weight, None).algorithm()
     };
+    let of = |c_in: usize, groups: usize, k: usize| on(c_in, groups, k, 8);
     assert_eq!(of(32, 1, 1), "bf16 pointwise");
     let tiles = isa::best() == Isa::Amx;
     assert_eq!(of(32, 1, 3), if tiles { "bf16 amx" } else { "bf16 indirect" });
+    assert_eq!(on(128, 1, 3, 34), if tiles { "bf16 amx" } else { "winograd" });
     assert_eq!(of(3, 1, 3), "lines");
     assert_eq!(of(32, 32, 3), "depthwise");
 }

@@ -172,7 +172,7 @@ fn large_maps_go_by_blocks_and_errors_stay_small() {
         dilation: one,
         pads: [1; 4],
     };
-    assert_eq!(choose(&p, 1, size, size), Some(Tiling::Four));
+    assert_eq!(choose(&p, [1, size, size], 0.85), Some(Tiling::Four));
     let x = random(size * size * c_in, 1);
     let weight = random(c_out * c_in * 9, 2);
     let geometry = Geometry { params: p, h: size, w: size, oh: size, ow: size };
