@@ -100,6 +100,11 @@ impl Accelerator for NullAccelerator {
         Ok(())
     }
 
+    /// Ordinary memory: a worker thread reads nothing of the caller's.
+    fn host_memory(&self, bytes: usize) -> Option<Storage> {
+        Some(Storage::zeroed(bytes))
+    }
+
     fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {
         let tasks = spec
             .tasks

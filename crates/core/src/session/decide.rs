@@ -11,7 +11,7 @@ use sparoa_kernels::pool::Pool;
 
 use super::{
     GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, choose_by_energy,
-    inputs::random_tensor,
+    inputs::random_inputs,
     measure::Measurer,
     memory::Footprint,
     power::{measure_runs, model_runs},
@@ -126,11 +126,10 @@ impl Work<'_> {
         smaller.within(self.memory_limit)
     }
 
-    /// Random inputs of the graph.
+    /// Random inputs of the graph, where the accelerator reads them by itself.
     pub fn random_inputs(&self) -> Vec<Tensor> {
-        let types = self.graph.inputs.iter().map(|&id| &self.graph.value(id).ty);
-        let tensors = types.zip(1..).map(|(ty, seed)| random_tensor(ty, seed));
-        tensors.map(|tensor| upload_ready(self.accelerator.as_deref(), tensor)).collect()
+        let ready = |tensor| upload_ready(self.accelerator.as_deref(), tensor);
+        random_inputs(self.graph).into_iter().map(ready).collect()
     }
 
     pub fn profile(&mut self, builder: &mut SessionBuilder) -> Result<Profile, SessionError> {

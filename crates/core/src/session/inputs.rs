@@ -4,7 +4,10 @@ use rand::{RngExt as _, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use super::{SessionError, ValueInfo};
-use crate::tensor::{DType, Tensor, TensorType};
+use crate::{
+    ir::Graph,
+    tensor::{DType, Tensor, TensorType},
+};
 
 /// The tensors in the model's order.
 pub(super) fn by_name<'a>(
@@ -96,6 +99,12 @@ pub fn random_tensor(ty: &TensorType, seed: u64) -> Tensor {
         }
     }
     tensor
+}
+
+/// A [`random_tensor`] for each input of a graph.
+pub(super) fn random_inputs(graph: &Graph) -> Vec<Tensor> {
+    let types = graph.inputs.iter().map(|&id| &graph.value(id).ty);
+    types.zip(1..).map(|(ty, seed)| random_tensor(ty, seed)).collect()
 }
 
 #[cfg(test)]

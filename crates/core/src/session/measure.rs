@@ -12,7 +12,7 @@ use std::{
 
 use sparoa_kernels::pool::Pool;
 
-use super::{SessionError, decide::alone, inputs::random_tensor, memory::Footprint};
+use super::{SessionError, decide::alone, inputs::random_inputs, memory::Footprint};
 use crate::{
     backend::{Accelerator, BackendError, Device, ProgramSpec, View},
     engine::{Engine, KernelCache, handoff_ns},
@@ -179,7 +179,7 @@ impl Measurer<'_> {
         engine: &mut Engine,
         mut pass: impl FnMut(&mut Engine, &[&Tensor]) -> Result<Vec<u64>, SessionError>,
     ) -> Result<Vec<u64>, SessionError> {
-        let inputs = self.inputs();
+        let inputs = random_inputs(self.graph);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
         let mut outputs = engine.new_outputs();
         engine.run(&inputs, &mut outputs)?;
@@ -196,11 +196,6 @@ impl Measurer<'_> {
             times[times.len() / 2]
         };
         Ok((0..samples[0].len()).map(median).collect())
-    }
-
-    fn inputs(&self) -> Vec<Tensor> {
-        let types = self.graph.inputs.iter().map(|&id| &self.graph.value(id).ty);
-        types.zip(1..).map(|(ty, seed)| random_tensor(ty, seed)).collect()
     }
 
     fn cpu_times(&self) -> Result<(Times, Times), SessionError> {
@@ -274,7 +269,7 @@ impl Measurer<'_> {
         };
         drop(program);
         let mut gpu = self.engine(Place::Gpu, self.kernels)?;
-        let inputs = self.inputs();
+        let inputs = random_inputs(self.graph);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
         if !gpu.plan().gpu.is_empty() {
             gpu.run(&inputs, &mut gpu.new_outputs())?;

@@ -72,6 +72,14 @@ fn every_policy_gives_the_reference() {
         let mut into = session.new_outputs();
         session.run_into(&[&given[0].1], &mut into).unwrap();
         assert_eq!(into[0], outputs[0].1);
+        // Values move only where a GPU will read them.
+        let (_, given) = given.into_iter().next().unwrap();
+        let place = given.bytes().as_ptr();
+        let ready = session.upload_ready(given.clone());
+        assert_eq!(ready, given);
+        assert_eq!(ready.bytes().as_ptr() == place, !session.plan().uses_gpu(), "{policy}");
+        session.run_into(&[&ready], &mut into).unwrap();
+        assert_eq!(into[0], outputs[0].1);
     }
 }
 
