@@ -40,9 +40,14 @@ pub fn with_threads<T>(most: usize, f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// Range `i` of `parts` of nearly equal length.
+pub(crate) fn part_of(range: Range<usize>, parts: usize, i: usize) -> Range<usize> {
+    let cut = |i: usize| range.start + i * range.len() / parts;
+    cut(i)..cut(i + 1)
+}
+
 type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-#[derive(Clone, Copy)]
 struct Job {
     task: *const Task<'static>,
     threads: usize,
@@ -172,7 +177,7 @@ impl Pool {
     pub(crate) fn run_ranges(&self, len: usize, least: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         let most = if self.threads() == 1 { 1 } else { 4 * self.threads() };
         let tasks = (len / least.max(1)).clamp(1, most);
-        self.run(tasks, &|task| f(task * len / tasks..(task + 1) * len / tasks));
+        self.run(tasks, &|task| f(part_of(0..len, tasks, task)));
     }
 
     /// [`Pool::run`] with `f(task, worker)`: `worker < threads()`, and no two tasks of this call
@@ -192,7 +197,7 @@ impl Pool {
         let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(f) };
         let seats = &shared.seats[..threads];
         for (thread, seat) in seats.iter().enumerate() {
-            seat.share.set(thread * tasks / threads..(thread + 1) * tasks / threads);
+            seat.share.set(part_of(0..tasks, threads, thread));
             if thread > 0 {
                 // SAFETY: `busy` is ours and the seat IDLE: no reader.
                 unsafe { *seat.job.get() = Some(Job { task, threads }) };
@@ -209,10 +214,11 @@ impl Pool {
         claim(shared, threads, f, 0);
         let mut spins = 0u32;
         for seat in &seats[1..] {
-            let back = |from| {
-                seat.state.compare_exchange(from, IDLE, Ordering::Acquire, Ordering::Acquire)
+            let taken_back = || {
+                let order = Ordering::Acquire;
+                seat.state.compare_exchange(OFFERED, IDLE, order, order).is_ok()
             };
-            while seat.state.load(Ordering::Acquire) != IDLE && back(OFFERED).is_err() {
+            while seat.state.load(Ordering::Acquire) != IDLE && !taken_back() {
                 spins += 1;
                 if spins < 20_000 {
                     std::hint::spin_loop();

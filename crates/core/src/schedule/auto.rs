@@ -95,9 +95,9 @@ pub fn split_of(
 }
 
 /// The candidates worth measuring: `cpu` and `gpu`, and `most` others, those in `measured` first,
-/// which were found fast. Predictions of the CPU's part
-/// err by more than neighbouring candidates differ, so the best come first of which each gives the
-/// GPU another amount of work, and only then the best of the rest.
+/// which were found fast. Predictions of the CPU's part err by more than neighbouring candidates
+/// differ, so the best come first of which each gives the GPU another amount of work, and only then
+/// the best of the rest.
 pub fn finalists<'a>(
     all: &'a [Candidate],
     measured: impl IntoIterator<Item = &'a Candidate>,

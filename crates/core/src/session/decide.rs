@@ -1,10 +1,6 @@
 //! How a session decides: what is measured, what is remembered, and `auto`'s contest.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use sparoa_kernels::pool::Pool;
@@ -14,6 +10,7 @@ use super::{
     inputs::random_inputs,
     measure::Measurer,
     memory::Footprint,
+    nanoseconds,
     power::{measure_runs, model_runs},
 };
 use crate::{
@@ -361,8 +358,4 @@ pub(super) fn alone(graph: &Graph, support: &Support, place: Place) -> Placement
         }
     }
     placement
-}
-
-pub(super) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -12,7 +12,7 @@ use std::{
 
 use sparoa_kernels::pool::Pool;
 
-use super::{SessionError, decide::alone, inputs::random_inputs, memory::Footprint};
+use super::{SessionError, decide::alone, inputs::random_inputs, memory::Footprint, nanoseconds};
 use crate::{
     backend::{Accelerator, BackendError, Device, ProgramSpec, View},
     engine::{Engine, KernelCache, handoff_ns},
@@ -304,7 +304,7 @@ impl Measurer<'_> {
                 program.launch(segment)?;
             }
             program.wait_idle()?;
-            Ok(ns(start.elapsed()))
+            Ok(nanoseconds(start.elapsed()))
         };
         let gpu_alone = gpu_pass()?.min(gpu_pass()?).max(1);
         let cpu_pass = |cpu: &mut Engine| -> Result<u64, SessionError> {
@@ -442,13 +442,9 @@ fn fastest(
     for _ in 0..times {
         let start = Instant::now();
         f()?;
-        best = best.min(ns(start.elapsed()));
+        best = best.min(nanoseconds(start.elapsed()));
     }
     Ok(best)
-}
-
-fn ns(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn remember(

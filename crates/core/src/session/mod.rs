@@ -19,6 +19,7 @@ mod verify;
 use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use sparoa_kernels::pool::Pool;
@@ -407,6 +408,10 @@ impl Session {
             })
             .collect()
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl std::fmt::Debug for Session {

@@ -1,8 +1,9 @@
-//! Copies between host and device. A *staged* copy goes through page-locked memory of its own, on
-//! a stream for its direction: an upload waits for the segments that used its bytes and the next
-//! launch waits for it, unless the bytes are in page-locked memory already; a download follows the segment that produces the value, unless many do. A
-//! *direct* one reads or writes the slot itself, which then is memory of the host that the device
-//! sees: for integrated GPUs, whose memory it is anyway.
+//! Copies between host and device. A *staged* copy goes through page-locked memory of its own
+//! (unless what is uploaded is in such memory already), on a stream for its direction: an upload
+//! waits for the segments that used its bytes and the next launch waits for it; a download follows
+//! the segment that produces the value, unless many do. A *direct* one reads or writes the slot
+//! itself, which then is memory of the host that the device sees: for integrated GPUs, whose memory
+//! it is anyway.
 
 use std::sync::{
     OnceLock,

@@ -14,7 +14,7 @@ use crate::aligned::{AlignedBuffer, SharedMut, align_scratch};
 use crate::conv::Conv2dParams;
 use crate::conv::indirect::Geometry;
 use crate::isa::Isa;
-use crate::pool::Pool;
+use crate::pool::{Pool, part_of};
 use crate::simd::{self, MAX_LANES};
 
 use stages::{Inputs, Outputs, Products};
@@ -66,13 +66,16 @@ struct Blocking {
     order: Order,
     /// Tiles in all.
     tiles: usize,
-    /// Tiles in a block.
-    block: usize,
-    /// Tiles whose products one task computes at a time.
+    /// Tiles whose products are there at a time.
     group: usize,
 }
 
 impl Blocking {
+    /// Tiles whose transformed inputs are there at a time.
+    fn block(&self) -> usize {
+        if self.order == Order::Panels { self.tiles } else { self.group }
+    }
+
     /// Products of a tile and point that are kept at a time.
     fn width(&self, w: &Winograd) -> usize {
         if self.order == Order::Points { w.panels() * w.panel() } else { w.panel() }
@@ -81,7 +84,7 @@ impl Blocking {
     /// Floats of V and of M from point to point. Not a power of two, at which distance all points
     /// of a tile would share few places of a cache.
     fn steps(&self, w: &Winograd) -> [usize; 2] {
-        [self.block * w.c_in + MAX_LANES, self.group * self.width(w) + MAX_LANES]
+        [self.block() * w.c_in + MAX_LANES, self.group * self.width(w) + MAX_LANES]
     }
 
     fn lens(&self, w: &Winograd) -> [usize; 2] {
@@ -168,15 +171,15 @@ impl Winograd {
         let (_, mr, _) = simd::tile_of(self.isa);
         // Small weights may be read by every thread, which then waits for no other.
         let own = tiles >= threads * mr && self.bytes() <= OWN_BYTES;
-        let enough = tiles.div_ceil(blocks.block) >= 2 * threads;
+        let enough = tiles.div_ceil(blocks.group) >= 2 * threads;
         let in_parts = if threads == 1 || enough || own { blocks } else { panels };
         if self.bytes() <= CACHED_BYTES {
             return in_parts;
         }
         // What comes from memory: all weights for each part, or what is written and read again.
         let weights = |parts: usize| parts * self.weight.as_slice().len();
-        let between = 3 * (points.v_and_m(self) / points.block * tiles);
-        let by_points = weights(tiles.div_ceil(points.block)) + between;
+        let between = 3 * (points.v_and_m(self) / points.group * tiles);
+        let by_points = weights(tiles.div_ceil(points.group)) + between;
         if by_points < weights(tiles.div_ceil(in_parts.group)) { points } else { in_parts }
     }
 
@@ -191,13 +194,13 @@ impl Winograd {
         // Smaller groups where there are not enough tasks, but of whole micro-kernels.
         let wanted = (2 * threads).div_ceil(self.panels());
         let group = tiles.div_ceil(wanted).next_multiple_of(mr).clamp(mr, most.max(mr));
-        let blocking = |order, block, group| Blocking { order, tiles, block, group };
-        let all = blocking(Order::Points, tiles, tiles);
+        let blocking = |order, group| Blocking { order, tiles, group };
+        let all = blocking(Order::Points, tiles);
         let part = tiles.div_ceil(all.v_and_m(self).div_ceil(BLOCK_LEN).max(1)).max(1);
         [
-            blocking(Order::Blocks, block, block),
-            blocking(Order::Panels, tiles, group.min(tiles).max(1)),
-            blocking(Order::Points, part, part),
+            blocking(Order::Blocks, block),
+            blocking(Order::Panels, group.min(tiles).max(1)),
+            blocking(Order::Points, part),
         ]
     }
 
@@ -316,8 +319,8 @@ impl Run<'_> {
             }
         };
         match b.order {
-            Order::Blocks => pool.run_with_worker(b.tiles.div_ceil(b.block), &|block, worker| {
-                let tiles = block * b.block..b.tiles.min((block + 1) * b.block);
+            Order::Blocks => pool.run_with_worker(b.tiles.div_ceil(b.group), &|block, worker| {
+                let tiles = block * b.group..b.tiles.min((block + 1) * b.group);
                 let own = buffers(worker, worker);
                 inputs(tiles.clone(), own);
                 by_panels(tiles, 0..panels, own);
@@ -340,8 +343,8 @@ impl Run<'_> {
             }
             Order::Points => {
                 let chunks = (8 * threads).div_ceil(points).min(panels);
-                for first in (0..b.tiles).step_by(b.block) {
-                    let block = first..b.tiles.min(first + b.block);
+                for first in (0..b.tiles).step_by(b.group) {
+                    let block = first..b.tiles.min(first + b.group);
                     let (parts, all) = (block.len().min(8 * threads), buffers(0, 0));
                     let part = |i| {
                         let part = part_of(block.clone(), parts, i);
@@ -366,12 +369,6 @@ impl Run<'_> {
             }
         }
     }
-}
-
-/// Range `i` of `parts` of nearly equal length.
-fn part_of(range: Range<usize>, parts: usize, i: usize) -> Range<usize> {
-    let cut = |i: usize| range.start + i * range.len() / parts;
-    cut(i)..cut(i + 1)
 }
 
 mod stages;

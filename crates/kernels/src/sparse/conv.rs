@@ -6,7 +6,7 @@ use crate::activation::Epilogue;
 use crate::aligned::{AlignedBuffer, SharedMut, align_scratch};
 use crate::conv::{Conv2dParams, check_images};
 use crate::isa::{self, Isa};
-use crate::pool::Pool;
+use crate::pool::{Pool, part_of};
 use crate::simd;
 use crate::sparse::compressed::Compressed;
 use crate::sparse::grid::{FAR_LEN, Grid, Load, Strips, TRANSPOSE_COST};
@@ -402,7 +402,7 @@ pub(crate) fn compress(grid: &Grid, [co, ci]: [usize; 2], weight: &[f32]) -> Com
 /// `len` cut into ranges of nearly equal length, at most `most`.
 pub(crate) fn cut_evenly(len: usize, most: usize) -> Vec<Range<usize>> {
     let parts = len.div_ceil(most).max(1);
-    (0..parts).map(|i| i * len / parts..(i + 1) * len / parts).collect()
+    (0..parts).map(|i| part_of(0..len, parts, i)).collect()
 }
 
 /// The channels of one of `chunks`, in whole groups.

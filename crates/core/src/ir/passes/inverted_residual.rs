@@ -29,18 +29,28 @@ const MIN_BYTES: usize = 192 * 1024;
 const PRUNED: f64 = 0.75;
 
 pub(super) fn run(e: &mut Editor) {
-    each(e, fuse);
+    each(e, operator);
 }
 
 /// As layers.
 pub(super) fn layers(e: &mut Editor) {
-    each(e, fuse_layers);
+    each(e, |e, id, block| {
+        if block.pruned {
+            // The sparse kernel multiplies f32 everywhere.
+            return operator(e, id, block);
+        }
+        let chain = block.after.into_iter().chain([id]).chain(block.before);
+        merge(e, &chain.map(|id| (id, Vec::new())).collect());
+        Some(())
+    });
 }
 
-fn each(e: &mut Editor, fuse: fn(&mut Editor, NodeId) -> Option<()>) {
+fn each(e: &mut Editor, fuse: impl Fn(&mut Editor, NodeId, Block) -> Option<()>) {
     for id in e.ids() {
-        if e.get(id).is_some() {
-            fuse(e, id);
+        if e.get(id).is_some()
+            && let Some(block) = block(e, id)
+        {
+            fuse(e, id, block);
         }
     }
 }
@@ -119,19 +129,8 @@ fn block(e: &Editor, id: NodeId) -> Option<Block> {
     (before.is_some() || after.is_some()).then_some(Block { before, depthwise, after, pruned })
 }
 
-fn fuse_layers(e: &mut Editor, id: NodeId) -> Option<()> {
-    let Block { before, after, pruned, .. } = block(e, id)?;
-    if pruned {
-        // The sparse kernel multiplies f32 everywhere.
-        return fuse(e, id);
-    }
-    let chain = after.into_iter().chain([id]).chain(before);
-    merge(e, &chain.map(|id| (id, Vec::new())).collect());
-    Some(())
-}
-
-fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
-    let Block { before, depthwise, after, .. } = block(e, id)?;
+fn operator(e: &mut Editor, id: NodeId, block: Block) -> Option<()> {
+    let Block { before, depthwise, after, .. } = block;
     let last = after.unwrap_or(id);
     let residual = conv(e, last)?.residual;
     let op = InvertedResidual {

@@ -91,18 +91,18 @@ pub fn optimize(graph: Graph) -> Graph {
 pub fn optimize_for(graph: Graph, arithmetic: Arithmetic) -> Graph {
     // Inverted residuals multiply bf16 only on AMX; as layers, other CPUs do too.
     let (last, others) = PASSES.split_last().expect("there are passes");
-    let graph = apply(graph, others);
-    let graph = match arithmetic {
-        Arithmetic::Bf16 if isa::best() != Isa::Amx => apply(graph, &[LAYERS]),
-        _ => apply(graph, &[*last]),
+    let last = match arithmetic {
+        Arithmetic::Bf16 if isa::best() != Isa::Amx => &LAYERS,
+        _ => last,
     };
+    let graph = apply(graph, others.iter().chain([last]));
     match arithmetic {
         Arithmetic::Fast => graph,
         other => set_arithmetic(graph, other),
     }
 }
 
-fn apply(graph: Graph, passes: &[(&str, Pass)]) -> Graph {
+fn apply<'a>(graph: Graph, passes: impl IntoIterator<Item = &'a (&'a str, Pass)>) -> Graph {
     let mut editor = Editor::new(graph);
     for (name, pass) in passes {
         editor.tidy();

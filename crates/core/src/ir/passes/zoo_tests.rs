@@ -42,7 +42,7 @@ fn mobilenet_v2() {
 fn mobilenet_v2_as_layers() {
     let graph = graph_of(&zoo::build("mobilenet_v2").unwrap());
     let (_, others) = PASSES.split_last().unwrap();
-    let after = apply(apply(graph.clone(), others), &[LAYERS]);
+    let after = apply(graph.clone(), others.iter().chain([&LAYERS]));
     compare(&graph, &after, 1e-4);
     assert_eq!(
         summary(&after),

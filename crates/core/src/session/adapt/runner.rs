@@ -12,7 +12,7 @@ use super::{
 use crate::{
     engine::{Engine, EngineError, StepTimes},
     plan::Placement,
-    session::memory::Footprint,
+    session::{memory::Footprint, nanoseconds},
     tensor::Tensor,
 };
 
@@ -432,8 +432,4 @@ fn middle(times: &[u64]) -> u64 {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len() / 2).copied().unwrap_or(u64::MAX)
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -31,9 +31,7 @@ impl DeviceMemory {
         // SAFETY: the address has room for `data`, as was checked.
         unsafe { result::memcpy_htod_sync(self.address, data) }
     }
-}
 
-impl DeviceMemory {
     /// Copies it from its start on into `data`.
     #[cfg(test)]
     pub(crate) fn read(&self, data: &mut [u8]) -> Result<()> {

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
+use super::transform::Transform;
 use super::{Buffers, Run, Winograd};
 use crate::activation::Residual;
-use crate::conv::winograd::transform::Transform;
 use crate::gemm::driver::{call_tile, tiles};
 use crate::gemm::micro::Tile;
 use crate::simd::{Kernel, Simd};
@@ -124,8 +124,9 @@ impl Kernel for Products<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (w, of) = (self.weights, self.of);
-        let (ci, column) = (w.c_in, self.panel * w.panel());
-        let nv = (w.c_out - column).min(w.panel()).div_ceil(S::LANES);
+        let nr = S::TILE.1 * S::LANES;
+        let (ci, column) = (w.c_in, self.panel * nr);
+        let nv = (w.c_out - column).min(nr).div_ceil(S::LANES);
         let (width, points) = (nv * S::LANES, w.tiling.points());
         let u = &w.weight.as_slice()[column * points * ci..][self.point * ci * width..];
         let u = &u[..ci * width];

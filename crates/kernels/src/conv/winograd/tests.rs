@@ -141,8 +141,7 @@ proptest! {
             let chosen = winograd.blocking(n, oh, ow, threads);
             let mut blockings = winograd.blockings(chosen.tiles, threads).to_vec();
             // Several blocks one after the other.
-            let block = chosen.tiles.div_ceil(3);
-            blockings.push(Blocking { block, group: block, ..blockings[2] });
+            blockings.push(Blocking { group: chosen.tiles.div_ceil(3), ..blockings[2] });
             for blocking in blockings {
                 let mut y = vec![f32::NAN; sums.len()];
                 let mut scratch = vec![f32::NAN; blocking.scratch_len(&winograd, threads)];
