@@ -205,6 +205,24 @@ pub(crate) struct Launch {
     pub(crate) buffers: Vec<Address>,
 }
 
+/// Buffers that a kernel has, at most.
+const MOST_BUFFERS: usize = 8;
+
+/// A kernel that reads f32 and writes them rounded to 16 bits.
+#[derive(Debug)]
+pub(crate) struct Rounding {
+    launch: Launch,
+    /// Those that it reads.
+    bytes: usize,
+}
+
+impl Rounding {
+    /// `launch` reads `bytes` of its first buffer and writes half as many of its second one.
+    pub(super) fn new(launch: Launch, bytes: usize) -> Rounding {
+        Rounding { launch, bytes }
+    }
+}
+
 /// A queue of the device.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -244,10 +262,22 @@ impl Stream {
     /// The arguments are those of the function's text, every buffer is alive until the kernel has
     /// run and has the sizes that the parameters tell.
     pub(crate) unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        // SAFETY: the caller's word.
+        unsafe { self.launch_on(launch, &launch.buffers) }
+    }
+
+    /// Queues a kernel on `buffers` instead of its own.
+    ///
+    /// # Safety
+    /// As [`Stream::launch`].
+    unsafe fn launch_on(&self, launch: &Launch, buffers: &[Address]) -> Result<()> {
         let [x, y, z] = launch.grid;
         let [tx, ty, tz] = launch.threads;
-        let mut arguments: Vec<*mut c_void> = vec![launch.params.as_ptr().cast_mut().cast()];
-        arguments.extend(launch.buffers.iter().map(|b| std::ptr::from_ref(b).cast_mut().cast()));
+        let mut arguments: [*mut c_void; 1 + MOST_BUFFERS] = [std::ptr::null_mut(); _];
+        arguments[0] = launch.params.as_ptr().cast_mut().cast();
+        for (argument, buffer) in arguments[1..=buffers.len()].iter_mut().zip(buffers) {
+            *argument = std::ptr::from_ref(buffer).cast_mut().cast();
+        }
         let Function { raw: function, shared_bytes, .. } = *launch.function;
         let (grid, block) = ((x, y, z), (tx, ty, tz));
         // SAFETY: the driver copies the arguments during the call; the rest is the caller's word.
@@ -279,6 +309,19 @@ impl Stream {
         // SAFETY: views were checked against their slots at load, and the bytes against the view;
         // who lends page-locked memory gets it back from `Program::wait_uploads`.
         unsafe { sys::cuMemcpyHtoDAsync_v2(to, at, bytes, self.raw) }.result()
+    }
+
+    /// Queues the rounding of bytes that are lent as [`Stream::copy_lent`]'s are.
+    pub(crate) fn round_lent(
+        &self,
+        rounding: &Rounding,
+        to: Address,
+        from: &PageLocked<'_>,
+    ) -> Result<()> {
+        assert_eq!(from.0.len(), rounding.bytes, "it rounds so many");
+        // SAFETY: the kernel reads as many bytes and writes half as many, which the view has as it
+        // was checked at load; the rest is as in `copy_lent`.
+        unsafe { self.launch_on(&rounding.launch, &[from.1, to]) }
     }
 
     /// Queues a copy from the device to the first `bytes` of `to`.

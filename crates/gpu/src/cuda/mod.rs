@@ -11,6 +11,7 @@ mod nvrtc;
 mod options;
 mod parts;
 mod program;
+mod rounding;
 mod share;
 mod storage;
 mod transfer;

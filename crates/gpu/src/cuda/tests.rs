@@ -33,7 +33,7 @@ use sparoa_core::{
 };
 use sparoa_kernels::Activation;
 
-use super::{nvrtc::Nvrtc, storage::Half, translate::translate};
+use super::{nvrtc::Nvrtc, rounding, storage::Half, translate::translate};
 use crate::bind::half_buffers;
 
 /// Jetson Xavier, Jetson Orin, Ada, Hopper.
@@ -349,6 +349,12 @@ fn kernels_compile_for_every_architecture() {
         let texts = of_models(&[unstored, stored]).covering(&["_half", "_lines_"]);
         println!("{} texts in bf16 for {arch:?}", texts.len());
         work.extend(texts.into_iter().map(|(halves, d)| (d, halves, Half::Bf16, arch)));
+    }
+    for &arch in &known {
+        let halves = [Half::F16, Half::Bf16].into_iter();
+        let halves = halves.filter(|half| *half == Half::F16 || arch.0 >= 8);
+        let (dispatch, bits) = rounding::dispatch();
+        work.extend(halves.map(|half| (dispatch.clone(), bits, half, arch)));
     }
     let refused = compile(&nvrtc, &work);
     assert!(refused.is_empty(), "{}", refused.join("\n"));

@@ -17,7 +17,8 @@ use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
-    driver::{Address, DeviceMemory, Event, EventKind, HostMemory, PageLocked, Stream},
+    driver::{Address, DeviceMemory, Event, EventKind, HostMemory, PageLocked, Rounding, Stream},
+    rounding,
     storage::Half,
 };
 use crate::{
@@ -62,6 +63,8 @@ struct Upload {
     view: View,
     /// What arrives is f32, or rounded to this.
     half: Option<Half>,
+    /// What rounds it where the host lends it, if the host does not.
+    rounding: Option<Rounding>,
     /// `None`: direct.
     staging: Option<HostMemory>,
     copied: Event,
@@ -188,6 +191,10 @@ impl Transfers {
             uploads.push(Upload {
                 view: *view,
                 half,
+                rounding: match half {
+                    Some(_) if !direct => rounding::of(shared, view.bytes)?,
+                    _ => None,
+                },
                 staging: staging(stored(view.bytes, half), direct)?,
                 copied: event()?,
                 lent: AtomicBool::new(false),
@@ -331,7 +338,7 @@ impl Transfers {
         pool: &Pool,
     ) -> Result<(), BackendError> {
         let upload = self.uploads.get(copy).ok_or_else(|| no_such("upload", copy))?;
-        let Upload { view, half, staging, copied, lent, after } = upload;
+        let Upload { view, half, rounding, staging, copied, lent, after } = upload;
         check_length("upload", copy, view, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
@@ -345,12 +352,19 @@ impl Transfers {
                     for event in users {
                         self.inward.wait(event)?;
                     }
-                    match PageLocked::of(bytes).filter(|_| half.is_none()) {
-                        None => self.stage(shared, upload, staging, bytes, pool)?,
-                        Some(bytes) => {
+                    let to = self.address(view, half.is_some());
+                    match (PageLocked::of(bytes), half, rounding) {
+                        (Some(locked), None, _) => {
                             lent.store(true, Ordering::Release);
-                            self.inward.copy_lent(self.address(view, false), &bytes)?;
+                            self.inward.copy_lent(to, &locked)?;
                         }
+                        (Some(locked), Some(_), Some(rounding))
+                            if rounding::aligned(&locked, to) =>
+                        {
+                            lent.store(true, Ordering::Release);
+                            self.inward.round_lent(rounding, to, &locked)?;
+                        }
+                        _ => self.stage(shared, upload, staging, bytes, pool)?,
                     }
                     copied.record(&self.inward)?;
                     self.uploaded.record(&self.inward)?;

@@ -162,19 +162,28 @@ impl Buffer for TensorMemory {
     }
 }
 
-/// Bytes that the device reads by itself.
-pub(crate) struct PageLocked<'a>(pub(super) &'a [u8]);
+/// Bytes that the device reads by itself, and where it sees them.
+pub(crate) struct PageLocked<'a>(pub(super) &'a [u8], pub(super) Address);
 
 impl PageLocked<'_> {
     /// These bytes, if they are in page-locked memory of some context.
     pub(crate) fn of(bytes: &[u8]) -> Option<PageLocked<'_>> {
-        let mut kind: u32 = 0;
-        let attribute = sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        use sys::CUpointer_attribute_enum as A;
         let at = bytes.as_ptr().addr() as Address;
-        // SAFETY: the driver only looks the address up; an answer is 4 bytes.
-        let found =
-            unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, at).result() };
+        let (mut kind, mut seen): (u32, Address) = (0, 0);
+        // SAFETY: the driver only looks the address up; an answer is 4 bytes, another 8.
+        let found = unsafe {
+            let ask =
+                |attribute, answer| sys::cuPointerGetAttribute(answer, attribute, at).result();
+            ask(A::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (&raw mut kind).cast())
+                .and_then(|()| ask(A::CU_POINTER_ATTRIBUTE_DEVICE_POINTER, (&raw mut seen).cast()))
+        };
         let host = sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as u32;
-        (found.is_ok() && kind == host).then_some(PageLocked(bytes))
+        (found.is_ok() && kind == host).then_some(PageLocked(bytes, seen))
+    }
+
+    /// Whether the device sees them at a multiple of `alignment`.
+    pub(crate) fn is_aligned_to(&self, alignment: usize) -> bool {
+        self.1.is_multiple_of(alignment as Address)
     }
 }
