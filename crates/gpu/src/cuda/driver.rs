@@ -1,5 +1,5 @@
 //! CUDA's driver API behind types that own what they name. The only unsafe code of a program is
-//! here and in [`memory`]: addresses are made, copied and launched with nowhere else.
+//! here, in [`graph`] and in [`memory`]: addresses are made, copied and launched with nowhere else.
 
 use std::{
     ffi::{CString, c_void},
@@ -13,8 +13,10 @@ use cudarc::driver::{
 
 use super::share::Share;
 
+mod graph;
 mod memory;
 
+pub(crate) use graph::Graph;
 pub(crate) use memory::{DeviceMemory, HostMemory, PageLocked, TensorMemory};
 
 pub(crate) use sys::CUdeviceptr as Address;
@@ -343,44 +345,6 @@ impl Stream {
         // SAFETY: alive.
         unsafe { result::stream::synchronize(self.raw) }
     }
-
-    /// Records what `queue` queues, instead of doing it.
-    pub(crate) fn capture(&self, queue: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: alive; the capture is ended below, whatever happens in between.
-        unsafe { result::stream::begin_capture(self.raw, mode) }?;
-        let queued = queue();
-        // SAFETY: begun above.
-        let graph = unsafe { result::stream::end_capture(self.raw) };
-        let graph = match (queued, graph) {
-            (Ok(()), graph) => graph?,
-            // What went wrong first says more than the capture that it spoiled.
-            (Err(error), Ok(graph)) => {
-                // SAFETY: the graph was made above and nobody has it.
-                let _ = unsafe { result::graph::destroy(graph) };
-                return Err(error);
-            }
-            (Err(error), Err(_)) => return Err(error),
-        };
-        let flags = sys::CUgraphInstantiate_flags(0);
-        // SAFETY: the graph was made above; its kernels stay loaded as long as their launches.
-        let exec = unsafe { result::graph::instantiate(graph, flags) };
-        // SAFETY: an executable graph is independent of the one it was made from.
-        unsafe { result::graph::destroy(graph) }?;
-        let graph = Graph { context: self.context.clone(), raw: exec? };
-        // SAFETY: alive.
-        unsafe { result::graph::upload(graph.raw, self.raw) }?;
-        Ok(graph)
-    }
-
-    /// Queues a recorded graph.
-    ///
-    /// # Safety
-    /// As [`Stream::launch`], for each of its kernels.
-    pub(crate) unsafe fn replay(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: both are alive; the kernels' arguments are the caller's word.
-        unsafe { result::graph::launch(graph.raw, self.raw) }
-    }
 }
 
 impl Drop for Stream {
@@ -388,26 +352,6 @@ impl Drop for Stream {
         let _ = self.context.bind();
         // SAFETY: created in `new`, destroyed once.
         let _ = unsafe { result::stream::destroy(self.raw) };
-    }
-}
-
-/// A recorded sequence of kernels.
-#[derive(Debug)]
-pub(crate) struct Graph {
-    context: Arc<Context>,
-    raw: sys::CUgraphExec,
-}
-
-// SAFETY: a handle of a context; a program launches each graph from one thread at a time.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let _ = self.context.bind();
-        // SAFETY: instantiated in `capture`, destroyed once.
-        let _ = unsafe { result::graph::exec_destroy(self.raw) };
     }
 }
 

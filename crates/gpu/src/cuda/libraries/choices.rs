@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::cache_file;
 
 /// First bytes of the file; the number is the format's.
-const MAGIC: &[u8; 16] = b"sparoa-culibs--1";
+const MAGIC: &[u8; 16] = b"sparoa-culibs--2";
 
 /// A library's way by its number, or none: our own kernel.
 type Choice = Option<usize>;

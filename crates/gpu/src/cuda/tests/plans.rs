@@ -118,19 +118,24 @@ fn programs_of_models_keep_their_activations_in_f16() {
     }
 }
 
-/// A whole model is one recorded graph, however many kernels it has.
+/// A whole model is one recorded graph, however many kernels it has, and nothing but kernels.
 #[test]
 fn launching_a_model_is_one_call() {
     let backend = match CudaBackend::new(&CudaOptions::default()) {
         Ok(backend) => backend,
         Err(error) => return println!("skipped: {error}"),
     };
-    for model in ["resnet18", "mobilenet_v2", "swin_t"] {
+    for model in ["resnet18", "mobilenet_v2", "swin_t", "vit_b_16"] {
         let spec = program(model, 1, Place::Gpu);
         assert_eq!(spec.segments.len(), 1, "{model}");
         let tasks = spec.tasks.len();
         let program = load(&backend.shared, spec).unwrap();
         assert_eq!(program.graphs.iter().flatten().count(), 1, "{model}");
         assert!(program.steps.len() >= tasks, "{model}: every operator is in it");
+        // SAFETY: it is recorded, not done.
+        let queue = || program.steps.iter().try_for_each(|s| unsafe { s.queue(&program.stream) });
+        let kernels =
+            backend.shared.run("recording", || program.stream.queues_kernels_alone(queue));
+        assert!(kernels.unwrap(), "{model}: what the host queues is kernels");
     }
 }
