@@ -408,6 +408,7 @@ impl Stages<'_> {
             return self.kernel(ways[0], images);
         }
         let (c_in, c_out) = (width(self.expand), width(self.project));
+        let n = variant::images(n);
         let question = format!(
             "{} {arithmetic:?} {c_in}->[{p:?}]->{c_out} {n}x{h}x{w} sparsity {steps:?}",
             sparoa_kernels::isa::best()
@@ -422,9 +423,9 @@ impl Stages<'_> {
                 (x, y) = (variant::inputs(n * h * w * c_in), vec![0.0; n * oh * ow * c_out]);
             }
             let kernel = kernels[way].get_or_insert_with(|| self.kernel(ways[way], images));
-            let needed = kernel.scratch_len(images, 1);
+            let needed = kernel.scratch_len([n, h, w], 1);
             scratch.resize(scratch.len().max(needed), 0.0);
-            kernel.run(images, &x, &epilogue, &mut y, &mut scratch, &pool);
+            kernel.run([n, h, w], &x, &epilogue, &mut y, &mut scratch, &pool);
         });
         kernels[choice].take().unwrap_or_else(|| self.kernel(ways[choice], images))
     }

@@ -37,30 +37,31 @@ impl PackedConv {
         weight: &[f32],
         bias: Option<&[f32]>,
     ) -> Result<PackedConv, OpError> {
-        let sparse = || match depthwise(&params) {
-            false => SparseConv2d::new(params, images, weight, bias).map(PackedConv::Sparse),
+        let [count, h, w] = images;
+        let sparse = |n: usize| match depthwise(&params) {
+            false => SparseConv2d::new(params, [n, h, w], weight, bias).map(PackedConv::Sparse),
             true => None,
         };
-        let dense = || PackedConv::dense(arithmetic, params, images, weight, bias);
+        let dense = |n: usize| PackedConv::dense(arithmetic, params, [n, h, w], weight, bias);
         match variant.under(arithmetic) {
-            Variant::Dense => Ok(dense()),
-            Variant::Sparse => sparse().ok_or_else(no_sparse_kernel),
+            Variant::Dense => Ok(dense(count)),
+            Variant::Sparse => sparse(count).ok_or_else(no_sparse_kernel),
             Variant::Fastest => {
-                let [n, h, w] = images;
                 let [oh, ow] = params.output_size(h, w);
-                let macs =
-                    n.checked_mul(oh).and_then(|m| m.checked_mul(ow)?.checked_mul(weight.len()));
+                let pixels = count.checked_mul(oh).and_then(|m| m.checked_mul(ow));
+                let macs = pixels.and_then(|m| m.checked_mul(weight.len()));
                 let Some(step) = variant::sparsity(weight).filter(|_| variant::matters(macs))
                 else {
-                    return Ok(dense());
+                    return Ok(dense(count));
                 };
+                let n = variant::images(count);
                 let question = format!(
                     "{} {arithmetic:?} {params:?} {n}x{h}x{w} sparsity {step}",
                     isa::best()
                 );
                 let (mut x, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
                 let (pool, epilogue) = (Pool::single(), Epilogue::activation(Activation::Relu));
-                Ok(variant::faster(question, dense, sparse, |conv| {
+                Ok(variant::faster(question, [count, n], dense, sparse, |conv| {
                     if x.is_empty() {
                         x = variant::inputs(n * h * w * params.c_in);
                         y = vec![0.0; n * oh * ow * params.c_out];
@@ -177,13 +178,13 @@ impl PackedMatrix {
         }
     }
 
-    /// Packs `b` times `alpha`: k x n, or n x k if transposed, for products of `m` rows.
+    /// Packs `b` times `alpha`: k x n, or n x k if transposed, for products of `count` rows.
     ///
     /// # Errors
     /// When the sparse kernel is asked for and there is none for this matrix.
     pub(super) fn new(
         (arithmetic, variant): (Arithmetic, Variant),
-        [m, k, n]: [usize; 3],
+        [count, k, n]: [usize; 3],
         b: &[f32],
         transposed: bool,
         alpha: f32,
@@ -195,8 +196,8 @@ impl PackedMatrix {
             scaled = b.iter().map(|v| v * alpha).collect();
             &scaled
         };
-        let sparse = || SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
-        let dense = || match arithmetic {
+        let sparse = |m: usize| SparseMatrix::new(m, [k, n], b, transposed).map(PackedMatrix::from);
+        let dense = |m: usize| match arithmetic {
             Arithmetic::Bf16 => PackedMatrix::Bf16(PackedBf16::new(k, n, b, transposed)),
             Arithmetic::Fast | Arithmetic::Bf16x2 => {
                 let terms = arithmetic.terms().filter(|&terms| {
@@ -214,18 +215,19 @@ impl PackedMatrix {
             }
         };
         match variant.under(arithmetic) {
-            Variant::Dense => Ok(dense()),
-            Variant::Sparse => sparse().ok_or_else(no_sparse_kernel),
+            Variant::Dense => Ok(dense(count)),
+            Variant::Sparse => sparse(count).ok_or_else(no_sparse_kernel),
             Variant::Fastest => {
-                let macs = m.checked_mul(b.len());
+                let macs = count.checked_mul(b.len());
                 let Some(step) = variant::sparsity(b).filter(|_| variant::matters(macs)) else {
-                    return Ok(dense());
+                    return Ok(dense(count));
                 };
+                let m = variant::rows(count);
                 let question =
                     format!("{} {arithmetic:?} matrix {m}x{k}x{n} sparsity {step}", isa::best());
                 let (mut a, mut y, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
                 let pool = Pool::single();
-                Ok(variant::faster(question, dense, sparse, |b| {
+                Ok(variant::faster(question, [count, m], dense, sparse, |b| {
                     if a.is_empty() {
                         (a, y) = (variant::inputs(m * k), vec![0.0; m * n]);
                     }
@@ -359,6 +361,29 @@ mod tests {
         // Weights made at run time are not looked at.
         let dense = PackedConv::dense(Arithmetic::Fast, params, images, &weight, None);
         assert!(matches!(dense, PackedConv::F32(_)));
+    }
+
+    /// A plan that divides a batch makes the same layer for many numbers of images.
+    #[test]
+    fn many_images_ask_one_question() {
+        let params = Conv2dParams {
+            c_in: 47,
+            c_out: 20,
+            groups: 1,
+            kernel: [3, 3],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads: [1; 4],
+        };
+        let weight = pruned(20 * 47 * 9);
+        let asked = |images: &[usize]| {
+            for &n in images {
+                let how = (Arithmetic::Fast, Variant::Fastest);
+                PackedConv::new(how, params, [n, 6, 7], &weight, None).unwrap();
+            }
+            variant::choices().keys().filter(|question| question.contains("c_in: 47")).count()
+        };
+        assert_eq!((asked(&[40, 8, 23, 64]), asked(&[3]), asked(&[3, 8, 12])), (1, 2, 2));
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub const FLOOR: f64 = 0.5;
 const STEPS: usize = 40;
 /// Multiply-adds below which a layer is not worth a measurement: it stays dense.
 const MIN_MACS: usize = 1 << 16;
+/// Images, and rows of a matrix, to measure with at most: more of them are more of the same. A plan that
+/// divides a batch asks for many numbers of them.
+const MOST_IMAGES: usize = 8;
+const MOST_ROWS: usize = 256;
 /// Begins every question: where kernels have become faster than others, the number grows and all is
 /// asked anew.
 const KERNELS: &str = "kernels 3";
@@ -98,30 +102,44 @@ pub(super) fn matters(macs: Option<usize>) -> bool {
     macs.is_some_and(|macs| macs >= MIN_MACS)
 }
 
+/// As many images as a layer of `count` is measured with.
+pub(super) fn images(count: usize) -> usize {
+    count.min(MOST_IMAGES)
+}
+
+/// As many rows as a product of `count` is measured with.
+pub(super) fn rows(count: usize) -> usize {
+    count.min(MOST_ROWS)
+}
+
 fn full(question: &str) -> String {
     format!("{KERNELS}: {question}")
 }
 
-/// The faster of a dense and a sparse kernel, if there is a sparse one; `time` runs either. Where
-/// it is known which, the other is not made.
+/// The faster of a dense and a sparse kernel for `count` images or rows, if there is a sparse one;
+/// both are measured, with `time`, as they are made for `few` of them. Where it is known which, the other
+/// is not made.
 pub(super) fn faster<T>(
     question: String,
-    dense: impl FnOnce() -> T,
-    sparse: impl FnOnce() -> Option<T>,
+    [count, few]: [usize; 2],
+    dense: impl Fn(usize) -> T,
+    sparse: impl Fn(usize) -> Option<T>,
     mut time: impl FnMut(&T),
 ) -> T {
     let choice = known().get(&full(&question)).copied();
     if choice == Some(0) {
-        return dense();
+        return dense(count);
     }
-    let Some(sparse) = sparse() else { return dense() };
     if choice == Some(1) {
-        return sparse;
+        return sparse(count).unwrap_or_else(|| dense(count));
     }
-    let (dense, sparse) = (dense(), sparse);
-    match fastest(question, 2, &mut |i| time(if i == 0 { &dense } else { &sparse })) {
-        0 => dense,
-        _ => sparse,
+    let Some(pruned) = sparse(few) else { return dense(count) };
+    let whole = dense(few);
+    match fastest(question, 2, &mut |i| time(if i == 0 { &whole } else { &pruned })) {
+        0 if count == few => whole,
+        1 if count == few => pruned,
+        0 => dense(count),
+        _ => sparse(count).unwrap_or_else(|| dense(count)),
     }
 }
 

@@ -40,7 +40,7 @@ struct Pair<'a> {
 pub(super) fn or_else(
     links: &[Link],
     output: &TensorType,
-    others: impl FnOnce() -> Result<Box<dyn CpuKernel>, OpError>,
+    others: impl Fn() -> Result<Box<dyn CpuKernel>, OpError>,
 ) -> Result<Box<dyn CpuKernel>, OpError> {
     let Some(pair) = Pair::of(links) else { return others() };
     match pair.conv.variant.under(pair.conv.arithmetic) {
@@ -123,7 +123,7 @@ impl<'a> Pair<'a> {
     fn faster(
         &self,
         output: &TensorType,
-        others: impl FnOnce() -> Result<Box<dyn CpuKernel>, OpError>,
+        others: impl Fn() -> Result<Box<dyn CpuKernel>, OpError>,
     ) -> Result<Box<dyn CpuKernel>, OpError> {
         let [h, w] = self.params.output_size(self.size[0], self.size[1]);
         let pixels = self.batch.checked_mul(h).and_then(|m| m.checked_mul(w));
@@ -132,8 +132,10 @@ impl<'a> Pair<'a> {
             return others();
         };
         let Pair { params, windows, out, batch, size: [h, w], .. } = self;
+        // Kernels are made for all images, and run on them; more are more of the same.
+        let images = variant::images(*batch);
         let question = format!(
-            "{} {:?} {params:?} {:?} {batch}x{h}x{w} {windows:?} {out:?} sparsity {step}",
+            "{} {:?} {params:?} {:?} {images}x{h}x{w} {windows:?} {out:?} sparsity {step}",
             isa::best(),
             self.conv.arithmetic,
             self.conv.activation,
@@ -143,8 +145,9 @@ impl<'a> Pair<'a> {
         let pool = Pool::single();
         variant::faster(
             question,
-            others,
-            || self.kernel().map(Ok),
+            [images; 2],
+            |_| others(),
+            |_| self.kernel().map(Ok),
             |kernel| {
                 let Ok(kernel) = kernel else { return };
                 let bytes = kernel.scratch_bytes(1);
