@@ -1,6 +1,6 @@
 //! The backend: an opened device with its compiler, kernels and resident weights.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{DriverError, sys::CUresult};
 use sparoa_core::{
@@ -16,7 +16,7 @@ use super::{
     libraries::Libraries,
     load,
     nvrtc::Nvrtc,
-    share,
+    round_trip, share,
     storage::Half,
 };
 use crate::{GpuPrecision, Transfer, bind, fault::Fault, residency::Residency};
@@ -35,8 +35,8 @@ pub(crate) struct Shared {
     pub(crate) context: Arc<Context>,
     pub(crate) info: DeviceInfo,
     pub(crate) caps: GpuCaps,
-    /// Host and device may share buffers where a program allows it.
-    pub(crate) direct: bool,
+    /// Host and device may share buffers where a program allows it; measured if it is empty.
+    direct: OnceLock<bool>,
     fault: Fault,
 }
 
@@ -77,9 +77,9 @@ impl CudaBackend {
         let share = context.share().map(|got| (got, wanted.unwrap_or(got)));
         let warp_groups = nvrtc.has_warp_groups(facts.compute);
         let direct = match options.transfer {
-            Transfer::Staged => false,
-            Transfer::Direct => true,
-            Transfer::Auto => facts.integrated,
+            Transfer::Auto if facts.integrated => OnceLock::new(),
+            Transfer::Staged | Transfer::Auto => OnceLock::from(false),
+            Transfer::Direct => OnceLock::from(true),
         };
         let mut caps = caps(facts, context.share(), warp_groups, options);
         let mut info = describe(facts, share, options.precision);
@@ -117,6 +117,11 @@ impl CudaBackend {
 }
 
 impl Shared {
+    /// Whether host and device share buffers where a program allows it.
+    pub(crate) fn direct(self: &Arc<Shared>) -> bool {
+        *self.direct.get_or_init(|| round_trip::direct_is_faster(self))
+    }
+
     /// Runs driver calls with the context current. Their error is returned in our terms; one that
     /// leaves the context unusable is what every later call gets as well.
     pub(crate) fn run<T>(
@@ -286,7 +291,7 @@ impl Accelerator for CudaBackend {
     fn host_memory(&self, bytes: usize) -> Option<Storage> {
         // Where uploads write the slot itself nothing is gained, and nothing can be allocated of
         // length zero.
-        if self.shared.direct || bytes == 0 {
+        if self.shared.direct() || bytes == 0 {
             return None;
         }
         let memory = TensorMemory::new(&self.shared.context, bytes).ok()?;

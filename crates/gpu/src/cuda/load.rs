@@ -23,6 +23,15 @@ use crate::{
 };
 
 pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgram, BackendError> {
+    load_with(shared, spec, shared.direct())
+}
+
+/// `direct`: host and device share buffers where the program allows it.
+pub(crate) fn load_with(
+    shared: &Arc<Shared>,
+    spec: ProgramSpec,
+    direct: bool,
+) -> Result<CudaProgram, BackendError> {
     check_ranges(&spec)?;
     shared.residency.sweep();
     let binder = Binder {
@@ -44,7 +53,7 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
     let kernels = bound.iter().flatten().flat_map(Part::kernels);
     shared.kernels.compile(&shared.context, kernels.map(|b| (&b.dispatch, b.halves)))?;
 
-    let transfers = Transfers::new(shared, &spec, &halves.uploads)?;
+    let transfers = Transfers::new(shared, &spec, &halves.uploads, direct)?;
     let temps: Vec<DeviceMemory> = temps
         .into_iter()
         .map(|bytes| {

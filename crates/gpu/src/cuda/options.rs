@@ -17,7 +17,8 @@ pub struct CudaOptions {
     pub cache_dir: Option<PathBuf>,
     /// Measure libraries again, whatever was found before.
     pub fresh: bool,
-    /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated.
+    /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated
+    /// and a measurement says that it is faster.
     pub transfer: Transfer,
     /// Use so many of the device's multiprocessors and leave the others alone (in steps of what
     /// the device can divide by, rounded up: 8 on Hopper); `None` uses all. Needs a driver of

@@ -160,13 +160,14 @@ fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
 
 impl Transfers {
     /// Decides every copy's path and makes slots and staging memory. `halves`: what each
-    /// upload rounds to.
+    /// upload rounds to; `direct`: where that is possible.
     pub(crate) fn new(
         shared: &Shared,
         spec: &ProgramSpec,
         halves: &[Option<Half>],
+        direct: bool,
     ) -> Result<Transfers, BackendError> {
-        let plan = Plan::new(spec, shared.direct);
+        let plan = Plan::new(spec, direct);
         let context = &shared.context;
         let directs = spec.uploads.iter().zip(&plan.direct_uploads);
         let directs = directs.chain(spec.downloads.iter().zip(&plan.direct_downloads));
