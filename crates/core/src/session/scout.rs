@@ -18,6 +18,9 @@ const MOST: usize = 10;
 const KEPT: usize = 2;
 /// Runs of each, after one that warms up; the fastest counts.
 const RUNS: usize = 3;
+/// With the preparation of plans, which may measure kernels of their own at first, everything takes so
+/// many times what runs may.
+const PREPARED: u32 = 4;
 
 /// A split that was measured.
 pub(super) struct Scouted {
@@ -28,7 +31,7 @@ pub(super) struct Scouted {
 
 impl Work<'_> {
     /// The fastest splits of those measured: none where nothing divides, or where one processor
-    /// should have all but half a part. Ends after `max_time`.
+    /// should have all but half a part. Runs end after `max_time`.
     ///
     /// # Errors
     /// When a plan cannot be judged or fails while it runs; one that cannot be prepared is passed
@@ -47,8 +50,10 @@ impl Work<'_> {
         }
         let start = Instant::now();
         let (mut tried, mut found) = (0, Vec::<Scouted>::new());
+        let mut running = Duration::ZERO;
         climb(parts, balance.round() as usize, |part| -> Result<Option<u64>, SessionError> {
-            if tried == MOST || tried > 0 && start.elapsed() >= max_time {
+            let over = running >= max_time || start.elapsed() >= max_time * PREPARED;
+            if tried == MOST || tried > 0 && over {
                 return Ok(None);
             }
             tried += 1;
@@ -60,6 +65,7 @@ impl Work<'_> {
                     return Ok(Some(u64::MAX));
                 }
             };
+            let begin = Instant::now();
             engine.run(inputs, outputs)?;
             let mut fastest = Duration::MAX;
             for _ in 0..RUNS {
@@ -67,6 +73,7 @@ impl Work<'_> {
                 engine.run(inputs, outputs)?;
                 fastest = fastest.min(start.elapsed());
             }
+            running += begin.elapsed();
             let ns = nanoseconds(fastest);
             tracing::debug!("{part} of {parts} parts for the GPU: {ns} ns");
             found.push(Scouted { candidate, engine, ns });
