@@ -52,7 +52,7 @@ impl Work<'_> {
         let (mut tried, mut found) = (0, Vec::<Scouted>::new());
         let mut running = Duration::ZERO;
         climb(parts, balance.round() as usize, |part| -> Result<Option<u64>, SessionError> {
-            let over = running >= max_time || start.elapsed() >= max_time * PREPARED;
+            let over = running >= max_time || start.elapsed() >= max_time.saturating_mul(PREPARED);
             if tried == MOST || tried > 0 && over {
                 return Ok(None);
             }
