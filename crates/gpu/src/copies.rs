@@ -1,4 +1,4 @@
-//! What may be copied how, from a program's description alone.
+//! What may be copied how: from a program's description, and as it was measured.
 
 use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
 
@@ -103,6 +103,21 @@ pub(crate) fn check_length(
         task: format!("{what} {copy}"),
         detail: format!("the host has {len} bytes, the plan {}", view.bytes),
     })
+}
+
+/// Whether direct copies are faster than staged ones, by nanoseconds of a round trip with either. A
+/// failure counts as "no".
+pub(crate) fn direct_is_faster(measured: Result<(u128, u128), BackendError>) -> bool {
+    match measured {
+        Ok((staged_ns, direct_ns)) => {
+            tracing::debug!(staged_ns, direct_ns, "round trip of 1 MiB");
+            direct_ns < staged_ns
+        }
+        Err(error) => {
+            tracing::warn!(%error, "direct copies do not work here, staging instead");
+            false
+        }
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use wgpu::{BufferUsages, MapMode, SubmissionIndex};
 
 use crate::{
     backend::Shared,
-    copies::{Plan, check_length, no_such, read_views, written_views},
+    copies::{self, Plan, check_length, no_such, read_views, written_views},
     residency::padded,
 };
 
@@ -383,8 +383,7 @@ fn finish(
     result.map_err(|e| shared.fault.lost(e))
 }
 
-/// Measures a round trip of a typical tensor both ways, some milliseconds. A failure counts as
-/// "no".
+/// Measures a round trip of a typical tensor both ways, some milliseconds.
 pub(crate) fn direct_is_faster(shared: &Shared) -> bool {
     const BYTES: usize = 1 << 20;
     const ROUNDS: usize = 5;
@@ -411,14 +410,5 @@ pub(crate) fn direct_is_faster(shared: &Shared) -> bool {
     let measured = shared
         .fault
         .scoped(&shared.device, "measuring copies", || Ok((best_ns(false)?, best_ns(true)?)));
-    match measured {
-        Ok((staged_ns, direct_ns)) => {
-            tracing::debug!(staged_ns, direct_ns, "round trip of 1 MiB");
-            direct_ns < staged_ns
-        }
-        Err(error) => {
-            tracing::warn!(%error, "direct copies do not work here, staging instead");
-            false
-        }
-    }
+    copies::direct_is_faster(measured)
 }

@@ -11,25 +11,17 @@ use sparoa_core::{
 use sparoa_kernels::Pool;
 
 use super::{backend::Shared, driver::TensorMemory, load::load_with};
+use crate::copies;
 
 /// Bytes of a typical tensor.
 const BYTES: usize = 1 << 20;
 const ROUNDS: usize = 8;
 
-/// Whether host and device should share buffers. A failure counts as "no".
+/// Whether host and device should share buffers.
 pub(crate) fn direct_is_faster(shared: &Arc<Shared>) -> bool {
-    let measured = round_trip_ns(shared, false)
-        .and_then(|staged_ns| Ok((staged_ns, round_trip_ns(shared, true)?)));
-    match measured {
-        Ok((staged_ns, direct_ns)) => {
-            tracing::debug!(staged_ns, direct_ns, "round trip of 1 MiB through a kernel");
-            direct_ns < staged_ns
-        }
-        Err(error) => {
-            tracing::warn!(%error, "direct copies do not work here, staging instead");
-            false
-        }
-    }
+    let staged = round_trip_ns(shared, false);
+    let both = staged.and_then(|staged_ns| Ok((staged_ns, round_trip_ns(shared, true)?)));
+    copies::direct_is_faster(both)
 }
 
 /// Nanoseconds of a tensor's way to the device, through a kernel that reads and writes all of it, and
