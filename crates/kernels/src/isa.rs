@@ -16,6 +16,8 @@ pub enum Isa {
     Neon,
     /// AVX2 with FMA, 8 lanes.
     Avx2,
+    /// The same with VNNI (AVX-VNNI, or AVX-512's for vectors of this length): dot products of bytes.
+    Avx2Vnni,
     /// AVX-512 (F, BW, DQ, VL), 16 lanes.
     Avx512,
     /// The same with VNNI: dot products of bytes.
@@ -26,8 +28,16 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, from slowest to fastest.
-    pub const ALL: [Isa; 7] =
-        [Isa::Scalar, Isa::Sse, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Amx];
+    pub const ALL: [Isa; 8] = [
+        Isa::Scalar,
+        Isa::Sse,
+        Isa::Neon,
+        Isa::Avx2,
+        Isa::Avx2Vnni,
+        Isa::Avx512,
+        Isa::Avx512Vnni,
+        Isa::Amx,
+    ];
 
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {
@@ -40,6 +50,9 @@ impl Isa {
             Isa::Avx2 => {
                 std::arch::is_x86_feature_detected!("avx2")
                     && std::arch::is_x86_feature_detected!("fma")
+            }
+            Isa::Avx2Vnni => {
+                Isa::Avx2.is_available() && (has_avx_vnni() || Isa::Avx512Vnni.is_available())
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
@@ -71,6 +84,7 @@ impl Isa {
             Isa::Sse => "sse",
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
+            Isa::Avx2Vnni => "avx2vnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Amx => "amx",
@@ -96,8 +110,8 @@ fn parse(value: Option<&str>) -> Result<Isa, String> {
     match Isa::ALL.into_iter().find(|isa| isa.name() == value) {
         Some(cap) => Ok(capped(cap)),
         None => Err(format!(
-            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2, avx512, \
-             avx512vnni or amx"
+            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2, avx2vnni, \
+             avx512, avx512vnni or amx"
         )),
     }
 }
@@ -142,6 +156,18 @@ pub fn amx() -> Result<(), &'static str> {
     } else {
         Err("this CPU has no AMX, or the system keeps it from this process")
     }
+}
+
+/// Whether the machine has AVX-VNNI, whatever the cap.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx_vnni() -> bool {
+    std::arch::is_x86_feature_detected!("avxvnni")
+}
+
+/// Whether the machine has AVX-VNNI, whatever the cap.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn has_avx_vnni() -> bool {
+    false
 }
 
 /// Whether the machine has AVX-512 with BF16, whatever the cap.

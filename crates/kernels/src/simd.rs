@@ -236,13 +236,20 @@ pub(crate) fn quad_column(vector: usize, lane: usize) -> usize {
     lane / 4 * 16 + vector * 4 + lane % 4
 }
 
-/// [`dispatch`] for kernels on bytes, which have an instruction set more.
+/// [`dispatch`] for kernels on bytes, which have instruction sets more.
 pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni | Isa::Amx => avx512::Avx512::<{ avx512::VNNI }>::detect()
             .expect("AVX-512 VNNI is available")
             .call(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2Vnni => match avx2::Avx2::<{ avx2::VNNI }>::detect() {
+            Some(simd) => simd.call(kernel),
+            None => avx2::Avx2::<{ avx2::VNNI_512 }>::detect()
+                .expect("VNNI for 256 bits is available")
+                .call(kernel),
+        },
         _ => dispatch(isa, kernel),
     }
 }
@@ -255,7 +262,9 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
             .expect("AVX-512 is available")
             .call(kernel),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::Avx2::detect().expect("AVX2 is available").call(kernel),
+        Isa::Avx2 | Isa::Avx2Vnni => {
+            avx2::Avx2::<{ avx2::PLAIN }>::detect().expect("AVX2 is available").call(kernel)
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Sse => sse::Sse::detect().expect("SSE4.1 is available").call(kernel),
         #[cfg(target_arch = "aarch64")]

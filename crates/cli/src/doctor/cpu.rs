@@ -165,9 +165,10 @@ fn flags(subject: &Subject<'_>) -> Option<Vec<String>> {
 }
 
 /// Feature, and what SparOA does with it; nothing for those that it has no kernels for.
-const X86: [(&str, &str); 8] = [
+const X86: [(&str, &str); 9] = [
     ("avx2", "fp32"),
     ("fma", "fp32"),
+    ("avx_vnni", "int8"),
     ("avx512f", "fp32"),
     ("avx512_vnni", "int8"),
     ("avx512_bf16", "--precision bf16"),
@@ -328,8 +329,8 @@ mod tests {
                 (
                     &[(file, "flags\t\t: fma avx2 amx_tile amx_int8\n")],
                     Ok,
-                    "used: avx2 fma amx_tile; lacking: avx512f avx512_vnni avx512_bf16 amx_bf16; \
-                     there and not used by SparOA: amx_int8",
+                    "used: avx2 fma amx_tile; lacking: avx_vnni avx512f avx512_vnni avx512_bf16 \
+                     amx_bf16; there and not used by SparOA: amx_int8",
                     "",
                 ),
                 (

@@ -145,7 +145,7 @@ impl Split {
 /// load and store the output less often.
 fn kc(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 | Isa::Avx512Vnni | Isa::Amx | Isa::Avx2 => 384,
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Amx | Isa::Avx2 | Isa::Avx2Vnni => 384,
         _ => 512,
     }
 }

@@ -13,8 +13,8 @@ use crate::simd::{self, ByteGrid, Kernel, MAX_LANES, Simd, quad_column};
 
 /// Taps of the largest kernel.
 pub(super) const MAX_TAPS: usize = 28;
-/// Channels of a block where there are quads: four vectors of sixteen.
-const QUAD_CHANNELS: usize = 64;
+/// Vectors of a block of channels where there are quads.
+const VECTORS: usize = 4;
 /// Channels of a block elsewhere.
 const CHANNELS: usize = 32;
 /// Pixels of the largest group.
@@ -30,7 +30,7 @@ pub(super) struct Depthwise {
     /// Neighbouring pixels whose channels fill whole blocks together: weights are repeated for
     /// them.
     group: usize,
-    /// Quads: i8 by block of 64 channels, four taps, vector, lane, tap. Else i16 by tap, channel.
+    /// Quads: i8 by block of channels, four taps, vector, lane, tap. Else i16 by tap, channel.
     weights: AlignedBuffer,
     /// Bias less what zero point and flipped bits add; in the weights' order.
     start: Vec<i32>,
@@ -55,13 +55,14 @@ impl Depthwise {
         x.check();
         let (channels, taps) = (p.c_out, p.taps());
         let all = || (0..channels).flat_map(|c| (0..taps).map(move |t| (c, t)));
-        let quads = shape_of(isa).3 && all().all(|(c, t)| (-128..128).contains(&weight(c, t)));
+        let (lanes, _, _, quads) = shape_of(isa);
+        let quads = quads && all().all(|(c, t)| (-128..128).contains(&weight(c, t)));
+        let block = if quads { VECTORS * lanes } else { CHANNELS };
         let group = if quads {
-            (1..=MAX_GROUP).find(|g| (g * channels).is_multiple_of(QUAD_CHANNELS)).unwrap_or(1)
+            (1..=MAX_GROUP).find(|g| (g * channels).is_multiple_of(block)).unwrap_or(1)
         } else {
             1
         };
-        let block = if quads { QUAD_CHANNELS } else { CHANNELS };
         let padded = (group * channels).next_multiple_of(block);
         let groups = taps.div_ceil(4);
         // Where the start and multiplier of channel c, counted through the group, lie.
@@ -69,10 +70,10 @@ impl Depthwise {
             if !quads {
                 return c;
             }
-            let (block, column) = (c / QUAD_CHANNELS, c % QUAD_CHANNELS);
+            let column = c % block;
             let (vector, lane) = (column % 16 / 4, column / 16 * 4 + column % 4);
             debug_assert_eq!(quad_column(vector, lane), column);
-            block * QUAD_CHANNELS + vector * 16 + lane
+            c - column + vector * lanes + lane
         };
         let mut weights = AlignedBuffer::zeroed(if quads {
             padded * groups
@@ -82,8 +83,8 @@ impl Depthwise {
         if quads {
             let out: &mut [i8] = bytemuck::cast_slice_mut(weights.as_mut_slice());
             for (c, t) in (0..group * channels).flat_map(|c| (0..taps).map(move |t| (c, t))) {
-                let (block, at) = (place(c) / QUAD_CHANNELS, place(c) % QUAD_CHANNELS);
-                let word = (block * groups + t / 4) * QUAD_CHANNELS + at;
+                let at = place(c) % block;
+                let word = (place(c) - at) * groups + t / 4 * block + at;
                 out[word * 4 + t % 4] = weight(c % channels, t) as i8;
             }
         } else {
@@ -244,9 +245,10 @@ unsafe fn quads<S: Simd>(
     // SAFETY: the packed arrays are padded to whole blocks; rows and y have `n` bytes from `c` on.
     unsafe {
         let flip = s.load_i32(d.flip.as_ptr());
-        for c in (0..len).step_by(QUAD_CHANNELS) {
-            let n = QUAD_CHANNELS.min(len - c);
-            let mut acc = [s.zero_i32(); 4];
+        let channels = VECTORS * S::LANES;
+        for c in (0..len).step_by(channels) {
+            let n = channels.min(len - c);
+            let mut acc = [s.zero_i32(); VECTORS];
             for (i, acc) in acc.iter_mut().enumerate() {
                 *acc = s.load_i32(d.start.as_ptr().add(c + i * S::LANES));
             }
@@ -254,7 +256,7 @@ unsafe fn quads<S: Simd>(
             for group in 0..groups {
                 let rows = [0, 1, 2, 3].map(|i| taps[4 * group + i].add(c));
                 let x = s.interleave(rows, n, flip);
-                let w = block.add(group * 4 * QUAD_CHANNELS);
+                let w = block.add(group * 4 * channels);
                 for (i, acc) in acc.iter_mut().enumerate() {
                     *acc = s.dot_quads(*acc, x[i], w.add(i * 4 * S::LANES));
                 }

@@ -1,23 +1,48 @@
-//! AVX2 with FMA: eight lanes.
+//! AVX2 with FMA: eight lanes; with or without dot products of bytes.
 
 use std::arch::x86_64::*;
 
 use super::{ByteGrid, Kernel, MAX_LANES, Simd};
-use crate::isa::Isa;
+use crate::isa::{self, Isa};
 
-/// Proof that the machine has avx2,fma.
+/// No extension.
+pub(crate) const PLAIN: u8 = 0;
+/// Dot products of bytes, AVX-VNNI's.
+pub(crate) const VNNI: u8 = 1;
+/// The same as AVX-512 has it for vectors of this length.
+pub(crate) const VNNI_512: u8 = 2;
+
+/// Proof that the machine has avx2,fma; with [`VNNI`] avxvnni too, with [`VNNI_512`]
+/// avx512f,avx512vl,avx512vnni.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const EXTENSION: u8>(());
 
-impl Avx2 {
-    pub(crate) fn detect() -> Option<Avx2> {
-        Isa::Avx2.is_available().then_some(Avx2(()))
+impl<const EXTENSION: u8> Avx2<EXTENSION> {
+    pub(crate) fn detect() -> Option<Self> {
+        let extended = match EXTENSION {
+            VNNI => isa::has_avx_vnni(),
+            VNNI_512 => Isa::Avx512Vnni.is_available(),
+            _ => true,
+        };
+        (extended && Isa::Avx2.is_available()).then_some(Avx2(()))
     }
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
-fn call<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+fn call<K: Kernel, const EXTENSION: u8>(simd: Avx2<EXTENSION>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+fn call_vnni<K: Kernel, const EXTENSION: u8>(simd: Avx2<EXTENSION>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512vnni")]
+fn call_vnni_512<K: Kernel, const EXTENSION: u8>(simd: Avx2<EXTENSION>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -57,7 +82,7 @@ static LANES_OF: [[u8; 8]; 256] = {
     table
 };
 
-impl Simd for Avx2 {
+impl<const EXTENSION: u8> Simd for Avx2<EXTENSION> {
     const LANES: usize = 8;
     const TILE: (usize, usize) = (6, 2);
     type V = __m256;
@@ -65,8 +90,14 @@ impl Simd for Avx2 {
     type M = __m256;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: the token proves the instruction set.
-        unsafe { call(self, kernel) }
+        // SAFETY: the token proves the instruction set, its extension included.
+        unsafe {
+            match EXTENSION {
+                VNNI => call_vnni(self, kernel),
+                VNNI_512 => call_vnni_512(self, kernel),
+                _ => call(self, kernel),
+            }
+        }
     }
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
@@ -287,6 +318,60 @@ impl Simd for Avx2 {
             } else {
                 p.copy_from_nonoverlapping(bytes.as_ptr(), n);
             }
+        }
+    }
+
+    const QUADS: bool = EXTENSION != PLAIN;
+    #[inline(always)]
+    unsafe fn dot_quads(self, acc: __m256i, a: __m256i, b: *const i8) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set, its extension included.
+        unsafe {
+            let b = _mm256_loadu_si256(b.cast());
+            match EXTENSION {
+                VNNI => _mm256_dpbusd_avx_epi32(acc, a, b),
+                VNNI_512 => _mm256_dpbusd_epi32(acc, a, b),
+                _ => unreachable!("only instruction sets with QUADS"),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, p: *const u8, flip: __m256i) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { _mm256_xor_si256(_mm256_set1_epi32(p.cast::<i32>().read_unaligned()), flip) }
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, rows: [*const u8; 4], n: usize, flip: __m256i) -> [__m256i; 4] {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let load = |p: *const u8| {
+                if n == 32 {
+                    return _mm256_loadu_si256(p.cast());
+                }
+                let mut bytes = [0u8; 32];
+                bytes.as_mut_ptr().copy_from_nonoverlapping(p, n.min(32));
+                _mm256_loadu_si256(bytes.as_ptr().cast())
+            };
+            let [a, b, c, d] = rows.map(load);
+            let (low_ab, high_ab) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+            let (low_cd, high_cd) = (_mm256_unpacklo_epi8(c, d), _mm256_unpackhi_epi8(c, d));
+            [
+                _mm256_xor_si256(_mm256_unpacklo_epi16(low_ab, low_cd), flip),
+                _mm256_xor_si256(_mm256_unpackhi_epi16(low_ab, low_cd), flip),
+                _mm256_xor_si256(_mm256_unpacklo_epi16(high_ab, high_cd), flip),
+                _mm256_xor_si256(_mm256_unpackhi_epi16(high_ab, high_cd), flip),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, n: usize, v: __m256i) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            if n == 32 {
+                return _mm256_storeu_si256(p.cast(), v);
+            }
+            let mut bytes = [0u8; 32];
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), v);
+            p.copy_from_nonoverlapping(bytes.as_ptr(), n.min(32));
         }
     }
 
