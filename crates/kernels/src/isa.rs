@@ -14,6 +14,8 @@ pub enum Isa {
     Sse,
     /// AArch64 NEON, 4 lanes.
     Neon,
+    /// The same with dot products of bytes (DotProd).
+    NeonDot,
     /// AVX2 with FMA, 8 lanes.
     Avx2,
     /// The same with VNNI (AVX-VNNI, or AVX-512's for vectors of this length): dot products of bytes.
@@ -28,10 +30,11 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, from slowest to fastest.
-    pub const ALL: [Isa; 8] = [
+    pub const ALL: [Isa; 9] = [
         Isa::Scalar,
         Isa::Sse,
         Isa::Neon,
+        Isa::NeonDot,
         Isa::Avx2,
         Isa::Avx2Vnni,
         Isa::Avx512,
@@ -46,6 +49,10 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Sse => std::arch::is_x86_feature_detected!("sse4.1"),
             Isa::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::NeonDot => false,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 std::arch::is_x86_feature_detected!("avx2")
@@ -83,6 +90,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Sse => "sse",
             Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
             Isa::Avx2 => "avx2",
             Isa::Avx2Vnni => "avx2vnni",
             Isa::Avx512 => "avx512",
@@ -110,8 +118,8 @@ fn parse(value: Option<&str>) -> Result<Isa, String> {
     match Isa::ALL.into_iter().find(|isa| isa.name() == value) {
         Some(cap) => Ok(capped(cap)),
         None => Err(format!(
-            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, avx2, avx2vnni, \
-             avx512, avx512vnni or amx"
+            "SPAROA_ISA={value}: unknown instruction set; use scalar, sse, neon, neondot, avx2, \
+             avx2vnni, avx512, avx512vnni or amx"
         )),
     }
 }

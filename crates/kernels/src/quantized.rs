@@ -110,6 +110,15 @@ impl Activations {
         if self.signed { self.zero + 128 } else { self.zero }
     }
 
+    /// What makes bytes those that instructions on fours of them take, by exclusive-or, and their zero
+    /// point then: unsigned ones, or `signed` ones.
+    fn of_quads(&self, signed: bool) -> (u8, i32) {
+        match signed {
+            false => (self.flip(), self.unsigned_zero()),
+            true => (self.flip() ^ 0x80, self.unsigned_zero() - 128),
+        }
+    }
+
     /// The byte that stands for zero.
     fn zero_byte(&self) -> u8 {
         self.zero as u8

@@ -174,7 +174,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Whether four products of bytes are summed in one instruction: the functions below exist.
     const QUADS: bool = false;
-    /// Lane i gains the four products of a's unsigned bytes 4 i .. and b's signed ones.
+    /// Whether the bytes of `a` are signed there, too.
+    const SIGNED_QUADS: bool = false;
+    /// Lane i gains the four products of a's unsigned bytes 4 i .. (see [`Simd::SIGNED_QUADS`]) and b's
+    /// signed ones.
     /// # Safety
     /// `4 * LANES` elements at `b` are readable.
     unsafe fn dot_quads(self, _acc: Self::I, _a: Self::I, _b: *const i8) -> Self::I {
@@ -250,6 +253,10 @@ pub(crate) fn dispatch_bytes<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
                 .expect("VNNI for 256 bits is available")
                 .call(kernel),
         },
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => neon::Neon::<{ neon::DOT }>::detect()
+            .expect("NEON's dot products are available")
+            .call(kernel),
         _ => dispatch(isa, kernel),
     }
 }
@@ -268,7 +275,9 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Sse => sse::Sse::detect().expect("SSE4.1 is available").call(kernel),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon::Neon::detect().expect("NEON is available").call(kernel),
+        Isa::Neon | Isa::NeonDot => {
+            neon::Neon::<{ neon::PLAIN }>::detect().expect("NEON is available").call(kernel)
+        }
         Isa::Scalar => scalar::Scalar.call(kernel),
         #[allow(unreachable_patterns)]
         other => panic!("{other} is not available on this architecture"),

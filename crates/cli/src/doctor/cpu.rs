@@ -176,7 +176,7 @@ const X86: [(&str, &str); 9] = [
     ("amx_bf16", "fp32, and --precision bf16 or bf16x2"),
     ("amx_int8", ""),
 ];
-const ARM: [(&str, &str); 4] = [("asimd", "fp32"), ("asimddp", ""), ("i8mm", ""), ("bf16", "")];
+const ARM: [(&str, &str); 4] = [("asimd", "fp32"), ("asimddp", "int8"), ("i8mm", ""), ("bf16", "")];
 
 pub(super) fn features(subject: &Subject<'_>) -> Verdict {
     let Some(flags) = flags(subject) else {
@@ -336,7 +336,7 @@ mod tests {
                 (
                     &[(file, "Features\t: fp asimd asimddp\n")],
                     Ok,
-                    "used: asimd; lacking: i8mm bf16; there and not used by SparOA: asimddp",
+                    "used: asimd asimddp; lacking: i8mm bf16; there and not used by SparOA: none",
                     "",
                 ),
             ],

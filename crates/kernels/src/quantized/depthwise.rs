@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::pack::shape_of;
+use super::pack::{Shape, shape_of};
 use super::tile::requantized;
 use super::{Activations, Requantize, Shared};
 use crate::aligned::AlignedBuffer;
@@ -55,7 +55,7 @@ impl Depthwise {
         x.check();
         let (channels, taps) = (p.c_out, p.taps());
         let all = || (0..channels).flat_map(|c| (0..taps).map(move |t| (c, t)));
-        let (lanes, _, _, quads) = shape_of(isa);
+        let Shape { lanes, quads, signed, .. } = shape_of(isa);
         let quads = quads && all().all(|(c, t)| (-128..128).contains(&weight(c, t)));
         let block = if quads { VECTORS * lanes } else { CHANNELS };
         let group = if quads {
@@ -91,13 +91,14 @@ impl Depthwise {
             let out: &mut [i16] = bytemuck::cast_slice_mut(weights.as_mut_slice());
             all().for_each(|(c, t)| out[t * padded + c] = weight(c, t) as i16);
         }
+        let (flip, x_zero) = x.of_quads(signed && quads);
         let mut start = vec![0i32; padded];
         let mut multipliers = vec![0.0f32; padded];
         for at in 0..group * channels {
             let c = at % channels;
             let sum = (0..taps).map(|t| weight(c, t)).sum::<i32>();
             let bias = bias.map_or(0, |b| b[c]);
-            start[place(at)] = bias.wrapping_sub(x.unsigned_zero().wrapping_mul(sum));
+            start[place(at)] = bias.wrapping_sub(x_zero.wrapping_mul(sum));
             multipliers[place(at)] = requantize.multiplier(c);
         }
         Depthwise {
@@ -114,7 +115,7 @@ impl Depthwise {
             grid: requantize.byte_grid(),
             shrinks: requantize.shrinks(),
             group,
-            flip: [i32::from_ne_bytes([x.flip(); 4]); MAX_LANES],
+            flip: [i32::from_ne_bytes([flip; 4]); MAX_LANES],
         }
     }
 

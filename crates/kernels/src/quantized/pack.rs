@@ -37,17 +37,26 @@ pub(super) struct Product {
     pub(super) flip: [i32; MAX_LANES],
 }
 
-/// (lanes, tile rows, tile vectors, whether there are quads)
-pub(super) fn shape_of(isa: Isa) -> (usize, usize, usize, bool) {
-    struct Shape;
-    impl Kernel for Shape {
-        type Output = (usize, usize, usize, bool);
+/// What an instruction set has for bytes.
+pub(super) struct Shape {
+    pub(super) lanes: usize,
+    /// Rows and vectors.
+    tile: (usize, usize),
+    pub(super) quads: bool,
+    /// Quads of the left-hand side are signed.
+    pub(super) signed: bool,
+}
+
+pub(super) fn shape_of(isa: Isa) -> Shape {
+    struct Ask;
+    impl Kernel for Ask {
+        type Output = Shape;
         #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> Self::Output {
-            (S::LANES, S::TILE.0, S::TILE.1, S::QUADS)
+        fn run<S: Simd>(self, _: S) -> Shape {
+            Shape { lanes: S::LANES, tile: S::TILE, quads: S::QUADS, signed: S::SIGNED_QUADS }
         }
     }
-    simd::dispatch_bytes(isa, Shape)
+    simd::dispatch_bytes(isa, Ask)
 }
 
 impl Product {
@@ -64,7 +73,7 @@ impl Product {
         x.check();
         requantize.check(n);
         assert!(bias.is_none_or(|b| b.len() == n), "bias has n elements");
-        let (lanes, rows, vectors, mut quads) = shape_of(isa);
+        let Shape { lanes, tile: (rows, vectors), mut quads, signed } = shape_of(isa);
         let each = |f: &mut dyn FnMut(usize, usize, usize, i32)| {
             for j in 0..n {
                 for s in 0..segments {
@@ -102,11 +111,12 @@ impl Product {
             let out: &mut [i16] = bytemuck::cast_slice_mut(weights.as_mut_slice());
             each(&mut |s, i, j, w| out[at(s, i, j)] = w as i16);
         }
+        let (flip, x_zero) = x.of_quads(signed && quads);
         let mut start = vec![0i32; panels * columns];
         let mut multipliers = vec![0.0f32; panels * columns];
         for j in 0..n {
             let bias = bias.map_or(0, |b| b[j]);
-            start[j] = bias.wrapping_sub(x.unsigned_zero().wrapping_mul(sums[j]));
+            start[j] = bias.wrapping_sub(x_zero.wrapping_mul(sums[j]));
             multipliers[j] = requantize.multiplier(j);
         }
         Product {
@@ -124,7 +134,7 @@ impl Product {
             relative: requantize.relative(),
             grid: requantize.byte_grid(),
             shrinks: requantize.shrinks(),
-            flip: [i32::from_ne_bytes([x.flip(); 4]); MAX_LANES],
+            flip: [i32::from_ne_bytes([flip; 4]); MAX_LANES],
         }
     }
 

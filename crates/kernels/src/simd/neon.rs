@@ -1,23 +1,35 @@
-//! NEON: four lanes.
+//! NEON: four lanes; with or without dot products of bytes.
 
-use std::arch::aarch64::*;
+use std::arch::{aarch64::*, asm};
 
-use super::{Kernel, MAX_LANES, Simd};
+use super::{ByteGrid, Kernel, MAX_LANES, Simd};
 use crate::isa::Isa;
 
-/// Proof that the machine has neon.
-#[derive(Clone, Copy)]
-pub(crate) struct Neon(());
+/// No extension.
+pub(crate) const PLAIN: u8 = 0;
+/// Dot products of bytes.
+pub(crate) const DOT: u8 = 1;
 
-impl Neon {
-    pub(crate) fn detect() -> Option<Neon> {
-        Isa::Neon.is_available().then_some(Neon(()))
+/// Proof that the machine has neon, with [`DOT`] dotprod too.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon<const EXTENSION: u8>(());
+
+impl<const EXTENSION: u8> Neon<EXTENSION> {
+    pub(crate) fn detect() -> Option<Self> {
+        let isa = if EXTENSION == DOT { Isa::NeonDot } else { Isa::Neon };
+        isa.is_available().then_some(Neon(()))
     }
 }
 
 #[inline(never)]
 #[target_feature(enable = "neon")]
-fn call<K: Kernel>(simd: Neon, kernel: K) -> K::Output {
+fn call<K: Kernel, const EXTENSION: u8>(simd: Neon<EXTENSION>, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "neon,dotprod")]
+fn call_dot<K: Kernel, const EXTENSION: u8>(simd: Neon<EXTENSION>, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
@@ -30,7 +42,7 @@ macro_rules! proven {
     };
 }
 
-impl Simd for Neon {
+impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     const LANES: usize = 4;
     const TILE: (usize, usize) = (8, 2);
     type V = float32x4_t;
@@ -38,8 +50,13 @@ impl Simd for Neon {
     type M = uint32x4_t;
 
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: the token proves the instruction set.
-        unsafe { call(self, kernel) }
+        // SAFETY: the token proves the instruction set, its extension included.
+        unsafe {
+            match EXTENSION {
+                DOT => call_dot(self, kernel),
+                _ => call(self, kernel),
+            }
+        }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -60,7 +77,7 @@ impl Simd for Neon {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe {
             {
-                let mut buffer = [0.0f32; Self::LANES];
+                let mut buffer = [0.0f32; 4];
                 std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
                 vld1q_f32(buffer.as_ptr())
             }
@@ -71,7 +88,7 @@ impl Simd for Neon {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe {
             {
-                let mut buffer = [0.0f32; Self::LANES];
+                let mut buffer = [0.0f32; 4];
                 vst1q_f32(buffer.as_mut_ptr(), v);
                 std::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
             }
@@ -222,5 +239,109 @@ impl Simd for Neon {
     #[inline(always)]
     fn to_i32(self, a: Self::V) -> int32x4_t {
         proven!(vcvtnq_s32_f32(a))
+    }
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, n: usize, v: int32x4_t) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let words = vmovn_s32(v);
+            let bytes = vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words)));
+            let bytes = vget_lane_s32::<0>(bytes).to_ne_bytes();
+            p.copy_from_nonoverlapping(bytes.as_ptr(), n.min(4));
+        }
+    }
+
+    const QUADS: bool = EXTENSION == DOT;
+    const SIGNED_QUADS: bool = true;
+    #[inline(always)]
+    unsafe fn dot_quads(self, acc: int32x4_t, a: int32x4_t, b: *const i8) -> int32x4_t {
+        if EXTENSION != DOT {
+            unreachable!("only instruction sets with QUADS");
+        }
+        let mut sum = acc;
+        // SAFETY: the caller's contract; the token proves the instruction set, dot products included. The
+        // intrinsic is not stable yet.
+        unsafe {
+            asm!(
+                "sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+                sum = inout(vreg) sum,
+                a = in(vreg) a,
+                b = in(vreg) vld1q_s8(b),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, p: *const u8, flip: int32x4_t) -> int32x4_t {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe { veorq_s32(vdupq_n_s32(p.cast::<i32>().read_unaligned()), flip) }
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, rows: [*const u8; 4], n: usize, flip: int32x4_t) -> [int32x4_t; 4] {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let load = |p: *const u8| {
+                if n == 16 {
+                    return vld1q_u8(p);
+                }
+                let mut bytes = [0u8; 16];
+                bytes.as_mut_ptr().copy_from_nonoverlapping(p, n.min(16));
+                vld1q_u8(bytes.as_ptr())
+            };
+            let [a, b, c, d] = rows.map(load);
+            let halves = |v| vreinterpretq_u16_u8(v);
+            let (low_ab, high_ab) = (halves(vzip1q_u8(a, b)), halves(vzip2q_u8(a, b)));
+            let (low_cd, high_cd) = (halves(vzip1q_u8(c, d)), halves(vzip2q_u8(c, d)));
+            [
+                vzip1q_u16(low_ab, low_cd),
+                vzip2q_u16(low_ab, low_cd),
+                vzip1q_u16(high_ab, high_cd),
+                vzip2q_u16(high_ab, high_cd),
+            ]
+            .map(|v| veorq_s32(vreinterpretq_s32_u16(v), flip))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, n: usize, v: int32x4_t) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let v = vreinterpretq_u8_s32(v);
+            if n == 16 {
+                return vst1q_u8(p, v);
+            }
+            let mut bytes = [0u8; 16];
+            vst1q_u8(bytes.as_mut_ptr(), v);
+            p.copy_from_nonoverlapping(bytes.as_ptr(), n.min(16));
+        }
+    }
+
+    const NARROWS: bool = true;
+    #[inline(always)]
+    fn narrow(self, v: [int32x4_t; 4], grid: &ByteGrid) -> int32x4_t {
+        proven!({
+            let zero = vdupq_n_s16(grid.zero);
+            let [low, high] = grid.bounds.map(|b| vdupq_n_u8(b));
+            let words = |a, b| vqaddq_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b)), zero);
+            let (a, b) = (words(v[0], v[1]), words(v[2], v[3]));
+            let bytes = vcombine_u8(vqmovun_s16(a), vqmovun_s16(b));
+            let bytes = vminq_u8(vmaxq_u8(bytes, low), high);
+            vreinterpretq_s32_u8(veorq_u8(bytes, vdupq_n_u8(grid.flip)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_apart(self, p: [*mut u8; 4], v: int32x4_t) {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let lanes = [
+                vgetq_lane_s32::<0>(v),
+                vgetq_lane_s32::<1>(v),
+                vgetq_lane_s32::<2>(v),
+                vgetq_lane_s32::<3>(v),
+            ];
+            for (p, lane) in p.into_iter().zip(lanes) {
+                p.cast::<i32>().write_unaligned(lane);
+            }
+        }
     }
 }
