@@ -45,9 +45,9 @@ pub(crate) fn round_trip_ns(shared: &Arc<Shared>, direct: bool) -> Result<u128, 
         downloads: vec![view(1)],
         ..ProgramSpec::default()
     };
-    let program = load_with(shared, program, direct)?;
-    // As sessions keep inputs where it is of use.
+    // As sessions keep inputs where it is of use; dropped after the program, which may be reading it.
     let input = shared.run("measuring copies", || TensorMemory::new(&shared.context, BYTES))?;
+    let program = load_with(shared, program, direct)?;
     let (mut output, pool) = (vec![0; BYTES], Pool::new(1));
     let mut least = u128::MAX;
     for _ in 0..ROUNDS {

@@ -209,13 +209,12 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
     unsafe fn dot_pairs(self, acc: int32x4_t, pair: i32, b: *const i16) -> int32x4_t {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe {
-            {
-                let pair = vreinterpretq_s16_s32(vdupq_n_s32(pair));
-                let b = vld1q_s16(b);
-                let low = vmull_s16(vget_low_s16(pair), vget_low_s16(b));
-                let high = vmull_high_s16(pair, b);
-                vaddq_s32(acc, vpaddq_s32(low, high))
-            }
+            let pair = vreinterpret_s16_s32(vdup_n_s32(pair));
+            let b = vld1q_s16(b);
+            // The same for every row of a tile.
+            let first = vuzp1_s16(vget_low_s16(b), vget_high_s16(b));
+            let second = vuzp2_s16(vget_low_s16(b), vget_high_s16(b));
+            vmlal_lane_s16::<1>(vmlal_lane_s16::<0>(acc, first, pair), second, pair)
         }
     }
     #[inline(always)]
