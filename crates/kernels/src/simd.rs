@@ -146,6 +146,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `2 * LANES` elements at `b` are readable.
     unsafe fn dot_pairs(self, acc: Self::I, pair: i32, b: *const i16) -> Self::I;
+    /// Lane i gains x[0][i] * w[2 i] + x[1][i] * w[2 i + 1], of bytes exclusive-or `flip`'s, unsigned.
+    /// # Safety
+    /// `LANES` bytes at each of `x` and `2 * LANES` elements at `w` are readable.
+    unsafe fn dot_bytes(
+        self,
+        acc: Self::I,
+        x: [*const u8; 2],
+        flip: Self::I,
+        w: *const i16,
+    ) -> Self::I;
     /// # Safety
     /// `LANES` elements at `p` are writable.
     unsafe fn store_i32(self, p: *mut i32, v: Self::I);

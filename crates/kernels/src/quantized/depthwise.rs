@@ -30,12 +30,12 @@ pub(super) struct Depthwise {
     /// Neighbouring pixels whose channels fill whole blocks together: weights are repeated for
     /// them.
     group: usize,
-    /// Quads: i8 by block of channels, four taps, vector, lane, tap. Else i16 by tap, channel.
+    /// Quads: i8 by block of channels, four taps, vector, lane, tap. Else i16 by pair of taps,
+    /// channel, tap.
     weights: AlignedBuffer,
     /// Bias less what zero point and flipped bits add; in the weights' order.
     start: Vec<i32>,
     multipliers: Vec<f32>,
-    x: Activations,
     zero: i32,
     relative: [f32; 2],
     grid: ByteGrid,
@@ -75,11 +75,8 @@ impl Depthwise {
             debug_assert_eq!(quad_column(vector, lane), column);
             c - column + vector * lanes + lane
         };
-        let mut weights = AlignedBuffer::zeroed(if quads {
-            padded * groups
-        } else {
-            (padded * taps).div_ceil(2)
-        });
+        let mut weights =
+            AlignedBuffer::zeroed(if quads { padded * groups } else { padded * taps.div_ceil(2) });
         if quads {
             let out: &mut [i8] = bytemuck::cast_slice_mut(weights.as_mut_slice());
             for (c, t) in (0..group * channels).flat_map(|c| (0..taps).map(move |t| (c, t))) {
@@ -89,7 +86,7 @@ impl Depthwise {
             }
         } else {
             let out: &mut [i16] = bytemuck::cast_slice_mut(weights.as_mut_slice());
-            all().for_each(|(c, t)| out[t * padded + c] = weight(c, t) as i16);
+            all().for_each(|(c, t)| out[(t / 2 * padded + c) * 2 + t % 2] = weight(c, t) as i16);
         }
         let (flip, x_zero) = x.of_quads(signed && quads);
         let mut start = vec![0i32; padded];
@@ -109,7 +106,6 @@ impl Depthwise {
             weights,
             start,
             multipliers,
-            x,
             zero: requantize.zero,
             relative: requantize.relative(),
             grid: requantize.byte_grid(),
@@ -218,7 +214,7 @@ impl Kernel for Lines<'_> {
                     if S::QUADS && d.quads {
                         quads(s, d, &taps, y, len);
                     } else {
-                        wide(s, d, &taps, y);
+                        pairs(s, d, &taps, y);
                     }
                 }
                 y = y.wrapping_add(len);
@@ -272,44 +268,60 @@ unsafe fn quads<S: Simd>(
     }
 }
 
-/// One pixel, tap by tap.
+/// One pixel, two taps at a time.
 ///
 /// # Safety
 /// Taps and y point to `channels` bytes each.
 #[inline(always)]
-unsafe fn wide<S: Simd>(s: S, d: &Depthwise, taps: &[*const u8; MAX_TAPS], y: *mut u8) {
+unsafe fn pairs<S: Simd>(s: S, d: &Depthwise, taps: &[*const u8; MAX_TAPS], y: *mut u8) {
     let padded = d.start.len();
     let weights: &[i16] = bytemuck::cast_slice(d.weights.as_slice());
     let [low, high] = d.relative.map(|x| s.splat(x));
     let zeros = [d.zero; MAX_LANES];
-    let flip = d.x.flip();
+    let vectors = CHANNELS / S::LANES;
     for c in (0..d.channels).step_by(CHANNELS) {
         let n = CHANNELS.min(d.channels - c);
-        let mut acc = [0i32; CHANNELS];
-        acc.copy_from_slice(&d.start[c..c + CHANNELS]);
-        for (t, &tap) in taps.iter().enumerate().take(d.taps) {
-            let w = &weights[t * padded + c..][..CHANNELS];
-            // SAFETY: the caller's contract.
-            let x = unsafe { std::slice::from_raw_parts(tap.add(c), n) };
-            let mut whole = [0u8; CHANNELS];
-            let x = if let Ok(x) = <&[u8; CHANNELS]>::try_from(x) {
-                x
-            } else {
-                whole[..n].copy_from_slice(x);
-                &whole
-            };
-            for i in 0..CHANNELS {
-                acc[i] = acc[i].wrapping_add(i32::from(x[i] ^ flip) * i32::from(w[i]));
+        let mut acc = [s.zero_i32(); CHANNELS];
+        let mut whole = [[0u8; CHANNELS]; 2];
+        // SAFETY: the packed arrays are padded to whole blocks; taps and y have n bytes from c on.
+        unsafe {
+            let (zero, flip) = (s.load_i32(zeros.as_ptr()), s.load_i32(d.flip.as_ptr()));
+            for (i, acc) in acc.iter_mut().enumerate().take(vectors) {
+                *acc = s.load_i32(d.start.as_ptr().add(c + i * S::LANES));
             }
-        }
-        for i in (0..n).step_by(S::LANES) {
-            // SAFETY: the block has whole vectors of sums and multipliers; y has n bytes from c on.
-            unsafe {
-                let multiplier = s.load(d.multipliers.as_ptr().add(c + i));
-                let zero = s.load_i32(zeros.as_ptr());
-                let sum = s.load_i32(acc.as_ptr().add(i));
-                let v = requantized(s, sum, multiplier, [low, high], zero);
-                s.store_low_bytes(y.add(c + i), S::LANES.min(n - i), v);
+            for pair in 0..d.taps.div_ceil(2) {
+                let w = weights[(pair * padded + c) * 2..][..2 * CHANNELS].as_ptr();
+                // A missing tap meets weights of zero.
+                let mut x = [2 * pair, (2 * pair + 1).min(d.taps - 1)].map(|t| taps[t].add(c));
+                if n < CHANNELS {
+                    for (x, whole) in x.iter_mut().zip(&mut whole) {
+                        whole.as_mut_ptr().copy_from_nonoverlapping(*x, n);
+                        *x = whole.as_ptr();
+                    }
+                }
+                for (i, acc) in acc.iter_mut().enumerate().take(vectors) {
+                    let at = i * S::LANES;
+                    *acc = s.dot_bytes(*acc, x.map(|x| x.add(at)), flip, w.add(2 * at));
+                }
+            }
+            if S::NARROWS && n == CHANNELS && vectors.is_multiple_of(VECTORS) {
+                for first in (0..vectors).step_by(VECTORS) {
+                    let at = [0, 1, 2, 3].map(|i| c + (first + i) * S::LANES);
+                    let mut four = [acc[first]; VECTORS];
+                    for (i, four) in four.iter_mut().enumerate() {
+                        let multiplier = s.load(d.multipliers.as_ptr().add(at[i]));
+                        let x = s.mul(s.to_f32(acc[first + i]), multiplier);
+                        *four = s.to_i32(if d.shrinks { x } else { s.min(s.max(x, low), high) });
+                    }
+                    s.store_apart(at.map(|at| y.add(at)), s.narrow(four, &d.grid));
+                }
+                continue;
+            }
+            for (i, &acc) in acc.iter().enumerate().take(n.div_ceil(S::LANES)) {
+                let at = c + i * S::LANES;
+                let multiplier = s.load(d.multipliers.as_ptr().add(at));
+                let v = requantized(s, acc, multiplier, [low, high], zero);
+                s.store_low_bytes(y.add(at), S::LANES.min(n - i * S::LANES), v);
             }
         }
     }

@@ -284,6 +284,22 @@ impl<const EXTENSION: u8> Simd for Avx2<EXTENSION> {
         }
     }
     #[inline(always)]
+    unsafe fn dot_bytes(
+        self,
+        acc: __m256i,
+        x: [*const u8; 2],
+        flip: __m256i,
+        w: *const i16,
+    ) -> __m256i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let [a, b] = x.map(|p| _mm_loadl_epi64(p.cast()));
+            let pairs = _mm_xor_si128(_mm_unpacklo_epi8(a, b), _mm256_castsi256_si128(flip));
+            let pairs = _mm256_cvtepu8_epi16(pairs);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_loadu_si256(w.cast())))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, v: __m256i) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm256_storeu_si256(p.cast(), v) }

@@ -308,6 +308,23 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
         }
     }
     #[inline(always)]
+    unsafe fn dot_bytes(
+        self,
+        acc: __m512i,
+        x: [*const u8; 2],
+        flip: __m512i,
+        w: *const i16,
+    ) -> __m512i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let [a, b] = x.map(|p| _mm_loadu_si128(p.cast()));
+            let pairs = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
+            let pairs = _mm256_xor_si256(pairs, _mm512_castsi512_si256(flip));
+            let pairs = _mm512_cvtepu8_epi16(pairs);
+            _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_loadu_si512(w.cast())))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, v: __m512i) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm512_storeu_si512(p.cast(), v) }

@@ -218,6 +218,25 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
         }
     }
     #[inline(always)]
+    unsafe fn dot_bytes(
+        self,
+        acc: int32x4_t,
+        x: [*const u8; 2],
+        flip: int32x4_t,
+        w: *const i16,
+    ) -> int32x4_t {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let flip = vget_low_u8(vreinterpretq_u8_s32(flip));
+            let [a, b] = x.map(|p| {
+                let bytes = vreinterpret_u8_u32(vdup_n_u32(p.cast::<u32>().read_unaligned()));
+                vget_low_s16(vreinterpretq_s16_u16(vmovl_u8(veor_u8(bytes, flip))))
+            });
+            let w = vld2_s16(w);
+            vmlal_s16(vmlal_s16(acc, a, w.0), b, w.1)
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, v: int32x4_t) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { vst1q_s32(p, v) }

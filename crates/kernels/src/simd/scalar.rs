@@ -143,6 +143,14 @@ impl Simd for Scalar {
         }
     }
     #[inline(always)]
+    unsafe fn dot_bytes(self, acc: i32, x: [*const u8; 2], flip: i32, w: *const i16) -> i32 {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let [a, b] = x.map(|p| i32::from(p.read() ^ flip as u8));
+            acc.wrapping_add(a * i32::from(w.read()) + b * i32::from(w.add(1).read()))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, v: i32) {
         // SAFETY: the caller's contract.
         unsafe { p.write(v) }

@@ -202,6 +202,21 @@ impl Simd for Sse {
         }
     }
     #[inline(always)]
+    unsafe fn dot_bytes(
+        self,
+        acc: __m128i,
+        x: [*const u8; 2],
+        flip: __m128i,
+        w: *const i16,
+    ) -> __m128i {
+        // SAFETY: the caller's contract; the token proves the instruction set.
+        unsafe {
+            let [a, b] = x.map(|p| _mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()));
+            let pairs = _mm_cvtepu8_epi16(_mm_xor_si128(_mm_unpacklo_epi8(a, b), flip));
+            _mm_add_epi32(acc, _mm_madd_epi16(pairs, _mm_loadu_si128(w.cast())))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i32(self, p: *mut i32, v: __m128i) {
         // SAFETY: the caller's contract; the token proves the instruction set.
         unsafe { _mm_storeu_si128(p.cast(), v) }
