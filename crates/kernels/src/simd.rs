@@ -243,6 +243,20 @@ pub(crate) struct ByteGrid {
     pub(crate) flip: u8,
 }
 
+/// The first `n <= N` bytes at `p`, then zeros.
+///
+/// # Safety
+/// `n` bytes at `p` are readable.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+unsafe fn first_bytes<const N: usize>(p: *const u8, n: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    assert!(n <= N, "they fit");
+    // SAFETY: the caller's contract; `bytes` has room for them.
+    unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(p, n) };
+    bytes
+}
+
 /// The column in lane `lane` of vector `vector` of [`Simd::interleave`]: interleaving works within
 /// blocks of 16 bytes.
 pub(crate) fn quad_column(vector: usize, lane: usize) -> usize {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{ByteGrid, Kernel, MAX_LANES, Simd};
+use super::{ByteGrid, Kernel, MAX_LANES, Simd, first_bytes};
 use crate::isa::{self, Isa};
 
 /// No extension.
@@ -363,8 +363,7 @@ impl<const EXTENSION: u8> Simd for Avx2<EXTENSION> {
                 if n == 32 {
                     return _mm256_loadu_si256(p.cast());
                 }
-                let mut bytes = [0u8; 32];
-                bytes.as_mut_ptr().copy_from_nonoverlapping(p, n.min(32));
+                let bytes = first_bytes::<32>(p, n);
                 _mm256_loadu_si256(bytes.as_ptr().cast())
             };
             let [a, b, c, d] = rows.map(load);

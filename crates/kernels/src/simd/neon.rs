@@ -2,7 +2,7 @@
 
 use std::arch::{aarch64::*, asm};
 
-use super::{ByteGrid, Kernel, MAX_LANES, Simd};
+use super::{ByteGrid, Kernel, MAX_LANES, Simd, first_bytes};
 use crate::isa::Isa;
 
 /// No extension.
@@ -303,8 +303,7 @@ impl<const EXTENSION: u8> Simd for Neon<EXTENSION> {
                 if n == 16 {
                     return vld1q_u8(p);
                 }
-                let mut bytes = [0u8; 16];
-                bytes.as_mut_ptr().copy_from_nonoverlapping(p, n.min(16));
+                let bytes = first_bytes::<16>(p, n);
                 vld1q_u8(bytes.as_ptr())
             };
             let [a, b, c, d] = rows.map(load);
