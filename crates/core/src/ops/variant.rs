@@ -126,21 +126,21 @@ pub(super) fn faster<T>(
     sparse: impl Fn(usize) -> Option<T>,
     mut time: impl FnMut(&T),
 ) -> T {
+    let make = |choice: usize| match choice {
+        0 => dense(count),
+        _ => sparse(count).unwrap_or_else(|| dense(count)),
+    };
     let choice = known().get(&full(&question)).copied();
-    if choice == Some(0) {
-        return dense(count);
-    }
-    if choice == Some(1) {
-        return sparse(count).unwrap_or_else(|| dense(count));
+    if let Some(choice @ 0..=1) = choice {
+        return make(choice);
     }
     let Some(pruned) = sparse(few) else { return dense(count) };
     let whole = dense(few);
-    match fastest(question, 2, &mut |i| time(if i == 0 { &whole } else { &pruned })) {
-        0 if count == few => whole,
-        1 if count == few => pruned,
-        0 => dense(count),
-        _ => sparse(count).unwrap_or_else(|| dense(count)),
+    let choice = fastest(question, 2, &mut |i| time(if i == 0 { &whole } else { &pruned }));
+    if count != few {
+        return make(choice);
     }
+    if choice == 0 { whole } else { pruned }
 }
 
 /// The fastest of `count` ways to do the same, by `question`'s text if that has been measured

@@ -10,8 +10,7 @@ use super::{
     driver::{Address, Launch, PageLocked, Rounding},
 };
 
-/// Threads of a block; each rounds a vector of [`VECTOR`] bytes.
-const THREADS: u32 = 256;
+/// Bytes of f32 that a thread rounds.
 const VECTOR: usize = 16;
 
 /// The kernel: its second buffer is stored in 16 bits.
@@ -39,10 +38,11 @@ pub(crate) fn of(shared: &Shared, bytes: usize) -> Result<Option<Rounding>, Back
     let (dispatch, halves) = dispatch();
     shared.kernels.compile(&shared.context, std::iter::once((&dispatch, halves)))?;
     let loaded = shared.kernels.get(&dispatch, halves).expect("it was compiled");
+    let threads = loaded.kernel.threads;
     let launch = Launch {
         function: loaded.function.clone(),
-        grid: [count.div_ceil(THREADS), 1, 1],
-        threads: loaded.kernel.threads,
+        grid: [count.div_ceil(threads[0]), 1, 1],
+        threads,
         params: vec![count, 0, 0, 0],
         buffers: Vec::new(),
     };
