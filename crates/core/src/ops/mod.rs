@@ -42,6 +42,7 @@ pub mod recurrent;
 pub mod reduce;
 pub mod reshape;
 pub mod resize;
+pub mod roll;
 pub mod scatter;
 pub mod select;
 pub mod shape;

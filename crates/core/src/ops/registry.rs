@@ -31,6 +31,7 @@ const FAMILIES: &[&[OpSpec]] = &[
     reduce::SPECS,
     reshape::SPECS,
     resize::SPECS,
+    roll::SPECS,
     scatter::SPECS,
     select::SPECS,
     shape::SPECS,

@@ -22,6 +22,7 @@ mod leading;
 mod linear;
 mod pattern;
 mod quantized;
+mod rearrange;
 mod simplify;
 mod strided;
 mod views;
@@ -47,6 +48,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("quantized", quantized::run),
     ("fold", fold::run),
     ("cse", cse::run),
+    ("rearrange", rearrange::run),
     ("activation", activation::run),
     ("layer_norm", layer_norm::run),
     ("linear", linear::run),

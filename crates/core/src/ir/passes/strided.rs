@@ -192,19 +192,18 @@ pub(super) fn step(
             let starts = inputs.integers(1, "starts").ok()??;
             let axes = inputs.integers(3, "axes").ok()?;
             let axes = axes.unwrap_or_else(|| (0..starts.len() as i64).collect());
-            if let Some(steps) = inputs.integers(4, "steps").ok()?
-                && steps.iter().any(|s| *s != 1)
-            {
-                return None;
-            }
+            let steps = inputs.integers(4, "steps").ok()?;
+            let steps = steps.unwrap_or_else(|| vec![1; starts.len()]);
             let mut result = view.axes.clone();
             let mut offset = view.offset;
-            for (&start, &axis) in starts.iter().zip(&axes) {
+            for ((&start, &axis), &step) in starts.iter().zip(&axes).zip(&steps) {
                 let axis = normal_axis(axis, rank)?;
+                let step = usize::try_from(step).ok()?;
                 let size = view.axes[axis].size as i64;
                 let start = if start < 0 { start.saturating_add(size) } else { start };
                 offset += start.clamp(0, size) as usize * view.axes[axis].stride;
-                result[axis].size = shape[axis];
+                result[axis] =
+                    Axis { size: shape[axis], stride: view.axes[axis].stride.checked_mul(step)? };
             }
             Some((offset, result))
         }

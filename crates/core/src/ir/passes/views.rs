@@ -48,7 +48,7 @@ fn shorten(e: &mut Editor, id: NodeId) -> Option<()> {
 
 /// Adds the shortest chain for a view of all of its base: a reshape, then a transposition, either
 /// left out where it would change nothing.
-fn rebuild(e: &mut Editor, view: &View, output: ValueId, id: NodeId) -> ValueId {
+pub(super) fn rebuild(e: &mut Editor, view: &View, output: ValueId, id: NodeId) -> ValueId {
     let name = e.node(id).name.clone();
     let mut origin: Vec<String> = Vec::new();
     for node in &view.nodes {

@@ -85,10 +85,10 @@ fn vit_b_16() {
 fn swin_t() {
     let graph = optimised("swin_t");
     // Two transpositions per block cut the map into windows and put it together, but not in the
-    // last stage, which is one window; shifts are slices and concatenations.
+    // last stage, which is one window, and one merges patches; shifts to windows and back are rolls.
     // In the first two stages, large maps of few channels, attention and perceptrons are fused.
-    let expected = "Add 10, Attention 8, Concat 23, Conv 1, FusedLayers 8, GlobalAveragePool 1, \
-                    LayerNormalization 25, Linear 36, Slice 52, Transpose 21";
+    let expected = "Add 10, Attention 8, Conv 1, FusedLayers 8, GlobalAveragePool 1, \
+                    LayerNormalization 25, Linear 36, Roll 10, Transpose 24";
     assert_eq!(summary(&graph), expected);
 }
 

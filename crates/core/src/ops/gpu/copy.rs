@@ -20,6 +20,8 @@ pub(in crate::ops) struct View {
     /// Steps through the input, and where it begins.
     pub(in crate::ops) from: Vec<isize>,
     pub(in crate::ops) from_offset: isize,
+    /// The index of the input that index 0 of the output reads: those before it come after the last.
+    pub(in crate::ops) starts: Vec<usize>,
     /// Steps through the output, and where it begins.
     pub(in crate::ops) to: Vec<isize>,
     pub(in crate::ops) to_offset: isize,
@@ -33,7 +35,8 @@ fn strides(shape: &[usize]) -> Vec<isize> {
 impl View {
     /// The output `dims`, read through `from` strides.
     pub(in crate::ops) fn gather(dims: &[usize], from: Vec<isize>, from_offset: isize) -> View {
-        View { to: strides(dims), dims: dims.to_vec(), from, from_offset, to_offset: 0 }
+        let starts = vec![0; dims.len()];
+        View { to: strides(dims), dims: dims.to_vec(), from, from_offset, starts, to_offset: 0 }
     }
 
     /// `shape` transposed by `perm`.
@@ -43,27 +46,38 @@ impl View {
         View::gather(&dims, perm.iter().map(|&a| steps[a]).collect(), 0)
     }
 
+    /// All of `shape`, beginning at `starts`.
+    fn rolled(shape: &[usize], starts: &[usize]) -> View {
+        View { starts: starts.to_vec(), ..View::gather(shape, strides(shape), 0) }
+    }
+
     /// Joins neighbouring dimensions that are contiguous in both views; drops those of size 1.
     fn joined(&self) -> View {
         let mut view = View {
             dims: Vec::new(),
             from: Vec::new(),
             to: Vec::new(),
+            starts: Vec::new(),
             from_offset: self.from_offset,
             to_offset: self.to_offset,
         };
         for (i, &dim) in self.dims.iter().enumerate().filter(|(_, d)| **d != 1) {
             let size = dim as isize;
-            match view.dims.last_mut() {
-                Some(last)
+            match (view.dims.last_mut(), view.starts.last_mut()) {
+                (Some(last), Some(start))
                     if view.from.last() == Some(&(self.from[i] * size))
-                        && view.to.last() == Some(&(self.to[i] * size)) =>
+                        && view.to.last() == Some(&(self.to[i] * size))
+                        && self.starts[i] == 0 =>
                 {
                     *last *= dim;
+                    *start *= dim;
                     view.from.pop();
                     view.to.pop();
                 }
-                _ => view.dims.push(dim),
+                _ => {
+                    view.dims.push(dim);
+                    view.starts.push(self.starts[i]);
+                }
             }
             view.from.push(self.from[i]);
             view.to.push(self.to[i]);
@@ -80,6 +94,7 @@ impl View {
             strides[last] == 1 && whole(&offset) && strides[..last].iter().all(whole)
         };
         if !self.dims[last].is_multiple_of(width)
+            || !self.starts[last].is_multiple_of(width)
             || !whole(&self.from, self.from_offset)
             || !whole(&self.to, self.to_offset)
         {
@@ -88,10 +103,12 @@ impl View {
         let part = |strides: &[isize]| {
             strides.iter().enumerate().map(|(i, &s)| if i == last { 1 } else { s / size }).collect()
         };
-        let mut dims = self.dims.clone();
+        let (mut dims, mut starts) = (self.dims.clone(), self.starts.clone());
         dims[last] /= width;
+        starts[last] /= width;
         Some(View {
             dims,
+            starts,
             from: part(&self.from),
             from_offset: self.from_offset / size,
             to: part(&self.to),
@@ -135,8 +152,13 @@ impl View {
                 .int(format!("from{i}"), view.from[i])
                 .int(format!("to{i}"), view.to[i]);
             let index = if i == 0 { "i32(rest)" } else { "i32(rest % p.dim$)" };
+            let mut from = "c$";
+            if view.starts[i] > 0 {
+                shader = shader.int(format!("start{i}"), isize::try_from(view.starts[i]).ok()?);
+                from = "((c$ + p.start$) % i32(p.dim$))";
+            }
             let line = format!(
-                "    let c$ = {index};\n    from_at += c$ * p.from$;\n    to_at += c$ * p.to$;\n    \
+                "    let c$ = {index};\n    from_at += {from} * p.from$;\n    to_at += c$ * p.to$;\n    \
                  rest /= p.dim$;\n"
             );
             write!(body, "{}", line.replace('$', &i.to_string())).ok()?;
@@ -202,6 +224,15 @@ pub(in crate::ops) fn slice(
     copies("slice", x, caps, [(0, 0, View::gather(&x.output(0).shape, steps, offset))])
 }
 
+/// Output 0 is input 0, beginning at `starts`; what is before them comes last.
+pub(in crate::ops) fn roll(
+    x: &Operands<'_>,
+    caps: &GpuCaps,
+    starts: &[usize],
+) -> Option<GpuKernel> {
+    copies("roll", x, caps, [(0, 0, View::rolled(x.input(0).shape(), starts))])
+}
+
 /// Output 0 is input 0 broadcast to its shape.
 pub(in crate::ops) fn expand(x: &Operands<'_>, caps: &GpuCaps) -> Option<GpuKernel> {
     let (from, to) = (x.input(0).shape(), &x.output(0).shape);
@@ -224,8 +255,8 @@ pub(in crate::ops) fn concat(x: &Operands<'_>, caps: &GpuCaps, axis: usize) -> O
         let dims = x.input(i).shape().to_vec();
         let to_offset = at * to[axis];
         at += dims[axis] as isize;
-        let view = View { from: strides(&dims), dims, from_offset: 0, to: to.clone(), to_offset };
-        (i, 0, view)
+        let view = View::gather(&dims, strides(&dims), 0);
+        (i, 0, View { to: to.clone(), to_offset, ..view })
     });
     copies("concat", x, caps, views.collect::<Vec<_>>())
 }
@@ -271,7 +302,7 @@ pub(in crate::ops) fn pad(
         .sizes([("count", output.len()), ("groups_x", groups_x)])
         .float("value", value)
         .build(include_str!("fill.wgsl"), grid)?;
-    let view = View { dims, from, from_offset, to, to_offset };
+    let view = View { to, to_offset, ..View::gather(&dims, from, from_offset) };
     let mut kernel = copies("pad", x, caps, [(0, 0, view)])?;
     kernel.dispatches.insert(0, fill);
     Some(kernel)
@@ -292,5 +323,16 @@ mod tests {
         let quarter = view.vectors(4).unwrap();
         assert_eq!((quarter.dims[3], quarter.from), (8, vec![240, 8, 24, 1]));
         assert!(View::transposed(&[4, 4], &[1, 0]).joined().vectors(4).is_none());
+    }
+
+    #[test]
+    fn rolled_dimensions_are_joined_with_those_inside() {
+        let view = View::rolled(&[2, 6, 5, 8], &[0, 2, 0, 0]).joined();
+        assert_eq!((view.dims.as_slice(), view.starts.as_slice()), (&[2, 240][..], &[0, 80][..]));
+        let view = View::rolled(&[2, 6, 5, 8], &[1, 2, 3, 0]).joined();
+        assert_eq!((view.dims, view.starts), (vec![2, 6, 40], vec![1, 2, 24]));
+        let quarter = View::rolled(&[3, 8], &[0, 4]).vectors(4).unwrap();
+        assert_eq!((quarter.dims, quarter.starts), (vec![3, 2], vec![0, 1]));
+        assert!(View::rolled(&[3, 8], &[0, 2]).vectors(4).is_none());
     }
 }

@@ -32,7 +32,7 @@ use crate::tensor::Tensor;
 
 pub(in crate::ops) use attention::{Placement, attention};
 pub(in crate::ops) use conv::conv;
-pub(in crate::ops) use copy::{concat, expand, pad, slice, split, transpose};
+pub(in crate::ops) use copy::{concat, expand, pad, roll, slice, split, transpose};
 pub(in crate::ops) use elementwise::elementwise;
 pub(in crate::ops) use gather::gather;
 pub use library::{Computation, Images, Standard};
