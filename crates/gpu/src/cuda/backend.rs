@@ -72,7 +72,7 @@ impl CudaBackend {
         check_precision(facts, options.precision)?;
         let nvrtc = Nvrtc::load(facts.driver.0)?;
         let wanted = share::check(facts, options.multiprocessors).map_err(unavailable)?;
-        let context = Context::open(ordinal, wanted)
+        let context = Context::open(ordinal, facts, wanted)
             .map_err(|e| unavailable(format!("{} cannot be opened: {}", facts.name, words(e))))?;
         let share = context.share().map(|got| (got, wanted.unwrap_or(got)));
         let warp_groups = nvrtc.has_warp_groups(facts.compute);

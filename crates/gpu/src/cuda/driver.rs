@@ -13,9 +13,11 @@ use cudarc::driver::{
 
 use super::share::Share;
 
+mod clock;
 mod graph;
 mod memory;
 
+pub(crate) use clock::Clock;
 pub(crate) use graph::Graph;
 pub(crate) use memory::{DeviceMemory, HostMemory, PageLocked, TensorMemory};
 
@@ -85,6 +87,8 @@ pub(crate) struct Context {
     raw: sys::CUcontext,
     device: sys::CUdevice,
     share: Option<Share>,
+    /// Kernels may begin early: see [`Turn`].
+    early: bool,
 }
 
 // SAFETY: contexts may be used from every thread; which one is current is a thread's own matter.
@@ -95,11 +99,17 @@ unsafe impl Sync for Context {}
 impl Context {
     /// Opens a device by its place in [`devices`]; all of it, or a share that
     /// [`super::share::check`] has let pass.
-    pub(crate) fn open(ordinal: usize, share: Option<u32>) -> Result<Arc<Context>> {
+    pub(crate) fn open(
+        ordinal: usize,
+        facts: &DeviceFacts,
+        share: Option<u32>,
+    ) -> Result<Arc<Context>> {
         let device = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
         // SAFETY: `device` comes from the driver.
         let raw = unsafe { result::primary_ctx::retain(device) }?;
-        let mut context = Context { raw, device, share: None };
+        // With a graph's nodes since CUDA 12.3.
+        let early = facts.compute.0 >= 9 && facts.driver >= (12, 3);
+        let mut context = Context { raw, device, share: None, early };
         if let Some(multiprocessors) = share {
             let share = context.share.insert(Share::new(device, multiprocessors)?);
             context.raw = share.context()?;
@@ -203,8 +213,21 @@ pub(crate) struct Launch {
     pub(crate) threads: [u32; 3],
     /// The parameter block.
     pub(crate) params: Vec<u32>,
-    /// The buffers after it.
+    /// The buffers, which come after it and a number that tells whether the next kernel begins at once.
     pub(crate) buffers: Vec<Address>,
+    /// See [`Dispatch::spread`](sparoa_core::ops::Dispatch::spread).
+    pub(crate) spread: bool,
+}
+
+/// A kernel's turn among those queued before and after it. By default it begins when all before it have
+/// ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Where the device and the driver can, it begins when the kernel before it lets it, and waits for
+    /// that one's end by itself, as every translated kernel does.
+    pub(crate) early: bool,
+    /// It lets the next one begin at once. Otherwise when its blocks have ended.
+    pub(crate) overlapped: bool,
 }
 
 /// Buffers that a kernel has, at most.
@@ -253,6 +276,11 @@ impl Stream {
         unsafe { sys::cuMemsetD8Async(memory.address, 0, bytes, self.raw).result() }
     }
 
+    /// Whether [`Turn::early`] means anything here.
+    pub(super) fn begins_early(&self) -> bool {
+        self.context.early
+    }
+
     /// For libraries, which queue their own kernels.
     pub(super) fn raw(&self) -> sys::CUstream {
         self.raw
@@ -263,25 +291,49 @@ impl Stream {
     /// # Safety
     /// The arguments are those of the function's text, every buffer is alive until the kernel has
     /// run and has the sizes that the parameters tell.
-    pub(crate) unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+    pub(crate) unsafe fn launch(&self, launch: &Launch, turn: Turn) -> Result<()> {
         // SAFETY: the caller's word.
-        unsafe { self.launch_on(launch, &launch.buffers) }
+        unsafe { self.launch_on(launch, &launch.buffers, turn) }
     }
 
     /// Queues a kernel on `buffers` instead of its own.
     ///
     /// # Safety
     /// As [`Stream::launch`].
-    unsafe fn launch_on(&self, launch: &Launch, buffers: &[Address]) -> Result<()> {
+    unsafe fn launch_on(&self, launch: &Launch, buffers: &[Address], turn: Turn) -> Result<()> {
         let [x, y, z] = launch.grid;
         let [tx, ty, tz] = launch.threads;
-        let mut arguments: [*mut c_void; 1 + MOST_BUFFERS] = [std::ptr::null_mut(); _];
+        let overlapped = u32::from(turn.overlapped);
+        let mut arguments: [*mut c_void; 2 + MOST_BUFFERS] = [std::ptr::null_mut(); _];
         arguments[0] = launch.params.as_ptr().cast_mut().cast();
-        for (argument, buffer) in arguments[1..=buffers.len()].iter_mut().zip(buffers) {
+        arguments[1] = std::ptr::from_ref(&overlapped).cast_mut().cast();
+        for (argument, buffer) in arguments[2..][..buffers.len()].iter_mut().zip(buffers) {
             *argument = std::ptr::from_ref(buffer).cast_mut().cast();
         }
         let Function { raw: function, shared_bytes, .. } = *launch.function;
         let (grid, block) = ((x, y, z), (tx, ty, tz));
+        if turn.early && self.context.early {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; _] };
+            value.programmaticStreamSerializationAllowed = 1;
+            let id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            let mut early = sys::CUlaunchAttribute { id, pad: [0; _], value };
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: tx,
+                blockDimY: ty,
+                blockDimZ: tz,
+                sharedMemBytes: shared_bytes,
+                hStream: self.raw,
+                attrs: &mut early,
+                numAttrs: 1,
+            };
+            let (arguments, extra) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+            // SAFETY: as below.
+            return unsafe { sys::cuLaunchKernelEx(&config, function, arguments, extra) }.result();
+        }
         // SAFETY: the driver copies the arguments during the call; the rest is the caller's word.
         unsafe {
             result::launch_kernel(function, grid, block, shared_bytes, self.raw, &mut arguments)
@@ -323,7 +375,7 @@ impl Stream {
         assert_eq!(from.0.len(), rounding.bytes, "it rounds so many");
         // SAFETY: the kernel reads as many bytes and writes half as many, which the view has as it
         // was checked at load; the rest is as in `copy_lent`.
-        unsafe { self.launch_on(&rounding.launch, &[from.1, to]) }
+        unsafe { self.launch_on(&rounding.launch, &[from.1, to], Turn::default()) }
     }
 
     /// Queues a copy from the device to the first `bytes` of `to`.

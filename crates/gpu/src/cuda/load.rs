@@ -11,9 +11,10 @@ use sparoa_core::{
 
 use super::{
     backend::Shared,
-    driver::{Address, DeviceMemory, Launch, Stream},
+    driver::{Address, DeviceMemory, Launch, Stream, Turn},
     parts::{self, Part},
     program::{CudaProgram, Step},
+    recording,
     storage::Storage,
     transfer::Transfers,
 };
@@ -87,9 +88,11 @@ pub(crate) fn load_with(
     let stream = shared.run("a stream", || Stream::new(&shared.context))?;
     // What a library runs first it loads first, which is no part of a graph.
     shared.run("starting libraries", || {
+        // Fills of memory run on a stream of their own.
+        shared.context.wait_fills()?;
         for step in steps.iter().filter(|step| matches!(step, Step::Library(_))) {
             // SAFETY: as below.
-            unsafe { step.queue(&stream) }?;
+            unsafe { step.queue(&stream, Turn::default()) }?;
         }
         stream.synchronize()
     })?;
@@ -99,25 +102,16 @@ pub(crate) fn load_with(
             _ => 0..0,
         }
     };
+    // SAFETY: `launch` compared the arguments with the kernels' texts; the program owns the buffers and
+    // waits for the device before it drops them.
+    let record = |steps: &[Step]| unsafe { recording::record(&stream, steps) };
     let mut graphs = Vec::with_capacity(spec.segments.len());
     for range in spec.segments.iter().map(segment) {
-        let steps = &steps[range];
-        graphs.push(match steps {
+        graphs.push(match &steps[range] {
             [] => None,
-            _ => Some(shared.run("recording a segment", || {
-                stream.capture(|| {
-                    // SAFETY: `launch` compared the arguments with the kernel's text; the program
-                    // owns the buffers and waits for the device before it drops them.
-                    steps.iter().try_for_each(|step| unsafe { step.queue(&stream) })
-                })
-            })?),
+            steps => Some(shared.run("recording a segment", || record(steps))?),
         });
     }
-    // Fills of memory run on a stream of their own.
-    shared.run("loading the program", || {
-        shared.context.wait_fills()?;
-        stream.synchronize()
-    })?;
     let bytes = transfers.bytes()
         + temps.iter().chain(&workspace).map(|t| t.bytes).sum::<usize>()
         + weights.iter().map(|w| w.bytes).sum::<usize>();
@@ -194,6 +188,7 @@ impl Places<'_> {
             grid: dispatch.grid,
             threads: kernel.threads,
             params: params.clone(),
+            spread: dispatch.spread,
             buffers: buffers.iter().enumerate().map(|(i, bound)| address(i, bound)).collect(),
         })
     }

@@ -11,6 +11,7 @@ mod nvrtc;
 mod options;
 mod parts;
 mod program;
+mod recording;
 mod round_trip;
 mod rounding;
 mod share;

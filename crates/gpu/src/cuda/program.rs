@@ -8,7 +8,7 @@ use sparoa_kernels::Pool;
 
 use super::{
     backend::Shared,
-    driver::{DeviceMemory, Event, EventKind, Graph, Launch, Stream},
+    driver::{DeviceMemory, Event, EventKind, Graph, Launch, Stream, Turn},
     libraries::Call,
     transfer::Transfers,
 };
@@ -21,16 +21,16 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Queues it.
+    /// Queues it. `turn`: of a kernel of ours.
     ///
     /// # Safety
     /// As [`Stream::launch`] and [`Call::queue`].
-    pub(crate) unsafe fn queue(&self, stream: &Stream) -> Result<(), DriverError> {
+    pub(crate) unsafe fn queue(&self, stream: &Stream, turn: Turn) -> Result<(), DriverError> {
         // SAFETY: the caller's word.
         unsafe {
             match self {
-                Step::Kernel(launch) => stream.launch(launch),
-                Step::Library(call) => call.queue(stream),
+                Step::Kernel(launch) => stream.launch(launch, turn),
+                Step::Library(call) => call.queue(stream, turn),
             }
         }
     }
@@ -108,7 +108,7 @@ impl Program for CudaProgram {
                 for (task, event) in tasks.clone().zip(&events[1..]) {
                     for step in &self.steps[self.tasks[task].clone()] {
                         // SAFETY: as in `launch`.
-                        unsafe { step.queue(stream) }?;
+                        unsafe { step.queue(stream, Turn::default()) }?;
                     }
                     event.record_in_graph(stream)?;
                 }

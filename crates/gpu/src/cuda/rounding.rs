@@ -22,6 +22,7 @@ pub(crate) fn dispatch() -> (Dispatch, u8) {
         bindings: Vec::new(),
         params: Vec::new(),
         grid: [1; 3],
+        spread: false,
     };
     (dispatch, 0b10)
 }
@@ -45,6 +46,7 @@ pub(crate) fn of(shared: &Shared, bytes: usize) -> Result<Option<Rounding>, Back
         threads,
         params: vec![count, 0, 0, 0],
         buffers: Vec::new(),
+        spread: false,
     };
     Ok(Some(Rounding::new(launch, bytes)))
 }

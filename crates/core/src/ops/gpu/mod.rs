@@ -246,6 +246,9 @@ pub struct Dispatch {
     pub params: Vec<u32>,
     /// Workgroups in x, y, z, each at least 1 and at most `GpuCaps::max_grid`.
     pub grid: [u32; 3],
+    /// Workgroups are few and each has much to do: they had better begin together, when each multiprocessor
+    /// can take as many as the others.
+    pub spread: bool,
 }
 
 /// A buffer of a dispatch.

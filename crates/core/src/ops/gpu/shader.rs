@@ -160,6 +160,7 @@ impl Shader {
             bindings: self.buffers.iter().map(|b| b.binding).collect(),
             params: self.params,
             grid: [x, y, z],
+            spread: false,
         })
     }
 }

@@ -9,7 +9,7 @@
 //! with constants use them ([`super::matrix_units`]), but for those of few rows.
 
 use super::{
-    Binding, GpuCaps, GpuConstant, GpuKernel, MatrixUnits,
+    Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, MatrixUnits,
     activation::Epilogue,
     blocks,
     library::{self, Images},
@@ -111,11 +111,18 @@ struct Main {
     /// Parts of the inner dimension, each of `span` elements.
     parts: usize,
     span: usize,
+    /// See [`Dispatch::spread`].
+    spread: bool,
 }
 
 impl Main {
     fn whole((text, grid): (String, [usize; 3])) -> Main {
-        Main { text, grid, parts: 1, span: 0 }
+        Main { text, grid, parts: 1, span: 0, spread: false }
+    }
+
+    fn dispatch(&self, shader: Shader, functions: &str) -> Option<Dispatch> {
+        let dispatch = shader.build(&format!("{functions}{}", self.text), self.grid)?;
+        Some(Dispatch { spread: self.spread, ..dispatch })
     }
 }
 
@@ -160,6 +167,7 @@ impl Tile {
                     grid: choice.grid(&product),
                     parts: choice.parts,
                     span: choice.span,
+                    spread: true,
                 };
                 (shader, Some(weight.columns(&product, units, choice.turned(access))), main)
             }
@@ -172,7 +180,7 @@ impl Tile {
                 } else {
                     let choice = blocks::choose(&product, caps);
                     let (text, grid) = (choice.text(&product, access), choice.grid(&product));
-                    Main { text, grid, parts: choice.parts, span: choice.span }
+                    Main { text, grid, parts: choice.parts, span: choice.span, spread: true }
                 };
                 (shader, constant, main)
             }
@@ -187,7 +195,7 @@ impl Tile {
                 let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
                 text.push_str(&STORE_BESIDE.replace("$sum", sum));
             }
-            let dispatches = vec![shader.build(&(text + &main.text), main.grid)?];
+            let dispatches = vec![main.dispatch(shader, &text)?];
             return Some(GpuKernel { dispatches, constants, standards, ..GpuKernel::default() });
         }
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
@@ -197,7 +205,7 @@ impl Tile {
         ]);
         text.push_str(STORE);
         text.push_str(KEEP);
-        let products = shader.build(&(text + &main.text), main.grid)?;
+        let products = main.dispatch(shader, &text)?;
 
         let count = self.m * self.n4() * self.batch;
         let (sum, grid, groups_x) = blocks::sums(count, caps);

@@ -10,7 +10,7 @@ use cudarc::driver::DriverError;
 use sparoa_core::ops::Standard;
 
 use super::{Libraries, Operands, Way, cudnn, key};
-use crate::cuda::driver::{Context, DeviceMemory, Event, EventKind, Launch, Stream};
+use crate::cuda::driver::{Clock, Context, DeviceMemory, Launch, Stream, Turn};
 
 /// What measuring may take for one program; the rest is measured when the next one is loaded.
 const BUDGET: Duration = Duration::from_millis(2000);
@@ -96,19 +96,11 @@ impl Scratch {
         limit: f64,
         queue: &dyn Fn(&Stream) -> Result<(), DriverError>,
     ) -> Result<Option<f64>, DriverError> {
-        let event = || Event::new(&self.context, EventKind::Timed);
-        let (before, after) = (event()?, event()?);
-        let timed = |work: &dyn Fn() -> Result<(), DriverError>| {
-            before.record(&self.stream)?;
-            work()?;
-            after.record(&self.stream)?;
-            self.stream.synchronize()?;
-            Ok(after.since_ns(&before)? as f64)
-        };
+        let clock = Clock::new(&self.stream)?;
         // What runs first is loaded first.
         queue(&self.stream)?;
-        let alone = || timed(&|| queue(&self.stream));
-        let once = alone()?.min(alone()?);
+        let alone = || clock.time(|| queue(&self.stream));
+        let once = alone()?.min(alone()?) as f64;
         if once > limit {
             return Ok(None);
         }
@@ -121,12 +113,12 @@ impl Scratch {
                 self.memory[RESULT].iter().try_for_each(|memory| self.stream.clear(memory, 16))
             })
         })?;
-        let mut least = f64::INFINITY;
+        let mut least = u64::MAX;
         for _ in 0..ROUNDS {
             // SAFETY: what was captured was queued before; it is waited for.
-            least = least.min(timed(&|| unsafe { self.stream.replay(&graph) })?);
+            least = least.min(clock.time(|| unsafe { self.stream.replay(&graph) })?);
         }
-        Ok(Some(least / count))
+        Ok(Some(least as f64 / count))
     }
 }
 
@@ -167,7 +159,7 @@ impl Libraries {
         let launch = |stream: &Stream, launches: &[Launch]| {
             // SAFETY: the launches were compared with their kernels; the scratch memory has the sizes of
             // their operands and outlives them: each measurement waits.
-            launches.iter().try_for_each(|launch| unsafe { stream.launch(launch) })
+            launches.iter().try_for_each(|launch| unsafe { stream.launch(launch, Turn::default()) })
         };
         let ours = scratch.time(f64::INFINITY, &|stream| launch(stream, own))?;
         let ours = ours.expect("without a limit there is a time");

@@ -24,7 +24,7 @@ use sparoa_core::ops::{Computation, MatrixUnits, Standard};
 pub(crate) use measure::{Scratch, Sizes};
 
 use super::{
-    driver::{Address, Launch, Stream},
+    driver::{Address, Launch, Stream, Turn},
     storage::Half,
 };
 use choices::Choices;
@@ -362,11 +362,11 @@ impl Call {
     /// # Safety
     /// The operands are those that the way was described with, alive until the call is done; the finish's
     /// as [`Stream::launch`] has it.
-    pub(crate) unsafe fn queue(&self, stream: &Stream) -> Result<(), DriverError> {
+    pub(crate) unsafe fn queue(&self, stream: &Stream, turn: Turn) -> Result<(), DriverError> {
         // SAFETY: the caller's word.
         unsafe {
             self.way.queue(&self.operands, stream.raw())?;
-            self.finish.iter().try_for_each(|finish| stream.launch(finish))
+            self.finish.iter().try_for_each(|finish| stream.launch(finish, turn))
         }
     }
 }

@@ -97,10 +97,10 @@ static void run_block(const Index& threads, const std::function<void()>& kernel)
 }
 
 template <class P, class... B, size_t... I>
-static void run_with(void (*kernel)(P, B...), std::index_sequence<I...>, const unsigned* grid,
+static void run_with(void (*kernel)(P, unsigned, B...), std::index_sequence<I...>, const unsigned* grid,
                      const unsigned* threads, const void* params, void** buffers) {
     const std::function<void()> call = [&] {
-        kernel(*(const std::remove_const_t<P>*)params, (B)buffers[I]...);
+        kernel(*(const std::remove_const_t<P>*)params, 0, (B)buffers[I]...);
     };
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
@@ -111,7 +111,7 @@ static void run_with(void (*kernel)(P, B...), std::index_sequence<I...>, const u
 }
 
 template <class P, class... B>
-static void run(void (*kernel)(P, B...), const unsigned* grid, const unsigned* threads,
+static void run(void (*kernel)(P, unsigned, B...), const unsigned* grid, const unsigned* threads,
                 const void* params, void** buffers) {
     run_with(kernel, std::index_sequence_for<B...>(), grid, threads, params, buffers);
 }

@@ -17,7 +17,7 @@ use sparoa_kernels::Pool;
 use super::{
     super::{
         CudaBackend, CudaOptions,
-        driver::{Function, Launch, Stream},
+        driver::{Function, Launch, Stream, Turn},
         nvrtc::Nvrtc,
     },
     rounded::values,
@@ -121,7 +121,7 @@ fn memory_that_is_used_up_comes_back() {
 /// Writes where nothing is.
 const ILLEGAL: &str = r#"
 struct Params { unsigned unused[4]; };
-extern "C" __global__ void illegal(Params, unsigned* nowhere) { nowhere[threadIdx.x] = 1; }
+extern "C" __global__ void illegal(Params, unsigned, unsigned* nowhere) { nowhere[threadIdx.x] = 1; }
 "#;
 
 #[test]
@@ -140,10 +140,10 @@ fn a_sticky_error_is_every_later_calls_error() {
         let function = Arc::new(Function::load(&shared.context, &cubin, "illegal", 0)?);
         let stream = Stream::new(&shared.context)?;
         let (grid, threads, params) = ([1; 3], [32, 1, 1], vec![0; 4]);
-        let launch = Launch { function, grid, threads, params, buffers: vec![64] };
+        let launch = Launch { function, grid, threads, params, buffers: vec![64], spread: false };
         // SAFETY: the address is not mapped: the device refuses the access and runs nothing more
         // for this process, which is the test's own.
-        unsafe { stream.launch(&launch) }?;
+        unsafe { stream.launch(&launch, Turn::default()) }?;
         stream.synchronize()
     };
     let first = shared.run("an illegal access", illegal).unwrap_err();

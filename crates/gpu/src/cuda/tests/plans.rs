@@ -10,20 +10,24 @@ use sparoa_core::{
     backend::{Accelerator, BackendError, DeviceInfo, Program, ProgramSpec, SimulatedGpu},
     engine::{Engine, KernelCache},
     ir::{Shapes, passes, specialize},
-    ops::{GpuConstant, MatrixUnits, Op, Operands},
+    ops::{GpuConstant, MatrixUnits, Op, Operands, floats},
     plan::{Place, Placement, Support, compile},
+    tensor::Tensor,
     zoo,
 };
 use sparoa_kernels::Pool;
 
 use super::{
+    super::driver::Turn,
     super::load::load,
+    super::program::{CudaProgram, Step},
+    super::recording,
     super::storage::{Half, Storage},
     super::translate::translate,
     with_halves,
 };
 use crate::{
-    CudaBackend, CudaOptions,
+    CudaBackend, CudaOptions, GpuPrecision,
     bind::{self, Binder, Bindings, check_ranges},
     residency::Resident,
 };
@@ -132,10 +136,54 @@ fn launching_a_model_is_one_call() {
         let program = load(&backend.shared, spec).unwrap();
         assert_eq!(program.graphs.iter().flatten().count(), 1, "{model}");
         assert!(program.steps.len() >= tasks, "{model}: every operator is in it");
+        let turn = Turn { early: true, overlapped: true };
         // SAFETY: it is recorded, not done.
-        let queue = || program.steps.iter().try_for_each(|s| unsafe { s.queue(&program.stream) });
+        let queue = |step: &Step| unsafe { step.queue(&program.stream, turn) };
+        let queue = || program.steps.iter().try_for_each(queue);
         let kernels =
             backend.shared.run("recording", || program.stream.queues_kernels_alone(queue));
         assert!(kernels.unwrap(), "{model}: what the host queues is kernels");
+    }
+}
+
+/// Replays a model whose kernels begin early, with inputs in turn, and holds every bit of the outputs to those
+/// of kernels that begin one after the other.
+#[test]
+fn kernels_that_begin_early_wait_for_what_they_read() {
+    for precision in [GpuPrecision::Fp32, GpuPrecision::Fp16] {
+        let options = CudaOptions { precision, ..CudaOptions::default() };
+        let backend = match CudaBackend::new(&options) {
+            Ok(backend) => backend,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let (shared, pool) = (&backend.shared, Pool::new(2));
+        for model in ["resnet18", "mobilenet_v3_small", "swin_t", "vit_b_16"] {
+            let spec = program(model, 2, Place::Gpu);
+            let (bytes, result) = (spec.uploads[0].bytes, spec.downloads[0].bytes);
+            let inputs = [1, 2].map(|seed| floats([bytes / 4], seed));
+            let mut program = load(shared, spec).unwrap();
+            let run = |program: &CudaProgram, input: &Tensor| {
+                let mut output = vec![0; result];
+                program.upload(0, input.bytes(), &pool).unwrap();
+                program.launch(0).unwrap();
+                program.download(0, &mut output).unwrap();
+                output
+            };
+            // SAFETY: the steps are the program's, which is alive while they run.
+            let graph = |program: &CudaProgram, early| unsafe {
+                recording::capture(&program.stream, &program.steps, early)
+            };
+            let results = [false, true].map(|early| {
+                let recorded = shared.run("recording", || graph(&program, early));
+                program.graphs[0] = Some(recorded.unwrap());
+                let turns = inputs.iter().cycle().take(if early { 40 } else { 2 });
+                turns.map(|input| run(&program, input)).collect::<Vec<_>>()
+            });
+            let [expected, early] = results;
+            assert_ne!(expected[0], expected[1], "{model}: the input matters");
+            for (i, output) in early.iter().enumerate() {
+                assert!(*output == expected[i % 2], "{model} in {precision:?}, replay {i}");
+            }
+        }
     }
 }

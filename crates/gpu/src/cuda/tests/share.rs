@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::{
-    driver::{self, Context, DeviceMemory, Function, HostMemory, Launch, Stream},
+    driver::{self, Context, DeviceMemory, Function, HostMemory, Launch, Stream, Turn},
     nvrtc::Nvrtc,
     share,
 };
@@ -12,7 +12,7 @@ use super::super::{
 /// have some.
 const COUNTING: &str = r#"
 struct Params { unsigned unused[4]; };
-extern "C" __global__ void count(Params, unsigned* counts) {
+extern "C" __global__ void count(Params, unsigned, unsigned* counts) {
     unsigned id;
     asm("mov.u32 %0, %%smid;" : "=r"(id));
     if (threadIdx.x == 0) atomicAdd(counts + id, 1);
@@ -30,7 +30,7 @@ fn used(ordinal: usize, wanted: Option<u32>) -> Result<(Option<u32>, [usize; 2])
     let wanted = share::check(facts, wanted)?;
     let nvrtc = Nvrtc::load(facts.driver.0).map_err(|e| e.to_string())?;
     let cubin = nvrtc.compile(COUNTING, facts.compute)?;
-    let context = Context::open(ordinal, wanted).map_err(|e| format!("{e:?}"))?;
+    let context = Context::open(ordinal, facts, wanted).map_err(|e| format!("{e:?}"))?;
     let count = |graph: bool| -> Result<usize, cudarc::driver::DriverError> {
         context.bind()?;
         let function = Arc::new(Function::load(&context, &cubin, "count", 0)?);
@@ -41,13 +41,14 @@ fn used(ordinal: usize, wanted: Option<u32>) -> Result<(Option<u32>, [usize; 2])
             function,
             grid: [GROUPS, 1, 1],
             threads: [256, 1, 1],
+            spread: false,
             params: vec![0; 4],
             buffers: vec![counts.address],
         };
         context.wait_fills()?;
         // SAFETY: the buffer has room for the counts of every multiprocessor and outlives the
         // launch, which is waited for.
-        let queue = || unsafe { stream.launch(&launch) };
+        let queue = || unsafe { stream.launch(&launch, Turn::default()) };
         if graph {
             let graph = stream.capture(queue)?;
             // SAFETY: as above.

@@ -189,8 +189,9 @@ impl Printer<'_> {
         let bounds = if two { "256, 2".to_owned() } else { threads.to_string() };
         self.line(&format!(
             "extern \"C\" __global__ void __launch_bounds__({bounds}) {ENTRY}({}) {{",
-            globals.declared.replace("& params", " params")
+            globals.declared.replace("& params", " params, const u32 overlapped")
         ));
+        self.line("    take_turn(overlapped);");
         for (i, argument) in entry.function.arguments.iter().enumerate() {
             let index = format!("threadIdx.x + {x}u * (threadIdx.y + {y}u * threadIdx.z)");
             let value = match &argument.binding {
@@ -332,9 +333,9 @@ impl Printer<'_> {
         Ok(globals)
     }
 
-    /// The type of a storage buffer's pointer. What a kernel does not write nobody does meanwhile, and
-    /// nothing that it writes overlaps another of its buffers: values that are in use at the same time
-    /// never share memory.
+    /// The type of a storage buffer's pointer. Nothing that a kernel writes overlaps another of its
+    /// buffers: values that are in use at the same time never share memory. What it does not write
+    /// nobody does meanwhile, except for a kernel in front of it that it waits for (`FROM_BEFORE`).
     fn pointer(
         &self,
         handle: Handle<GlobalVariable>,
@@ -360,9 +361,10 @@ impl Printer<'_> {
             _ => type_name(module, inner)?,
         };
         let written = self.info.get_entry_point(0)[handle].contains(GlobalUse::WRITE);
-        Ok(match access.contains(StorageAccess::STORE) && written {
-            true => format!("{element}* __restrict__"),
-            false => format!("const {element}* __restrict__"),
+        Ok(match (access.contains(StorageAccess::STORE), written) {
+            (true, true) => format!("{element}* __restrict__"),
+            (true, false) => format!("const {element}* FROM_BEFORE"),
+            (false, _) => format!("const {element}* __restrict__"),
         })
     }
 

@@ -106,3 +106,16 @@ template <class T> FN T broadcast(u32 threads, T v, u32 lane) { return __shfl_sy
 template <class T> FN vec4<T> broadcast(u32 threads, vec4<T> v, u32 lane) {
     return {broadcast(threads, v.x, lane), broadcast(threads, v.y, lane), broadcast(threads, v.z, lane), broadcast(threads, v.w, lane)};
 }
+
+// Since sm_90 a kernel may begin before the one in front of it has ended: here it lets the next one begin, if that is wanted, and waits
+// until what those in front of it wrote is there. The compiler must not take that for written long ago.
+#if __CUDA_ARCH__ >= 900
+#define FROM_BEFORE
+FN void take_turn(u32 overlapped) {
+    if (overlapped) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+#else
+#define FROM_BEFORE __restrict__
+FN void take_turn(u32) {}
+#endif
