@@ -334,6 +334,7 @@ impl Kernel {
     fn method(&self) -> &'static str {
         match self {
             Kernel::Strips(k) if !k.is_sparse() && k.is_tiled() => "amx strips",
+            Kernel::Strips(k) if !k.is_sparse() && k.is_paired() => "bf16 strips",
             Kernel::Strips(k) if !k.is_sparse() => "strips",
             _ => SPARSE,
         }

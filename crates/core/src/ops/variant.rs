@@ -33,7 +33,7 @@ const MOST_IMAGES: usize = 8;
 const MOST_ROWS: usize = 256;
 /// Begins every question: where kernels have become faster than others, the number grows and all is
 /// asked anew.
-const KERNELS: &str = "kernels 3";
+const KERNELS: &str = "kernels 4";
 /// How long each candidate is measured, and how often at most.
 const BUDGET: Duration = Duration::from_millis(4);
 const MAX_ROUNDS: usize = 25;

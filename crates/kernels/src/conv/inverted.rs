@@ -31,7 +31,8 @@ pub struct Pointwise<'a> {
     pub activation: Activation,
     /// Whether to compress the weights and skip zeros.
     pub sparse: bool,
-    /// On AMX, of how many bf16 a number is the sum; otherwise, and without, f32 multiplies f32.
+    /// On AMX, of how many bf16 a number is the sum; [`Terms::One`] also where pairs of bf16 multiply.
+    /// Otherwise, and without, f32 multiplies f32.
     pub terms: Option<Terms>,
 }
 
@@ -132,6 +133,11 @@ impl InvertedResidual {
     /// Whether a stage multiplies on AMX.
     pub fn is_tiled(&self) -> bool {
         [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_tiled())
+    }
+
+    /// Whether a stage multiplies pairs of bf16.
+    pub fn is_paired(&self) -> bool {
+        [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_paired())
     }
 
     /// Size of the packed weights in memory.
@@ -364,7 +370,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::conv::Conv2d;
+    use crate::conv::{Conv2d, Conv2dBf16};
     use crate::sparse::SparseInvertedResidual;
     use crate::testing::random;
 
@@ -482,6 +488,79 @@ mod tests {
                     prop_assert!((a - b).abs() <= bound, "in planes: {a} {b}");
                 }
             }
+        }
+    }
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Stages multiply as convolutions in bf16 do. Their sums may be added up in another order, so that
+        /// now and then one between two stages is rounded to the bf16 next to the other's.
+        #[test]
+        fn pairs_of_bf16_equal_convolutions_in_bf16(
+            channels in [1usize..40, 2usize..70, 1usize..40],
+            size in [1usize..3, 3usize..30, 3usize..40],
+            stride in 1usize..3,
+            stages in 0u8..3,
+            threads in 1usize..4,
+        ) {
+            if isa::bf16().is_err() || isa::best() == Isa::Amx {
+                eprintln!("skipped: no products of pairs");
+                return Ok(());
+            }
+            let ([c_in, mid, c_out], [n, h, w]) = (channels, size);
+            let params = |c_in, c_out, groups, k, stride, pad| Conv2dParams {
+                c_in,
+                c_out,
+                groups,
+                kernel: [k; 2],
+                stride: [stride; 2],
+                dilation: [1; 2],
+                pads: [pad; 4],
+            };
+            let dw = params(mid, mid, mid, 3, stride, 1);
+            let (expands, projects) = (stages != 1, stages != 2);
+            let weights = [random(mid * c_in, 1), random(mid * 9, 2), random(c_out * mid, 3)];
+            let x = random(n * h * w * if expands { c_in } else { mid }, 4);
+            let pool = Pool::new(threads);
+            let run = |p: Conv2dParams, i: usize, size: [usize; 2], act, x: &[f32]| {
+                let conv = Conv2dBf16::new(p, &weights[i], None);
+                let [oh, ow] = conv.output_size(size[0], size[1]);
+                let mut y = vec![0.0; n * oh * ow * p.c_out];
+                let mut scratch = vec![0.0; conv.scratch_len(n, size[0], size[1], threads)];
+                let epi = Epilogue::activation(act);
+                conv.run(n, size[0], size[1], x, &epi, &mut y, &mut scratch, &pool);
+                y
+            };
+            let relu = Activation::Relu;
+            let mut want = x.clone();
+            if expands {
+                want = run(params(c_in, mid, 1, 1, 1, 0), 0, [h, w], relu, &want);
+            }
+            let last = if projects { relu } else { Activation::None };
+            want = run(dw, 1, [h, w], last, &want);
+            if projects {
+                let p = params(mid, c_out, 1, 1, 1, 0);
+                want = run(p, 2, dw.output_size(h, w), Activation::None, &want);
+            }
+            let stage = |i: usize| Pointwise {
+                weight: &weights[i],
+                bias: None,
+                activation: relu,
+                sparse: false,
+                terms: Some(Terms::One),
+            };
+            let (first, second) = (expands.then(|| stage(0)), projects.then(|| stage(2)));
+            let fused = InvertedResidual::new(first, dw, &weights[1], None, last, second);
+            let mut y = vec![f32::NAN; want.len()];
+            let mut scratch = vec![f32::NAN; fused.scratch_len(n, h, w, threads)];
+            fused.run(n, h, w, &x, &Epilogue::NONE, &mut y, &mut scratch, &pool);
+            let largest = want.iter().fold(1f32, |m, v| m.max(v.abs()));
+            let off = |bound: f32| {
+                y.iter().zip(&want).filter(|(a, b)| !((*a - *b).abs() <= bound * largest)).count()
+            };
+            prop_assert!(off(2f32.powi(-8)) == 0, "{} of {}", off(2f32.powi(-8)), y.len());
+            let rounded_apart = off(120.0 * f32::EPSILON);
+            prop_assert!(rounded_apart <= 2 + y.len() / 50, "{rounded_apart} of {}", y.len());
         }
     }
 }

@@ -4,6 +4,8 @@
 //! of depth k is the f32 product of depth k / 2 with another multiply-add: blocking, tiles and
 //! epilogues are the same code. Rows of A are rounded block by block, where they are used.
 
+use std::ops::Range;
+
 use crate::activation::Epilogue;
 use crate::aligned::{SharedMut, align_scratch};
 use crate::gemm::driver::{Block, Product, Rows, Split};
@@ -78,6 +80,50 @@ impl PackedBf16 {
             Packed::Tiles(tiles) => tiles.scratch_len(m, threads),
         }
     }
+
+    /// How many elements of scratch [`PackedBf16::run_alone`] needs, for any number of rows.
+    pub(crate) fn scratch_len_alone(&self) -> usize {
+        match &self.0 {
+            Packed::Words { words, .. } => 16 + rows_alone(words) * row_stride(words.k()),
+            Packed::Tiles(tiles) => tiles.scratch_len_alone(),
+        }
+    }
+
+    /// [`gemm_bf16`] on the calling thread, for rows without gaps.
+    pub(crate) fn run_alone(
+        &self,
+        m: usize,
+        a: &[f32],
+        bias: Option<&[f32]>,
+        epi: &Epilogue<'_>,
+        c: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let (k, words) = match &self.0 {
+            Packed::Words { k, words } => (*k, words),
+            Packed::Tiles(b) => return b.run_alone(m, a, bias, epi, c, scratch),
+        };
+        super::check_product([m, k, words.n()], a, k, bias, epi, c);
+        assert!(
+            scratch.len() >= self.scratch_len_alone(),
+            "scratch has scratch_len_alone elements"
+        );
+        let out = align_scratch(scratch);
+        let product = Product::new(words, 1, bias, epi, SharedMut::new(c), words.n());
+        let each = rows_alone(words);
+        for start in (0..m).step_by(each) {
+            multiply(&product, k, a, k, start..m.min(start + each), 0..words.panels(), out);
+        }
+    }
+}
+
+/// Words of rounded rows that stay in the nearest caches.
+const ALONE_WORDS: usize = 16 * 1024;
+
+/// Rows that are rounded at a time on one thread, whole tiles.
+fn rows_alone(words: &PackedB) -> usize {
+    let (mr, _) = words.tile();
+    (ALONE_WORDS / row_stride(words.k())).max(1).next_multiple_of(mr)
 }
 
 fn worker_scratch(words: &PackedB, split: &Split) -> usize {
@@ -152,22 +198,36 @@ pub fn gemm_bf16(
         }
         // SAFETY: each worker has its own part, and runs one task at a time.
         let out = unsafe { scratch.slice(worker * per_worker, per_worker) };
-        let from = &a[rows.start * lda..];
-        // Short rows without gaps are rounded as one.
-        let one_row = k == lda && k.is_multiple_of(2) && words.k() < 64;
-        let lda_words = if one_row { words.k() } else { row_stride(words.k()) };
-        let block = if one_row {
-            Round { from, rows: 1, columns: rows.len() * k, stride: 0, out, out_stride: 0 }
-        } else {
-            let (rows, stride) = (rows.len(), lda);
-            Round { from, rows, columns: k, stride, out, out_stride: lda_words }
-        };
-        let a = block.out.as_ptr();
-        simd::dispatch_pairs(block);
-        let (m, first_row) = (rows.len(), rows.start);
-        let rows = Rows::Dense { a, lda: lda_words };
-        words.dispatch(Block { product: &product, rows, m, first_row, panels });
+        multiply(&product, k, a, lda, rows, panels, out);
     });
+}
+
+/// Rounds some rows of `a`, of `k` elements, and multiplies them with some panels.
+fn multiply(
+    product: &Product<'_>,
+    k: usize,
+    a: &[f32],
+    lda: usize,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    out: &mut [f32],
+) {
+    let words = product.b;
+    let from = &a[rows.start * lda..];
+    // Short rows without gaps are rounded as one.
+    let one_row = k == lda && k.is_multiple_of(2) && words.k() < 64;
+    let lda_words = if one_row { words.k() } else { row_stride(words.k()) };
+    let block = if one_row {
+        Round { from, rows: 1, columns: rows.len() * k, stride: 0, out, out_stride: 0 }
+    } else {
+        let (rows, stride) = (rows.len(), lda);
+        Round { from, rows, columns: k, stride, out, out_stride: lda_words }
+    };
+    let a = block.out.as_ptr();
+    simd::dispatch_pairs(block);
+    let (m, first_row) = (rows.len(), rows.start);
+    let rows = Rows::Dense { a, lda: lda_words };
+    words.dispatch(Block { product, rows, m, first_row, panels });
 }
 
 /// Rounds rows to bf16, each to whole words; an odd row ends in a zero.

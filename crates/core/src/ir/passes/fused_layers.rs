@@ -70,7 +70,7 @@ fn product(e: &Editor, id: NodeId) -> Option<usize> {
 }
 
 /// Nodes to fuse, from the last to the first, each with the views through which it reads the next.
-pub(super) type Chain = Vec<(NodeId, Vec<NodeId>)>;
+type Chain = Vec<(NodeId, Vec<NodeId>)>;
 
 fn fuse(e: &mut Editor, id: NodeId) -> Option<()> {
     let chain = perceptron(e, id).or_else(|| attention(e, id)).or_else(|| pooled(e, id))?;
@@ -125,7 +125,7 @@ fn pooled(e: &Editor, id: NodeId) -> Option<Chain> {
 }
 
 /// Makes the chain one node.
-pub(super) fn merge(e: &mut Editor, chain: &Chain) {
+fn merge(e: &mut Editor, chain: &Chain) {
     let mut inputs = Vec::new();
     let mut layers = Vec::with_capacity(chain.len());
     for (i, (id, _)) in chain.iter().enumerate().rev() {

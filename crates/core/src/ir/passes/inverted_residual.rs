@@ -1,6 +1,5 @@
 //! A depthwise convolution takes in the pointwise ones around it where what lies between them is
-//! large: it then never leaves the cache. They become one operator, or where that one's kernel
-//! does not compute as is wanted, layers that are computed slice by slice.
+//! large: as one operator it never leaves the cache.
 
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use sparoa_kernels::{
     conv::{Conv2dParams, InvertedResidual as Kernel},
 };
 
-use super::{editor::Editor, fused_layers::merge};
+use super::editor::Editor;
 use crate::{
     ir::{NodeId, ValueId},
     ops::{
@@ -29,23 +28,6 @@ const MIN_BYTES: usize = 192 * 1024;
 const PRUNED: f64 = 0.75;
 
 pub(super) fn run(e: &mut Editor) {
-    each(e, operator);
-}
-
-/// As layers.
-pub(super) fn layers(e: &mut Editor) {
-    each(e, |e, id, block| {
-        if block.pruned {
-            // The sparse kernel multiplies f32 everywhere.
-            return operator(e, id, block);
-        }
-        let chain = block.after.into_iter().chain([id]).chain(block.before);
-        merge(e, &chain.map(|id| (id, Vec::new())).collect());
-        Some(())
-    });
-}
-
-fn each(e: &mut Editor, fuse: impl Fn(&mut Editor, NodeId, Block) -> Option<()>) {
     for id in e.ids() {
         if e.get(id).is_some()
             && let Some(block) = block(e, id)
@@ -102,8 +84,6 @@ struct Block {
     before: Option<NodeId>,
     depthwise: Conv,
     after: Option<NodeId>,
-    /// Both are.
-    pruned: bool,
 }
 
 fn block(e: &Editor, id: NodeId) -> Option<Block> {
@@ -126,11 +106,11 @@ fn block(e: &Editor, id: NodeId) -> Option<Block> {
     let pruned = after.is_some() && before.into_iter().chain(after).all(|p| is_pruned(e, p));
     let before = before.filter(|&p| pruned || is_large(e, p, input));
     let after = after.filter(|&p| pruned || is_large(e, p, output));
-    (before.is_some() || after.is_some()).then_some(Block { before, depthwise, after, pruned })
+    (before.is_some() || after.is_some()).then_some(Block { before, depthwise, after })
 }
 
-fn operator(e: &mut Editor, id: NodeId, block: Block) -> Option<()> {
-    let Block { before, depthwise, after, .. } = block;
+fn fuse(e: &mut Editor, id: NodeId, block: Block) -> Option<()> {
+    let Block { before, depthwise, after } = block;
     let last = after.unwrap_or(id);
     let residual = conv(e, last)?.residual;
     let op = InvertedResidual {

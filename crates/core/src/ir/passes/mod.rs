@@ -30,7 +30,7 @@ mod widen;
 
 pub use arithmetic::{set_arithmetic, set_variants};
 
-use sparoa_kernels::{Arithmetic, Isa, isa};
+use sparoa_kernels::Arithmetic;
 
 use super::Graph;
 use editor::Editor;
@@ -77,12 +77,8 @@ const PASSES: &[(&str, Pass)] = &[
     ("chains", chains::run),
     ("dead_channels", dead_channels::run),
     ("fused_layers", fused_layers::run),
-    // The last one: with 16-bit weights its operators pay more apart.
     ("inverted_residual", inverted_residual::run),
 ];
-
-/// In place of the last one.
-const LAYERS: (&str, Pass) = ("inverted_residual as layers", inverted_residual::layers);
 
 /// Applies every pass, in order.
 pub fn optimize(graph: Graph) -> Graph {
@@ -91,13 +87,7 @@ pub fn optimize(graph: Graph) -> Graph {
 
 /// [`optimize`], and every operator made of products gets `arithmetic`.
 pub fn optimize_for(graph: Graph, arithmetic: Arithmetic) -> Graph {
-    // Inverted residuals multiply bf16 only on AMX; as layers, other CPUs do too.
-    let (last, others) = PASSES.split_last().expect("there are passes");
-    let last = match arithmetic {
-        Arithmetic::Bf16 if isa::best() != Isa::Amx => &LAYERS,
-        _ => last,
-    };
-    let graph = apply(graph, others.iter().chain([last]));
+    let graph = apply(graph, PASSES);
     match arithmetic {
         Arithmetic::Fast => graph,
         other => set_arithmetic(graph, other),

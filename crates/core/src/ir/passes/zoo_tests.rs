@@ -1,7 +1,7 @@
 //! What is left of the built-in models after optimisation, and that they compute the same.
 
 use super::{
-    LAYERS, PASSES, apply, optimize,
+    optimize,
     testing::{compare, graph_of, summary},
 };
 use crate::{
@@ -35,18 +35,6 @@ fn mobilenet_v2() {
     assert_eq!(
         summary(&graph),
         "Conv 13, GlobalAveragePool 1, InvertedResidual 14, Linear 1, Transpose 1"
-    );
-}
-
-#[test]
-fn mobilenet_v2_as_layers() {
-    let graph = graph_of(&zoo::build("mobilenet_v2").unwrap());
-    let (_, others) = PASSES.split_last().unwrap();
-    let after = apply(graph.clone(), others.iter().chain([&LAYERS]));
-    compare(&graph, &after, 1e-4);
-    assert_eq!(
-        summary(&after),
-        "Conv 13, FusedLayers 14, GlobalAveragePool 1, Linear 1, Transpose 1"
     );
 }
 

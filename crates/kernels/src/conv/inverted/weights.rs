@@ -1,11 +1,11 @@
-//! The weights of a pointwise stage: dense in f32 or in tiles of bf16, or sparse.
+//! The weights of a pointwise stage: dense in f32, in tiles or in pairs of bf16, or sparse.
 
 use super::Pointwise;
 use crate::activation::Epilogue;
 use crate::aligned::SharedMut;
 use crate::gemm::driver::{Block, Product, Rows};
-use crate::gemm::{PackedB, PackedTiles, gemm, gemm_tiled};
-use crate::isa::Isa;
+use crate::gemm::{PackedB, PackedBf16, PackedTiles, Terms, gemm, gemm_bf16, gemm_tiled};
+use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::sparse::SparseMatrix;
 
@@ -17,6 +17,7 @@ pub(super) enum Weights {
     Dense(PackedB),
     Sparse(Box<SparseMatrix>),
     Tiles(PackedTiles),
+    Bf16(PackedBf16),
 }
 
 impl Weights {
@@ -36,6 +37,10 @@ impl Weights {
                 // Strips are too short for weights to become terms in each.
                 Weights::Tiles(PackedTiles::new(terms, [1, k, n], weight, true))
             }
+            // On AMX what does not pay in tiles is left to f32.
+            Some(Terms::One) if isa == isa::best() && isa < Isa::Amx && isa::bf16().is_ok() => {
+                Weights::Bf16(PackedBf16::new(k, n, weight, true))
+            }
             _ => Weights::Dense(PackedB::new_with_isa(isa, k, n, weight, true)),
         }
     }
@@ -45,6 +50,7 @@ impl Weights {
             Weights::Dense(b) => b.k(),
             Weights::Sparse(b) => b.k(),
             Weights::Tiles(b) => b.k(),
+            Weights::Bf16(b) => b.k(),
         }
     }
 
@@ -53,6 +59,7 @@ impl Weights {
             Weights::Dense(b) => b.n(),
             Weights::Sparse(b) => b.n(),
             Weights::Tiles(b) => b.n(),
+            Weights::Bf16(b) => b.n(),
         }
     }
 
@@ -64,11 +71,16 @@ impl Weights {
         matches!(self, Weights::Tiles(_))
     }
 
+    pub(super) fn is_paired(&self) -> bool {
+        matches!(self, Weights::Bf16(_))
+    }
+
     pub(super) fn bytes(&self) -> usize {
         match self {
             Weights::Dense(b) => b.bytes(),
             Weights::Sparse(b) => b.bytes(),
             Weights::Tiles(b) => b.bytes(),
+            Weights::Bf16(b) => b.bytes(),
         }
     }
 
@@ -78,6 +90,7 @@ impl Weights {
             Weights::Dense(_) => 0,
             Weights::Sparse(b) => b.scratch_len(m, threads),
             Weights::Tiles(b) => b.scratch_len(m, threads),
+            Weights::Bf16(b) => b.scratch_len(m, threads),
         }
     }
 
@@ -87,6 +100,7 @@ impl Weights {
             Weights::Dense(_) => 0,
             Weights::Sparse(b) => b.scratch_len(1, 1),
             Weights::Tiles(b) => b.scratch_len_alone(),
+            Weights::Bf16(b) => b.scratch_len_alone(),
         }
     }
 
@@ -105,6 +119,7 @@ impl Weights {
             Weights::Dense(b) => gemm(m, a, b.k(), b, bias, epi, y, pool),
             Weights::Sparse(b) => b.run(m, a, b.k(), bias, epi, y, scratch, pool),
             Weights::Tiles(b) => gemm_tiled(m, a, b.k(), b, bias, epi, y, scratch, pool),
+            Weights::Bf16(b) => gemm_bf16(m, a, b.k(), b, bias, epi, y, scratch, pool),
         }
     }
 
@@ -131,6 +146,7 @@ impl Weights {
             }
             Weights::Sparse(b) => b.run_alone(m, a, bias, epi, y, scratch),
             Weights::Tiles(b) => b.run_alone(m, a, bias, epi, y, scratch),
+            Weights::Bf16(b) => b.run_alone(m, a, bias, epi, y, scratch),
         }
     }
 }
