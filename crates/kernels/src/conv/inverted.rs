@@ -556,7 +556,8 @@ mod tests {
             fused.run(n, h, w, &x, &Epilogue::NONE, &mut y, &mut scratch, &pool);
             let largest = want.iter().fold(1f32, |m, v| m.max(v.abs()));
             let off = |bound: f32| {
-                y.iter().zip(&want).filter(|(a, b)| !((*a - *b).abs() <= bound * largest)).count()
+                let near = |(a, b): &(&f32, &f32)| (*a - *b).abs() <= bound * largest;
+                y.len() - y.iter().zip(&want).filter(near).count()
             };
             prop_assert!(off(2f32.powi(-8)) == 0, "{} of {}", off(2f32.powi(-8)), y.len());
             let rounded_apart = off(120.0 * f32::EPSILON);
