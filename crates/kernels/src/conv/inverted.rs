@@ -127,23 +127,27 @@ impl InvertedResidual {
 
     /// Whether a stage skips zero weights.
     pub fn is_sparse(&self) -> bool {
-        [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_sparse())
+        self.pointwise().any(|p| p.b.is_sparse())
     }
 
     /// Whether a stage multiplies on AMX.
     pub fn is_tiled(&self) -> bool {
-        [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_tiled())
+        self.pointwise().any(|p| p.b.is_tiled())
     }
 
     /// Whether a stage multiplies pairs of bf16.
     pub fn is_paired(&self) -> bool {
-        [&self.expand, &self.project].into_iter().flatten().any(|p| p.b.is_paired())
+        self.pointwise().any(|p| p.b.is_paired())
     }
 
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
-        let pointwise = [&self.expand, &self.project].into_iter().flatten();
-        self.depthwise.bytes() + pointwise.map(|p| p.b.bytes()).sum::<usize>()
+        self.depthwise.bytes() + self.pointwise().map(|p| p.b.bytes()).sum::<usize>()
+    }
+
+    /// The pointwise stages that there are.
+    fn pointwise(&self) -> impl Iterator<Item = &Packed> {
+        [&self.expand, &self.project].into_iter().flatten()
     }
 
     fn strips(&self, n: usize, h: usize, w: usize, threads: usize) -> Strips {
@@ -155,11 +159,10 @@ impl InvertedResidual {
         while rows < oh && span(rows + 1) * wide + (rows + 1) * narrow <= STRIP_LEN {
             rows += 1;
         }
-        let pointwise = || [&self.expand, &self.project].into_iter().flatten();
         let own = |m: usize, threads: usize| {
-            pointwise().map(|p| p.b.scratch_len(m, threads)).max().unwrap_or(0)
+            self.pointwise().map(|p| p.b.scratch_len(m, threads)).max().unwrap_or(0)
         };
-        let alone = pointwise().map(|p| p.b.scratch_len_alone()).max().unwrap_or(0);
+        let alone = self.pointwise().map(|p| p.b.scratch_len_alone()).max().unwrap_or(0);
         let parts = match threads {
             1 => 1,
             _ => (4 * threads).div_ceil(n.max(1)).min(oh / TASK_ROWS).max(1),
@@ -374,6 +377,18 @@ mod tests {
     use crate::sparse::SparseInvertedResidual;
     use crate::testing::random;
 
+    fn params(
+        c_in: usize,
+        c_out: usize,
+        groups: usize,
+        kernel: usize,
+        stride: usize,
+        pads: [usize; 4],
+    ) -> Conv2dParams {
+        let (kernel, stride, dilation) = ([kernel; 2], [stride; 2], [1; 2]);
+        Conv2dParams { c_in, c_out, groups, kernel, stride, dilation, pads }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -394,15 +409,6 @@ mod tests {
                 0 => (c_in, c_out),
                 1 => (mid, c_out),
                 _ => (c_in, mid),
-            };
-            let params = |c_in, c_out, groups, k, stride, pads| Conv2dParams {
-                c_in,
-                c_out,
-                groups,
-                kernel: [k, k],
-                stride: [stride, stride],
-                dilation: [1, 1],
-                pads,
             };
             let dw = params(mid, mid, mid, kernel, stride, pads);
             let [oh, ow] = dw.output_size(h, w);
@@ -508,16 +514,7 @@ mod tests {
                 return Ok(());
             }
             let ([c_in, mid, c_out], [n, h, w]) = (channels, size);
-            let params = |c_in, c_out, groups, k, stride, pad| Conv2dParams {
-                c_in,
-                c_out,
-                groups,
-                kernel: [k; 2],
-                stride: [stride; 2],
-                dilation: [1; 2],
-                pads: [pad; 4],
-            };
-            let dw = params(mid, mid, mid, 3, stride, 1);
+            let dw = params(mid, mid, mid, 3, stride, [1; 4]);
             let (expands, projects) = (stages != 1, stages != 2);
             let weights = [random(mid * c_in, 1), random(mid * 9, 2), random(c_out * mid, 3)];
             let x = random(n * h * w * if expands { c_in } else { mid }, 4);
@@ -534,12 +531,12 @@ mod tests {
             let relu = Activation::Relu;
             let mut want = x.clone();
             if expands {
-                want = run(params(c_in, mid, 1, 1, 1, 0), 0, [h, w], relu, &want);
+                want = run(params(c_in, mid, 1, 1, 1, [0; 4]), 0, [h, w], relu, &want);
             }
             let last = if projects { relu } else { Activation::None };
             want = run(dw, 1, [h, w], last, &want);
             if projects {
-                let p = params(mid, c_out, 1, 1, 1, 0);
+                let p = params(mid, c_out, 1, 1, 1, [0; 4]);
                 want = run(p, 2, dw.output_size(h, w), Activation::None, &want);
             }
             let stage = |i: usize| Pointwise {

@@ -82,19 +82,19 @@ const PASSES: &[(&str, Pass)] = &[
 
 /// Applies every pass, in order.
 pub fn optimize(graph: Graph) -> Graph {
-    optimize_for(graph, Arithmetic::Fast)
+    apply(graph, PASSES)
 }
 
 /// [`optimize`], and every operator made of products gets `arithmetic`.
 pub fn optimize_for(graph: Graph, arithmetic: Arithmetic) -> Graph {
-    let graph = apply(graph, PASSES);
+    let graph = optimize(graph);
     match arithmetic {
         Arithmetic::Fast => graph,
         other => set_arithmetic(graph, other),
     }
 }
 
-fn apply<'a>(graph: Graph, passes: impl IntoIterator<Item = &'a (&'a str, Pass)>) -> Graph {
+fn apply(graph: Graph, passes: &[(&str, Pass)]) -> Graph {
     let mut editor = Editor::new(graph);
     for (name, pass) in passes {
         editor.tidy();

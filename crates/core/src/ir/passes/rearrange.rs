@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{
     editor::Editor,
     pattern,
-    strided::{self, Axis, View, row_major},
+    strided::{self, Axis, View},
     views,
 };
 use crate::{
@@ -54,7 +54,8 @@ fn roll(e: &mut Editor, id: NodeId) -> Option<()> {
     }
     let (mut x, mut starts) = (x, vec![0; e.shape(x).len()]);
     starts[axis] = start;
-    let before = e.producer(x).filter(|_| e.used_only_by(x, &slices(e, &[first, second])));
+    let cuts = [e.producer(first)?, e.producer(second)?];
+    let before = e.producer(x).filter(|_| e.used_only_by(x, &cuts));
     if let Some(before) = before
         && let Some(other) = e.node(before).op.downcast::<Roll>()
     {
@@ -67,10 +68,6 @@ fn roll(e: &mut Editor, id: NodeId) -> Option<()> {
     }
     e.replace_op(id, Arc::new(Roll { starts }), vec![Some(x)]);
     Some(())
-}
-
-fn slices(e: &Editor, parts: &[ValueId]) -> Vec<NodeId> {
-    parts.iter().filter_map(|part| e.producer(*part)).collect()
 }
 
 /// Parts that differ only in where they begin, evenly apart: axes of their own.
@@ -122,10 +119,9 @@ fn even(offsets: &[usize]) -> Option<Vec<Axis>> {
 
 /// Whether axes in any order reach every element of `shape` once.
 fn is_all(axes: &[Axis], shape: &[usize]) -> bool {
-    let mut axes: Vec<Axis> = axes.iter().filter(|a| a.size != 1).copied().collect();
+    let mut axes = axes.to_vec();
     axes.sort_by_key(|axis| std::cmp::Reverse(axis.stride));
-    let sizes: Vec<usize> = axes.iter().map(|axis| axis.size).collect();
-    axes == row_major(&sizes) && sizes.iter().product::<usize>() == shape.iter().product::<usize>()
+    strided::merged(&axes) == [Axis { size: shape.iter().product(), stride: 1 }]
 }
 
 #[cfg(test)]

@@ -44,7 +44,8 @@ impl View {
     }
 }
 
-fn merged(axes: &[Axis]) -> Vec<Axis> {
+/// See [`View::merged`].
+pub(super) fn merged(axes: &[Axis]) -> Vec<Axis> {
     let mut merged: Vec<Axis> = Vec::with_capacity(axes.len());
     for axis in axes.iter().filter(|a| a.size != 1) {
         match merged.last_mut() {
