@@ -6,6 +6,21 @@ use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
 /// for the copy.
 const MAX_EAGER_WRITERS: usize = 4;
 
+/// Which copies are direct where the program allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Direct {
+    pub(crate) uploads: bool,
+    /// Downloads of so many bytes at most.
+    pub(crate) downloads: usize,
+}
+
+impl From<bool> for Direct {
+    /// All or none.
+    fn from(direct: bool) -> Direct {
+        Direct { uploads: direct, downloads: if direct { usize::MAX } else { 0 } }
+    }
+}
+
 /// Which copies may be direct and which eager, from the program alone.
 pub(crate) struct Plan {
     pub(crate) direct_uploads: Vec<bool>,
@@ -36,8 +51,8 @@ impl Plan {
     /// The plan's events order everything that touches the same bytes, except two readers. So a
     /// slot may be mapped for a copy if every other view of it overlaps the copy's (disjoint ones
     /// may be in use at the same time: parts of a split value) and, for a download, no kernel
-    /// reads these bytes.
-    pub(crate) fn new(spec: &ProgramSpec, direct: bool) -> Plan {
+    /// reads these bytes and no other copy writes them.
+    pub(crate) fn new(spec: &ProgramSpec, direct: Direct) -> Plan {
         let overlaps_all = |copy: &View| {
             read_views(spec)
                 .chain(written_views(spec))
@@ -46,13 +61,15 @@ impl Plan {
                 .all(|view| view.slot != copy.slot || overlap(view, copy))
         };
         let direct_uploads: Vec<bool> =
-            spec.uploads.iter().map(|copy| direct && overlaps_all(copy)).collect();
+            spec.uploads.iter().map(|copy| direct.uploads && overlaps_all(copy)).collect();
+        let uploaded = |copy: &View| spec.uploads.iter().any(|upload| overlap(upload, copy));
         let direct_downloads: Vec<bool> = spec
             .downloads
             .iter()
             .map(|copy| {
                 let read = read_views(spec).any(|view| overlap(view, copy));
-                direct && !read && overlaps_all(copy)
+                let staged = uploaded(copy) && !direct.uploads;
+                copy.bytes <= direct.downloads && !read && !staged && overlaps_all(copy)
             })
             .collect();
         let writes = |segment: &std::ops::Range<usize>, copy: &View| {
@@ -72,12 +89,33 @@ impl Plan {
                     .filter(|(_, segment)| writes(segment, copy))
                     .map(|(i, _)| i)
                     .collect();
-                let uploaded = spec.uploads.iter().any(|view| overlap(view, copy));
-                let eager = !direct && !uploaded && writers.len() <= MAX_EAGER_WRITERS;
+                let eager = !direct && !uploaded(copy) && writers.len() <= MAX_EAGER_WRITERS;
                 if eager { writers } else { Vec::new() }
             })
             .collect();
         Plan { direct_uploads, direct_downloads, eager_after }
+    }
+}
+
+/// Gives what may be downloaded directly slots of its own, as far as only the device's kernels write it
+/// and none reads it: plans let values share slots that are not in use at the same time.
+pub(crate) fn give_own_slots(spec: &mut ProgramSpec, direct: Direct) {
+    let ProgramSpec { values, downloads, tasks, slots, .. } = spec;
+    for value in values.iter().filter(|v| v.inputs.is_empty() && v.uploads.is_empty()) {
+        let copies = || value.downloads.iter().map(|&i| downloads[i]);
+        if value.downloads.is_empty() || copies().any(|copy| copy.bytes > direct.downloads) {
+            continue;
+        }
+        let written = |&(task, i): &(usize, usize)| tasks[task].outputs[i].0;
+        let views = value.outputs.iter().map(written).chain(copies());
+        let bytes = views.map(|view| view.offset + view.bytes).max().unwrap_or(0);
+        for &(task, i) in &value.outputs {
+            tasks[task].outputs[i].0.slot = slots.len();
+        }
+        for &i in &value.downloads {
+            downloads[i].slot = slots.len();
+        }
+        slots.push(bytes);
     }
 }
 
@@ -122,7 +160,11 @@ pub(crate) fn direct_is_faster(measured: Result<(u128, u128), BackendError>) -> 
 
 #[cfg(test)]
 mod tests {
-    use sparoa_core::{backend::TaskSpec, ops, tensor::TensorType};
+    use sparoa_core::{
+        backend::{TaskSpec, ValueAccesses},
+        ops,
+        tensor::TensorType,
+    };
 
     use super::*;
 
@@ -157,12 +199,55 @@ mod tests {
             beside_cpu: true,
             values: Vec::new(),
         };
-        let plan = Plan::new(&spec, true);
+        let plan = Plan::new(&spec, true.into());
         assert_eq!(plan.direct_uploads, [true, false]);
         assert_eq!(plan.direct_downloads, [false, true]);
         assert_eq!(plan.eager_after, [vec![0], vec![]]);
-        let plan = Plan::new(&spec, false);
+        let plan = Plan::new(&spec, false.into());
         assert_eq!(plan.direct_uploads, [false, false]);
         assert_eq!(plan.eager_after, [vec![0], vec![1]]);
+    }
+
+    #[test]
+    fn small_downloads_get_slots_of_their_own() {
+        let value = |outputs: &[(usize, usize)], inputs: &[(usize, usize)], downloads: &[usize]| {
+            let [outputs, inputs] = [outputs, inputs].map(<[_]>::to_vec);
+            ValueAccesses { outputs, inputs, uploads: Vec::new(), downloads: downloads.to_vec() }
+        };
+        let mut spec = ProgramSpec {
+            // The second result lies where the first task's input was, the third is read again, and the
+            // fourth is large.
+            tasks: vec![
+                task(&[view(0, 0, 64)], view(1, 0, 64)),
+                task(&[view(1, 0, 64)], view(0, 0, 32)),
+                task(&[view(1, 0, 64)], view(2, 0, 32)),
+                task(&[view(2, 0, 32)], view(3, 0, 128)),
+            ],
+            segments: vec![0..4],
+            slots: vec![64, 64, 32, 128],
+            uploads: vec![view(0, 0, 64)],
+            downloads: vec![view(0, 0, 32), view(2, 0, 32), view(3, 0, 128)],
+            values: vec![
+                ValueAccesses { inputs: vec![(0, 0)], uploads: vec![0], ..Default::default() },
+                value(&[(0, 0)], &[(1, 0), (2, 0)], &[]),
+                value(&[(1, 0)], &[], &[0]),
+                value(&[(2, 0)], &[(3, 0)], &[1]),
+                value(&[(3, 0)], &[], &[2]),
+            ],
+            ..ProgramSpec::default()
+        };
+        let small = Direct { uploads: false, downloads: 64 };
+        assert_eq!(Plan::new(&spec, small).direct_downloads, [false; 3]);
+        give_own_slots(&mut spec, small);
+        assert_eq!(spec.slots, [64, 64, 32, 128, 32]);
+        assert_eq!(spec.downloads, [view(4, 0, 32), view(2, 0, 32), view(3, 0, 128)]);
+        assert_eq!(spec.tasks[1].outputs[0].0, view(4, 0, 32));
+        let plan = Plan::new(&spec, small);
+        assert_eq!(plan.direct_uploads, [false]);
+        assert_eq!(plan.direct_downloads, [true, false, false]);
+        assert_eq!(plan.eager_after, [vec![], vec![0], vec![0]]);
+        let before = spec.slots.len();
+        give_own_slots(&mut spec, false.into());
+        assert_eq!(spec.slots.len(), before);
     }
 }

@@ -111,7 +111,7 @@ impl Transfers {
     }
 
     fn with(shared: &Shared, spec: &ProgramSpec, direct: bool) -> Transfers {
-        let plan = Plan::new(spec, direct);
+        let plan = Plan::new(spec, direct.into());
         let base = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let mut usages = vec![base; spec.slots.len()];
         let staging = |view: &View, usage| {

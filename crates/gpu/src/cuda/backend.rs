@@ -19,13 +19,17 @@ use super::{
     round_trip, share,
     storage::Half,
 };
-use crate::{GpuPrecision, Transfer, bind, fault::Fault, residency::Residency};
+use crate::{GpuPrecision, Transfer, bind, copies::Direct, fault::Fault, residency::Residency};
 
 /// A GPU opened through CUDA. Cheap to clone; clones share the context, kernels and weights.
 #[derive(Clone)]
 pub struct CudaBackend {
     pub(crate) shared: Arc<Shared>,
 }
+
+/// Where a GPU has memory of its own, its kernels write downloads of so many bytes at most to the host's
+/// memory themselves, over the bus: a copy would begin some microseconds after them.
+const SMALL: usize = 256 << 10;
 
 /// What programs keep of their backend.
 pub(crate) struct Shared {
@@ -35,8 +39,8 @@ pub(crate) struct Shared {
     pub(crate) context: Arc<Context>,
     pub(crate) info: DeviceInfo,
     pub(crate) caps: GpuCaps,
-    /// Host and device may share buffers where a program allows it; measured if it is empty.
-    direct: OnceLock<bool>,
+    /// Which copies are direct where a program allows it; measured if it is empty.
+    direct: OnceLock<Direct>,
     fault: Fault,
 }
 
@@ -78,8 +82,9 @@ impl CudaBackend {
         let warp_groups = nvrtc.has_warp_groups(facts.compute);
         let direct = match options.transfer {
             Transfer::Auto if facts.integrated => OnceLock::new(),
-            Transfer::Staged | Transfer::Auto => OnceLock::from(false),
-            Transfer::Direct => OnceLock::from(true),
+            Transfer::Auto => OnceLock::from(Direct { uploads: false, downloads: SMALL }),
+            Transfer::Staged => OnceLock::from(Direct::from(false)),
+            Transfer::Direct => OnceLock::from(Direct::from(true)),
         };
         let mut caps = caps(facts, context.share(), warp_groups, options);
         let mut info = describe(facts, share, options.precision);
@@ -117,9 +122,9 @@ impl CudaBackend {
 }
 
 impl Shared {
-    /// Whether host and device share buffers where a program allows it.
-    pub(crate) fn direct(self: &Arc<Shared>) -> bool {
-        *self.direct.get_or_init(|| round_trip::direct_is_faster(self))
+    /// Which copies are direct where a program allows it.
+    pub(crate) fn direct(self: &Arc<Shared>) -> Direct {
+        *self.direct.get_or_init(|| round_trip::direct_is_faster(self).into())
     }
 
     /// Runs driver calls with the context current. Their error is returned in our terms; one that
@@ -291,7 +296,7 @@ impl Accelerator for CudaBackend {
     fn host_memory(&self, bytes: usize) -> Option<Storage> {
         // Where uploads write the slot itself nothing is gained, and nothing can be allocated of
         // length zero.
-        if self.shared.direct() || bytes == 0 {
+        if self.shared.direct().uploads || bytes == 0 {
             return None;
         }
         let memory = TensorMemory::new(&self.shared.context, bytes).ok()?;

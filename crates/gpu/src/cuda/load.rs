@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     bind::{Binder, Bindings, Bound, check_ranges},
+    copies::{Direct, give_own_slots},
     residency::{Resident, padded},
 };
 
@@ -27,13 +28,14 @@ pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgra
     load_with(shared, spec, shared.direct())
 }
 
-/// `direct`: host and device share buffers where the program allows it.
+/// `direct`: which copies are, where the program allows it.
 pub(crate) fn load_with(
     shared: &Arc<Shared>,
-    spec: ProgramSpec,
-    direct: bool,
+    mut spec: ProgramSpec,
+    direct: Direct,
 ) -> Result<CudaProgram, BackendError> {
     check_ranges(&spec)?;
+    give_own_slots(&mut spec, direct);
     shared.residency.sweep();
     let binder = Binder {
         caps: &shared.caps,
@@ -54,7 +56,8 @@ pub(crate) fn load_with(
     let kernels = bound.iter().flatten().flat_map(Part::kernels);
     shared.kernels.compile(&shared.context, kernels.map(|b| (&b.dispatch, b.halves)))?;
 
-    let transfers = Transfers::new(shared, &spec, &halves.uploads, direct)?;
+    let stream = Arc::new(shared.run("a stream", || Stream::new(&shared.context))?);
+    let transfers = Transfers::new(shared, &spec, &halves.uploads, direct, &stream)?;
     let temps: Vec<DeviceMemory> = temps
         .into_iter()
         .map(|bytes| {
@@ -85,7 +88,6 @@ pub(crate) fn load_with(
         }
         tasks.push(first..steps.len());
     }
-    let stream = shared.run("a stream", || Stream::new(&shared.context))?;
     // What a library runs first it loads first, which is no part of a graph.
     shared.run("starting libraries", || {
         // Fills of memory run on a stream of their own.

@@ -18,7 +18,7 @@ pub struct CudaOptions {
     /// Measure libraries again, whatever was found before.
     pub fresh: bool,
     /// How tensors cross between host and device. `Auto` is direct where the GPU is integrated
-    /// and a measurement says that it is faster.
+    /// and a measurement says that it is faster; elsewhere small downloads are.
     pub transfer: Transfer,
     /// Use so many of the device's multiprocessors and leave the others alone (in steps of what
     /// the device can divide by, rounded up: 8 on Hopper); `None` uses all. Needs a driver of

@@ -45,7 +45,7 @@ pub(crate) struct CudaProgram {
     pub(crate) tasks: Vec<Range<usize>>,
     /// Tasks of each segment.
     pub(crate) task_segments: Vec<Range<usize>>,
-    pub(crate) stream: Stream,
+    pub(crate) stream: Arc<Stream>,
     pub(crate) transfers: Transfers,
     #[expect(dead_code, reason = "owned for its lifetime")]
     pub(crate) temps: Vec<DeviceMemory>,

@@ -47,7 +47,7 @@ pub(crate) fn round_trip_ns(shared: &Arc<Shared>, direct: bool) -> Result<u128, 
     };
     // As sessions keep inputs where it is of use; dropped after the program, which may be reading it.
     let input = shared.run("measuring copies", || TensorMemory::new(&shared.context, BYTES))?;
-    let program = load_with(shared, program, direct)?;
+    let program = load_with(shared, program, direct.into())?;
     let (mut output, pool) = (vec![0; BYTES], Pool::new(1));
     let mut least = u128::MAX;
     for _ in 0..ROUNDS {

@@ -1,12 +1,14 @@
 //! Copies between host and device. A *staged* copy goes through page-locked memory of its own
 //! (unless what is uploaded is in such memory already), on a stream for its direction: an upload
 //! waits for the segments that used its bytes and the next launch waits for it; a download follows
-//! the segment that produces the value, unless many do. A *direct* one reads or writes the slot
-//! itself, which then is memory of the host that the device sees: for integrated GPUs, whose memory
-//! it is anyway.
+//! the segment that produces the value, unless many do. A program of one segment has nothing that
+//! copies could run beside: they are queued on its own stream, and wait for nothing. A *direct* copy
+//! reads or writes the slot itself, which then is memory of the host that the device sees: for
+//! integrated GPUs, whose memory it is anyway, and for what is so small that a kernel's writes are
+//! there before a copy would begin.
 
 use std::sync::{
-    OnceLock,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
@@ -23,7 +25,7 @@ use super::{
 };
 use crate::{
     bind::place,
-    copies::{Plan, check_length, no_such, overlap},
+    copies::{Direct, Plan, check_length, no_such, overlap},
     residency::padded,
 };
 
@@ -42,14 +44,16 @@ pub(crate) struct Transfers {
     slots: Vec<Slot>,
     uploads: Vec<Upload>,
     downloads: Vec<Download>,
-    inward: Stream,
-    outward: Stream,
+    inward: Arc<Stream>,
+    outward: Arc<Stream>,
+    /// Both are the stream of the launches, which keeps everything in order.
+    in_order: bool,
     /// Set when an upload is queued that no launch waits for yet.
     pending: AtomicBool,
     /// The end of the last upload.
     uploaded: Event,
-    /// The end of each segment's last launch.
-    launched: Vec<Event>,
+    /// The end of each segment's last launch; `None` where nothing waits for it.
+    launched: Vec<Option<Event>>,
     /// Downloads that follow each segment.
     eager: Vec<Vec<usize>>,
 }
@@ -160,12 +164,13 @@ fn segments(spec: &ProgramSpec, copy: &View, reads: bool) -> Vec<usize> {
 
 impl Transfers {
     /// Decides every copy's path and makes slots and staging memory. `halves`: what each
-    /// upload rounds to; `direct`: where that is possible.
+    /// upload rounds to; `direct`: where that is possible; `stream`: that of the launches.
     pub(crate) fn new(
         shared: &Shared,
         spec: &ProgramSpec,
         halves: &[Option<Half>],
-        direct: bool,
+        direct: Direct,
+        stream: &Arc<Stream>,
     ) -> Result<Transfers, BackendError> {
         let plan = Plan::new(spec, direct);
         let context = &shared.context;
@@ -217,15 +222,27 @@ impl Transfers {
                 eager: !plan.eager_after[i].is_empty(),
             });
         }
+        let in_order = spec.segments.len() <= 1;
+        let of_copies = || match in_order {
+            true => Ok(stream.clone()),
+            false => shared.run("a stream", || Stream::new(context)).map(Arc::new),
+        };
+        let direct_uploads = uploads.iter().filter(|u| u.staging.is_none()).map(|u| &u.after);
+        let direct_downloads = downloads.iter().filter(|d| d.staging.is_none()).map(|d| &d.after);
+        let waited: Vec<usize> =
+            direct_uploads.chain(direct_downloads).flatten().copied().collect();
+        let ends = (0..spec.segments.len())
+            .map(|segment| (!in_order || waited.contains(&segment)).then(&event).transpose());
         Ok(Transfers {
+            inward: of_copies()?,
+            outward: of_copies()?,
+            in_order,
+            pending: AtomicBool::new(false),
+            uploaded: event()?,
+            launched: ends.collect::<Result<_, _>>()?,
             slots,
             uploads,
             downloads,
-            inward: shared.run("a stream", || Stream::new(context))?,
-            outward: shared.run("a stream", || Stream::new(context))?,
-            pending: AtomicBool::new(false),
-            uploaded: event()?,
-            launched: spec.segments.iter().map(|_| event()).collect::<Result<_, _>>()?,
             eager,
         })
     }
@@ -264,12 +281,28 @@ impl Transfers {
         Ok(())
     }
 
+    /// The ends of the last launches of `segments` that are waited for.
+    fn ends(&self, segments: &[usize]) -> impl Iterator<Item = &Event> {
+        segments.iter().filter_map(|&segment| self.launched[segment].as_ref())
+    }
+
+    /// Makes what is queued next on a stream of copies wait for `events`, unless it does anyway.
+    fn after<'a>(
+        &self,
+        stream: &Stream,
+        mut events: impl Iterator<Item = &'a Event>,
+    ) -> Result<(), DriverError> {
+        if self.in_order { Ok(()) } else { events.try_for_each(|event| stream.wait(event)) }
+    }
+
     /// Notes a launch of `segment` and queues the downloads that follow it.
     pub(crate) fn after_launch(&self, segment: usize, stream: &Stream) -> Result<(), DriverError> {
-        let launched = &self.launched[segment];
-        launched.record(stream)?;
+        let launched = self.launched[segment].as_ref();
+        if let Some(event) = launched {
+            event.record(stream)?;
+        }
         for &copy in &self.eager[segment] {
-            self.outward.wait(launched)?;
+            self.after(&self.outward, launched.into_iter())?;
             self.queue(&self.downloads[copy])?;
         }
         Ok(())
@@ -345,14 +378,12 @@ impl Transfers {
             return Ok(());
         }
         shared.run("upload", || {
-            let users = after.iter().map(|&segment| &self.launched[segment]);
+            let mut users = self.ends(after);
             match (staging, &self.slots[view.slot]) {
                 (Some(staging), _) => {
                     // The copy before may still be reading.
                     copied.synchronize()?;
-                    for event in users {
-                        self.inward.wait(event)?;
-                    }
+                    self.after(&self.inward, users)?;
                     let to = self.address(view, half.is_some());
                     match (PageLocked::of(bytes), half, rounding) {
                         (Some(locked), None, _) => {
@@ -368,13 +399,13 @@ impl Transfers {
                         _ => self.stage(shared, upload, staging, bytes, pool)?,
                     }
                     copied.record(&self.inward)?;
-                    self.uploaded.record(&self.inward)?;
-                    self.pending.store(true, Ordering::Release);
+                    if !self.in_order {
+                        self.uploaded.record(&self.inward)?;
+                        self.pending.store(true, Ordering::Release);
+                    }
                 }
                 (None, Slot::Host(slot)) => {
-                    for event in users {
-                        event.synchronize()?;
-                    }
+                    users.try_for_each(Event::synchronize)?;
                     write(slot, place(view, half.is_some()), bytes, *half, false);
                 }
                 (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
@@ -406,23 +437,18 @@ impl Transfers {
             return Ok(());
         }
         shared.run("download", || {
-            let writers = after.iter().map(|&segment| &self.launched[segment]);
-            let writers = writers.chain(uploaded.then_some(&self.uploaded));
+            let mut writers = self.ends(after).chain(uploaded.then_some(&self.uploaded));
             match (staging, &self.slots[view.slot]) {
                 (Some(staging), _) => {
                     if !eager {
-                        for event in writers {
-                            self.outward.wait(event)?;
-                        }
+                        self.after(&self.outward, writers)?;
                         self.queue(download)?;
                     }
                     copied.synchronize()?;
                     staging.read(0, bytes);
                 }
                 (None, Slot::Host(slot)) => {
-                    for event in writers {
-                        event.synchronize()?;
-                    }
+                    writers.try_for_each(Event::synchronize)?;
                     slot.read(view.offset, bytes);
                 }
                 (None, Slot::Device(_)) => unreachable!("slots of direct copies are the host's"),
