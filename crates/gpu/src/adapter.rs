@@ -133,6 +133,7 @@ pub(crate) fn open(options: &WgpuOptions) -> Result<Opened, BackendError> {
         matrix_units: None,
         matrix_bytes: 0,
         warp_groups: false,
+        clusters: false,
         halves: Halves::default(),
         libraries: false,
     };

@@ -275,6 +275,7 @@ fn caps(
             GpuPrecision::Bf16 => Some(MatrixUnits::Bf16),
         },
         warp_groups,
+        clusters: facts.clusters && share.is_none(),
         halves: Halves::default(),
         libraries: false,
     }
@@ -318,6 +319,7 @@ mod tests {
             most_shared_bytes: 163 << 10,
             multiprocessors: 16,
             driver: (12, 6),
+            clusters: false,
         }
     }
 

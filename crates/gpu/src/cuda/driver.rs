@@ -38,6 +38,8 @@ pub(crate) struct DeviceFacts {
     pub(crate) multiprocessors: u32,
     /// The driver's CUDA version.
     pub(crate) driver: (i32, i32),
+    /// Blocks can be launched as clusters.
+    pub(crate) clusters: bool,
 }
 
 /// Whether the driver's library can be loaded.
@@ -76,6 +78,7 @@ pub(crate) fn devices() -> Result<Vec<DeviceFacts>> {
                 multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                     .cast_unsigned(),
                 driver: (version / 1000, version % 1000 / 10),
+                clusters: attribute(A::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0,
             })
         })
         .collect()
@@ -217,6 +220,8 @@ pub(crate) struct Launch {
     pub(crate) buffers: Vec<Address>,
     /// See [`Dispatch::spread`](sparoa_core::ops::Dispatch::spread).
     pub(crate) spread: bool,
+    /// Blocks along z that are a cluster.
+    pub(crate) cluster: u32,
 }
 
 /// A kernel's turn among those queued before and after it. By default it begins when all before it have
@@ -312,12 +317,22 @@ impl Stream {
         }
         let Function { raw: function, shared_bytes, .. } = *launch.function;
         let (grid, block) = ((x, y, z), (tx, ty, tz));
-        if turn.early && self.context.early {
-            let mut value = sys::CUlaunchAttributeValue { pad: [0; _] };
-            value.programmaticStreamSerializationAllowed = 1;
-            let id =
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-            let mut early = sys::CUlaunchAttribute { id, pad: [0; _], value };
+        let early = turn.early && self.context.early;
+        if early || launch.cluster > 1 {
+            use sys::CUlaunchAttributeID as Id;
+            let [mut cluster, mut at_once] = [sys::CUlaunchAttributeValue { pad: [0; _] }; 2];
+            cluster.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: launch.cluster };
+            at_once.programmaticStreamSerializationAllowed = 1;
+            let mut attributes = [
+                (Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster),
+                (Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, at_once),
+            ]
+            .map(|(id, value)| sys::CUlaunchAttribute { id, pad: [0; _], value });
+            // Devices without clusters do not know the first.
+            let wanted =
+                if launch.cluster > 1 { &mut attributes[..] } else { &mut attributes[1..] };
+            let count = wanted.len() - usize::from(!early);
             let config = sys::CUlaunchConfig {
                 gridDimX: x,
                 gridDimY: y,
@@ -327,8 +342,8 @@ impl Stream {
                 blockDimZ: tz,
                 sharedMemBytes: shared_bytes,
                 hStream: self.raw,
-                attrs: &mut early,
-                numAttrs: 1,
+                attrs: wanted.as_mut_ptr(),
+                numAttrs: count as u32,
             };
             let (arguments, extra) = (arguments.as_mut_ptr(), std::ptr::null_mut());
             // SAFETY: as below.

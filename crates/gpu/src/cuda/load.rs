@@ -191,6 +191,7 @@ impl Places<'_> {
             threads: kernel.threads,
             params: params.clone(),
             spread: dispatch.spread,
+            cluster: dispatch.cluster,
             buffers: buffers.iter().enumerate().map(|(i, bound)| address(i, bound)).collect(),
         })
     }

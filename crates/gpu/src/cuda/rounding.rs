@@ -23,6 +23,7 @@ pub(crate) fn dispatch() -> (Dispatch, u8) {
         params: Vec::new(),
         grid: [1; 3],
         spread: false,
+        cluster: 1,
     };
     (dispatch, 0b10)
 }
@@ -47,6 +48,7 @@ pub(crate) fn of(shared: &Shared, bytes: usize) -> Result<Option<Rounding>, Back
         params: vec![count, 0, 0, 0],
         buffers: Vec::new(),
         spread: false,
+        cluster: 1,
     };
     Ok(Some(Rounding::new(launch, bytes)))
 }

@@ -157,6 +157,7 @@ mod tests {
             most_shared_bytes: 163 << 10,
             multiprocessors: 16,
             driver: (12, 2),
+            clusters: false,
         };
         assert_eq!((check(&facts, None), check(&facts, Some(16))), (Ok(None), Ok(None)));
         let error = check(&facts, Some(17)).unwrap_err();

@@ -330,8 +330,10 @@ fn kernels_compile_for_every_architecture() {
     let hopper = (9, 0);
     if nvrtc.has_warp_groups(hopper) {
         let stored = GpuCaps { warp_groups: true, ..with_halves(132) };
-        let together = of_models(&[tensor(132, false, true), tensor(132, true, true), stored]);
-        add(together, hopper, "native_group_");
+        let all = [caps(132), tensor(132, false, true), tensor(132, true, true), stored];
+        let all = all.map(|caps| GpuCaps { clusters: true, ..caps });
+        add(of_models(&all[1..]), hopper, "native_group_");
+        add(of_models(&all), hopper, "native_join");
     }
     add(of_models(&[with_halves(132)]), (8, 9), "");
     add(of_examples(&[with_halves(132)]), (8, 7), "");

@@ -9,8 +9,8 @@
 use std::fmt::Write;
 
 use super::{
-    GpuCaps,
-    product::{Access, LATENCY, Product, RESIDENT, begin, multiprocessors},
+    GpuCaps, clusters,
+    product::{Access, Cut, LATENCY, Product, RESIDENT, begin, multiprocessors},
     shader::fold,
 };
 
@@ -31,9 +31,7 @@ pub(super) struct Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Choice {
     pub(super) block: Block,
-    pub(super) parts: usize,
-    /// Inner elements of a part, whole slices.
-    pub(super) span: usize,
+    pub(super) cut: Cut,
 }
 
 const fn block(rows: usize, columns: usize, own: [usize; 2], step: usize) -> Block {
@@ -65,18 +63,17 @@ impl Block {
         2 * self.step * 4 * (self.rows + 4 * PAD + self.columns)
     }
 
-    /// Estimated cycles of a product in `parts` parts of `span` inner elements on `units`
-    /// multiprocessors, each with four schedulers that issue an instruction for 32 invocations per
+    /// Estimated cycles of a product, cut so, on `units` multiprocessors, each with four schedulers that issue an instruction for 32 invocations per
     /// cycle. The figures are those of NVIDIA's GPUs; others are near enough for the order.
-    fn cycles(&self, product: &Product, span: usize, parts: usize, units: usize) -> f64 {
+    fn cycles(&self, product: &Product, cut: Cut, units: usize) -> f64 {
         let tiles = product.blocks([self.rows, self.columns]);
-        let per_unit = (tiles * parts).div_ceil(units);
+        let per_unit = cut.per_unit(tiles, units, RESIDENT / self.threads().div_ceil(32));
         let warps = per_unit * self.threads().div_ceil(32);
         let multiplies = self.own_rows * self.own_vectors * 4;
         let loads = self.own_rows / 4 + self.own_vectors;
         let moved = (self.rows + self.columns) * self.step / 4 / self.threads();
         let issued = self.step * (multiplies + 2 * loads) + 12 * moved + 40;
-        let slices = span.div_ceil(self.step) as f64;
+        let slices = cut.span.div_ceil(self.step) as f64;
         // A scheduler with one warp waits for its results; two and more fill each other's gaps.
         let wait = match warps.div_ceil(4) {
             1 => 1.25,
@@ -87,7 +84,7 @@ impl Block {
         let issue = slices * slice.max(LAG * warps.div_ceil(RESIDENT) as f64);
         let fetched = per_unit * (self.rows + self.columns) * self.step * 4;
         let fetch = fetched as f64 * slices / BYTES;
-        issue + 0.5 * fetch + LATENCY + product.sum_cycles(parts, units, BYTES)
+        issue + 0.5 * fetch + LATENCY + product.sum_cycles(cut, units, BYTES)
     }
 }
 
@@ -99,27 +96,28 @@ pub(super) fn choose(product: &Product, caps: &GpuCaps) -> Choice {
             && block.threads() <= caps.workgroup_size as usize
     };
     let choices = BLOCKS.iter().filter(room).flat_map(|&block| {
-        product.cuts(block.step, caps).map(move |[span, parts]| {
-            (block.cycles(product, span, parts, multiprocessors), Choice { block, parts, span })
-        })
+        product
+            .cuts(block.step, caps)
+            .map(move |cut| (block.cycles(product, cut, multiprocessors), Choice { block, cut }))
     });
     let best = choices.min_by(|(a, _), (b, _)| a.total_cmp(b));
     let smallest = BLOCKS[BLOCKS.len() - 1];
     let whole = product.sizes[1].next_multiple_of(smallest.step);
-    best.map_or(Choice { block: smallest, parts: 1, span: whole }, |(_, choice)| choice)
+    best.map_or(Choice { block: smallest, cut: Cut::whole(whole) }, |(_, choice)| choice)
 }
 
 impl Choice {
     /// Workgroups.
     pub(super) fn grid(&self, product: &Product) -> [usize; 3] {
-        product.grid([self.block.rows, self.block.columns], self.parts)
+        product.grid([self.block.rows, self.block.columns], self.cut.parts)
     }
 
     /// `main`, over `place`, `left_at`, `load_b` and `store`.
     pub(super) fn text(&self, product: &Product, access: Access) -> String {
-        Text { choice: *self, access, exact: product.sizes[1].is_multiple_of(self.block.step) }
-            .print()
-            .expect("writing to a string")
+        let Block { rows, columns, step, .. } = self.block;
+        let text = Text { choice: *self, access, exact: product.sizes[1].is_multiple_of(step) };
+        let text = text.print().expect("writing to a string");
+        clusters::join(text, self.cut, [rows, columns], self.block.threads())
     }
 }
 
@@ -149,7 +147,7 @@ impl Text {
             2 * step * a_line,
             2 * step * b_line
         )?;
-        begin(&mut t, threads, self.choice.parts)?;
+        begin(&mut t, threads, self.choice.cut.parts)?;
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {b_line}u;\n\
@@ -360,7 +358,8 @@ mod tests {
     fn parts_cover_the_inner_dimension() {
         for (m, k, n) in [(49, 4608, 512), (196, 1153, 256), (17, 3, 9), (197, 768, 3072)] {
             for units in [0, 2, 16, 132] {
-                let Choice { block, parts, span } = choose(&product(m, k, n), &caps(units));
+                let Choice { block, cut: Cut { parts, span, .. } } =
+                    choose(&product(m, k, n), &caps(units));
                 assert!(span.is_multiple_of(block.step) && parts * span >= k, "{m}x{k}x{n}");
                 assert!((parts - 1) * span < k, "no part of {m}x{k}x{n} is empty");
             }
@@ -370,9 +369,9 @@ mod tests {
     #[test]
     fn only_what_does_not_fill_the_gpu_is_cut() {
         // ResNet-18's last stage on a data-centre GPU, and at batch 64.
-        assert!(choose(&product(49, 4608, 512), &caps(132)).parts > 8);
-        assert_eq!(choose(&product(64 * 3136, 576, 64), &caps(132)).parts, 1);
-        assert_eq!(choose(&product(49, 4608, 512), &caps(0)).parts, 1);
+        assert!(choose(&product(49, 4608, 512), &caps(132)).cut.parts > 8);
+        assert_eq!(choose(&product(64 * 3136, 576, 64), &caps(132)).cut.parts, 1);
+        assert_eq!(choose(&product(49, 4608, 512), &caps(0)).cut.parts, 1);
         let large = choose(&product(64 * 197, 768, 3072), &caps(132)).block;
         assert_eq!((large.rows, large.columns), (128, 128));
     }

@@ -79,7 +79,7 @@ impl Text {
     }
 
     fn print(&self) -> Result<String, std::fmt::Error> {
-        let Choice { block, parts, .. } = self.choice;
+        let Choice { block, cut, .. } = self.choice;
         let Block { rows, columns, line, slices, .. } = block;
         let (threads, step, [left, right]) = (block.threads(), line * CHUNK, self.chunks());
         let mut t = format!(
@@ -102,7 +102,7 @@ impl Text {
                 sums.trim_end_matches(", ")
             )?;
         }
-        begin(&mut t, threads, parts)?;
+        begin(&mut t, threads, cut.parts)?;
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {columns}u;\n\

@@ -13,7 +13,7 @@
 use std::fmt::Write;
 
 use super::{
-    MatrixUnits, chunks,
+    MatrixUnits, chunks, clusters,
     matrix_blocks::{Block, Choice, SLICES},
     product::{Access, Product, begin},
     warp_groups,
@@ -35,7 +35,7 @@ impl Choice {
 
     /// Workgroups.
     pub(super) fn grid(&self, product: &Product) -> [usize; 3] {
-        product.grid([self.block.rows, self.block.columns], self.parts)
+        product.grid([self.block.rows, self.block.columns], self.cut.parts)
     }
 
     /// `main`, over `place`, `left_at`, `store` and the constant `b` of chunks. `run`: contiguous
@@ -48,14 +48,16 @@ impl Choice {
         beside: bool,
     ) -> String {
         let exact = product.sizes[1].is_multiple_of(self.block.step(self.units));
-        if access.chunks {
-            return chunks::text(self, access, exact, beside);
-        }
-        if self.together() {
-            return warp_groups::text(self, access, exact);
-        }
-        let paired = access.vector && run.is_multiple_of(8);
-        Text { choice: *self, access, exact, paired }.print().expect("writing to a string")
+        let text = if access.chunks {
+            chunks::text(self, access, exact, beside)
+        } else if self.together() {
+            warp_groups::text(self, access, exact)
+        } else {
+            let paired = access.vector && run.is_multiple_of(8);
+            Text { choice: *self, access, exact, paired }.print().expect("writing to a string")
+        };
+        let Block { rows, columns, .. } = self.block;
+        clusters::join(text, self.cut, [rows, columns], self.block.threads())
     }
 }
 
@@ -92,14 +94,14 @@ impl Text {
     }
 
     fn print(&self) -> Result<String, std::fmt::Error> {
-        let Choice { block, units, parts, .. } = self.choice;
+        let Choice { block, units, cut } = self.choice;
         let Block { rows, columns, line, .. } = block;
         let (threads, step, slice) = (block.threads(), block.step(units), (rows + columns) * line);
         let apart = threads / line;
         let (a_loads, b_loads) = (rows / apart, columns / apart);
         let mut t =
             format!("var<workgroup> tile: array<vec4<u32>, {}>;\n{NATIVE}{MEMORY}", SLICES * slice);
-        begin(&mut t, threads, parts)?;
+        begin(&mut t, threads, cut.parts)?;
         writeln!(
             t,
             "let row0 = group.y * {rows}u;\nlet col0 = group.x * {columns}u;\n\

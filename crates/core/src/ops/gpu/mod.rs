@@ -5,6 +5,7 @@ mod attention;
 mod blocks;
 mod chunk_attention;
 mod chunks;
+mod clusters;
 mod conv;
 mod copy;
 mod elementwise;
@@ -134,6 +135,8 @@ pub struct GpuCaps {
     pub matrix_bytes: u32,
     /// Matrix units work for four warps at once, and read workgroup memory themselves.
     pub warp_groups: bool,
+    /// Workgroups can be clusters: they run at the same time, and wait for one another.
+    pub clusters: bool,
     /// Operands stored in 16 bits; set for each node by backends that know such storage.
     pub halves: Halves,
     /// The backend may have a vendor's library compute what kernels tell in [`GpuKernel::standards`].
@@ -164,6 +167,7 @@ impl GpuCaps {
             matrix_units: None,
             matrix_bytes: 0,
             warp_groups: false,
+            clusters: false,
             halves: Halves { inputs: 0, outputs: 0, temps: false },
             libraries: false,
         }
@@ -249,6 +253,8 @@ pub struct Dispatch {
     /// Workgroups are few and each has much to do: they had better begin together, when each multiprocessor
     /// can take as many as the others.
     pub spread: bool,
+    /// So many workgroups along z are a cluster: see [`GpuCaps::clusters`].
+    pub cluster: u32,
 }
 
 /// A buffer of a dispatch.

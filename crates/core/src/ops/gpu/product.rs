@@ -14,12 +14,55 @@ pub(super) struct Product {
     pub(super) batch: usize,
 }
 
+/// A way to cut the inner dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Parts, each a workgroup's.
+    pub(super) parts: usize,
+    /// Inner elements of a part, whole slices.
+    pub(super) span: usize,
+    /// The workgroups of a block's parts are a cluster, which adds their sums.
+    pub(super) joined: bool,
+}
+
+impl Cut {
+    /// No cut.
+    pub(super) fn whole(span: usize) -> Cut {
+        Cut { parts: 1, span, joined: false }
+    }
+
+    /// Dispatches.
+    pub(super) fn dispatches(&self) -> usize {
+        if self.parts == 1 || self.joined { 1 } else { 2 }
+    }
+
+    /// Workgroups of `blocks` blocks that one of so many multiprocessors gets, which has room for
+    /// `resident` at once.
+    pub(super) fn per_unit(&self, blocks: usize, multiprocessors: usize, resident: usize) -> usize {
+        let all = blocks * self.parts;
+        if !self.joined {
+            return all.div_ceil(multiprocessors);
+        }
+        let usable = multiprocessors - multiprocessors * (NEIGHBOURS % self.parts) / NEIGHBOURS;
+        match all.div_ceil(usable.max(1)) {
+            1 if resident == 1 => 1,
+            // Those of a cluster share a multiprocessor while others have none.
+            several => several + 1,
+        }
+    }
+}
+
 /// Multiprocessors where the device does not tell. Then nothing is cut into parts.
 const USUAL_UNITS: usize = 16;
 /// Bytes of partial sums at most: beyond, memory would cost more than idle multiprocessors.
 const MAX_SUMS: u64 = 64 << 20;
 /// What a second dispatch costs, in cycles: its start and its latencies.
 const DISPATCH: f64 = 4500.0;
+/// What it costs a cluster to leave its sums and wait for one another.
+const JOIN: f64 = 2000.0;
+/// Workgroups of a cluster at most, and multiprocessors of which it takes some.
+const MOST_JOINED: usize = 8;
+const NEIGHBOURS: usize = 16;
 /// Cycles until a workgroup's first slice is there, and after its last.
 pub(super) const LATENCY: f64 = 1800.0;
 /// Warps that have room on a multiprocessor at once.
@@ -31,12 +74,12 @@ pub(super) fn multiprocessors(caps: &GpuCaps) -> usize {
 }
 
 impl Product {
-    /// Ways to cut the inner dimension into slices of `step`: inner elements of a part, whole slices,
-    /// and the number of parts.
-    pub(super) fn cuts(self, step: usize, caps: &GpuCaps) -> impl Iterator<Item = [usize; 2]> {
+    /// Ways to cut the inner dimension into slices of `step`.
+    pub(super) fn cuts(self, step: usize, caps: &GpuCaps) -> impl Iterator<Item = Cut> {
         let [m, k, n] = self.sizes;
         let slices = k.div_ceil(step);
         let most = if caps.units == 0 { 1 } else { slices.min(64) };
+        let clusters = caps.clusters;
         let largest = caps.max_binding_bytes.min(MAX_SUMS);
         let bytes = move |parts| (parts * m * self.batch * n.next_multiple_of(4) * 4) as u64;
         (1..=most)
@@ -44,7 +87,11 @@ impl Product {
             // Else fewer parts of the same span do.
             .filter(move |&[span, parts]| slices.div_ceil(span) == parts)
             .take_while(move |&[_, parts]| parts == 1 || bytes(parts) <= largest)
-            .map(move |[span, parts]| [span * step, parts])
+            .flat_map(move |[slices, parts]| {
+                let joined = clusters && (2..=MOST_JOINED).contains(&parts);
+                let cut = Cut { parts, span: slices * step, joined: false };
+                [Some(cut), joined.then_some(Cut { joined, ..cut })].into_iter().flatten()
+            })
     }
 
     /// Blocks of `rows` and `columns`.
@@ -61,13 +108,16 @@ impl Product {
 
     /// Estimated cycles of adding the parts' sums, `bytes` being what a multiprocessor gets from the
     /// cache per cycle.
-    pub(super) fn sum_cycles(&self, parts: usize, multiprocessors: usize, bytes: f64) -> f64 {
+    pub(super) fn sum_cycles(&self, cut: Cut, multiprocessors: usize, bytes: f64) -> f64 {
+        let Cut { parts, joined, .. } = cut;
         if parts == 1 {
             return 0.0;
         }
         let [m, _, n] = self.sizes;
         let moved = 8 * m * n * self.batch * parts;
-        DISPATCH + moved as f64 / (multiprocessors as f64 * bytes / 2.0) + 40.0 * parts as f64
+        (if joined { JOIN } else { DISPATCH })
+            + moved as f64 / (multiprocessors as f64 * bytes / 2.0)
+            + 40.0 * parts as f64
     }
 }
 

@@ -161,6 +161,7 @@ impl Shader {
             params: self.params,
             grid: [x, y, z],
             spread: false,
+            cluster: 1,
         })
     }
 }

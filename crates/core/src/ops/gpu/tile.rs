@@ -11,11 +11,11 @@
 use super::{
     Binding, Dispatch, GpuCaps, GpuConstant, GpuKernel, MatrixUnits,
     activation::Epilogue,
-    blocks,
+    blocks, clusters,
     library::{self, Images},
     matrix_blocks,
     packing::{Weight, padded},
-    product::{Access, Product},
+    product::{Access, Cut, Product},
     shader::Shader,
     thin,
 };
@@ -108,27 +108,34 @@ pub(in crate::ops) fn matrix_rows(k: usize, stride: usize) -> Left {
 struct Main {
     text: String,
     grid: [usize; 3],
-    /// Parts of the inner dimension, each of `span` elements.
-    parts: usize,
-    span: usize,
+    cut: Cut,
     /// See [`Dispatch::spread`].
     spread: bool,
 }
 
 impl Main {
     fn whole((text, grid): (String, [usize; 3])) -> Main {
-        Main { text, grid, parts: 1, span: 0, spread: false }
+        Main { text, grid, cut: Cut::whole(0), spread: false }
     }
 
     fn dispatch(&self, shader: Shader, functions: &str) -> Option<Dispatch> {
         let dispatch = shader.build(&format!("{functions}{}", self.text), self.grid)?;
-        Some(Dispatch { spread: self.spread, ..dispatch })
+        let cluster = if self.cut.joined { self.cut.parts as u32 } else { 1 };
+        Some(Dispatch { spread: self.spread, cluster, ..dispatch })
     }
 }
 
 impl Tile {
     /// The kernel, or `None` when it exceeds what `caps` allows.
     pub(in crate::ops) fn kernel(&self, left: &Left, caps: &GpuCaps) -> Option<GpuKernel> {
+        // A cluster's dispatch has the buffers of two.
+        self.kernel_with(left, caps).or_else(|| {
+            let apart = GpuCaps { clusters: false, ..caps.clone() };
+            caps.clusters.then(|| self.kernel_with(left, &apart)).flatten()
+        })
+    }
+
+    fn kernel_with(&self, left: &Left, caps: &GpuCaps) -> Option<GpuKernel> {
         let software = software_lanes(caps).is_some();
         let rows = if software { &left.by_tap } else { &left.by_element };
         let vector =
@@ -161,12 +168,11 @@ impl Tile {
                 let shader = shader
                     .buffer("b", Binding::Constant(0), "vec4<u32>")
                     .sizes([("b_row", line), ("b_z", line * self.n)]);
-                let beside = choice.parts == 1 && self.beside(access, caps);
+                let beside = choice.cut.parts == 1 && self.beside(access, caps);
                 let main = Main {
                     text: choice.text(&product, access, rows.run, beside),
                     grid: choice.grid(&product),
-                    parts: choice.parts,
-                    span: choice.span,
+                    cut: choice.cut,
                     spread: true,
                 };
                 (shader, Some(weight.columns(&product, units, choice.turned(access))), main)
@@ -180,17 +186,17 @@ impl Tile {
                 } else {
                     let choice = blocks::choose(&product, caps);
                     let (text, grid) = (choice.text(&product, access), choice.grid(&product));
-                    Main { text, grid, parts: choice.parts, span: choice.span, spread: true }
+                    Main { text, grid, cut: choice.cut, spread: true }
                 };
                 (shader, constant, main)
             }
         };
         let constants: Vec<GpuConstant> = constant.into_iter().chain(self.bias.clone()).collect();
-        let standards =
-            library::standard(self, &product, caps, if main.parts == 1 { 1 } else { 2 });
+        let standards = library::standard(self, &product, caps, main.cut.dispatches());
         let standards: Vec<_> = standards.into_iter().collect();
-        if main.parts == 1 {
-            let shader = self.results(shader, &mut text, caps);
+        let Cut { parts, span, joined } = main.cut;
+        if parts == 1 {
+            let shader = self.results(shader, &mut text, "store", caps);
             if self.beside(access, caps) {
                 let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
                 text.push_str(&STORE_BESIDE.replace("$sum", sum));
@@ -198,25 +204,36 @@ impl Tile {
             let dispatches = vec![main.dispatch(shader, &text)?];
             return Some(GpuKernel { dispatches, constants, standards, ..GpuKernel::default() });
         }
+        let count = self.m * self.n4() * self.batch;
+        let temps = vec![16 * count * parts];
         let shader = shader.buffer("partial", Binding::Temp(0), "vec4<f32>").sizes([
-            ("parts", main.parts),
-            ("span", main.span),
+            ("parts", parts),
+            ("span", span),
             ("products", self.batch),
         ]);
-        text.push_str(STORE);
+        text.push_str(&STORE.replace("$name", "store"));
         text.push_str(KEEP);
+        if joined {
+            let shader = self.results(shader, &mut text, clusters::STORE, caps);
+            let dispatches = vec![main.dispatch(shader, &text)?];
+            return Some(GpuKernel {
+                dispatches,
+                constants,
+                temps,
+                standards,
+                ..GpuKernel::default()
+            });
+        }
         let products = main.dispatch(shader, &text)?;
 
-        let count = self.m * self.n4() * self.batch;
         let (sum, grid, groups_x) = blocks::sums(count, caps);
         let shader = Shader::new("sums")
             .buffer("partial", Binding::Temp(0), "vec4<f32>")
             .sizes([("m", self.m), ("n", self.n), ("n4", self.n4()), ("count", count)])
-            .sizes([("parts", main.parts), ("groups_x", groups_x)]);
+            .sizes([("parts", parts), ("groups_x", groups_x)]);
         let mut text = String::new();
-        let shader = self.results(shader, &mut text, caps);
+        let shader = self.results(shader, &mut text, "store", caps);
         let sums = shader.build(&(text + &sum), grid)?;
-        let temps = vec![16 * count * main.parts];
         Some(GpuKernel {
             dispatches: vec![products, sums],
             constants,
@@ -285,9 +302,9 @@ impl Tile {
         (shader.buffer("b", binding, element).size("b_z", between), constant)
     }
 
-    /// The output and `store(row, col, z, part, sum)`: bias, epilogue, and the ends of rows that
+    /// The output and a function `(row, col, z, part, sum)` of the `name`: bias, epilogue, and the ends of rows that
     /// are no whole vec4s. There is one part.
-    fn results(&self, shader: Shader, text: &mut String, caps: &GpuCaps) -> Shader {
+    fn results(&self, shader: Shader, text: &mut String, name: &str, caps: &GpuCaps) -> Shader {
         let vector = self.vector_results(caps);
         let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
         let mut shader = shader
@@ -299,7 +316,7 @@ impl Tile {
         }
         text.push_str("$epilogue");
         let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
-        text.push_str(STORE);
+        text.push_str(&STORE.replace("$name", name));
         text.push_str(&format!("    let v = {sum};\n"));
         text.push_str(if vector {
             "    let at = z * p.y_z + row * p.y_row + col;\n    y[at_y() + at] = finish4(v, at);\n}\n"
@@ -379,7 +396,7 @@ const LOAD_B_SCALAR: &str = "fn load_b(k: u32, c: u32, z: u32) -> vec4<f32> {\n 
     return vec4<f32>(b[at + min(i, last)], b[at + min(i + 1u, last)], b[at + min(i + 2u, last)], \
     b[at + min(i + 3u, last)]);\n}\n";
 
-const STORE: &str = "fn store(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
+const STORE: &str = "fn $name(row: u32, col: u32, z: u32, part: u32, sum: vec4<f32>) {\n    \
     if (row >= p.m || col >= p.n4) { return; }\n";
 
 /// [`STORE`] with the residual's vec4, and what it is.

@@ -72,7 +72,7 @@ struct Text {
 
 impl Text {
     fn print(&self) -> Result<String, std::fmt::Error> {
-        let Choice { block, units, parts, .. } = self.choice;
+        let Choice { block, units, cut } = self.choice;
         let Block { rows, columns, line, slices, group, .. } = block;
         let (threads, step) = (block.threads(), block.step(units));
         let (quads, left, right) = (step / 4, left_chunks(&block, units), columns * line);
@@ -94,7 +94,7 @@ impl Text {
             self.multiply(),
             sums.trim_end_matches(", ")
         )?;
-        begin(&mut t, threads, parts)?;
+        begin(&mut t, threads, cut.parts)?;
         // Chunks change places within a row so that those that are read together are in different
         // banks: lines of 64 bytes as the hardware has it, of 128 those of odd rows by half a line.
         let turn = |row: &str| match quads {

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use libloading::Library;
 use sparoa_core::{
     backend::{Arg, BackendError, TaskSpec, View},
-    ops::{self, GpuCaps, GpuConstant, Halves, MatrixUnits, Op, evaluate},
+    ops::{self, Dispatch, GpuCaps, GpuConstant, Halves, MatrixUnits, Op, evaluate},
     tensor::{DType, Tensor, TensorType},
 };
 use sparoa_kernels::Pool;
@@ -290,8 +290,8 @@ impl Emulator {
             write!(
                 text,
                 "namespace k{number} {{\n{body}\nextern \"C\" void run_{number}(const unsigned* \
-                 grid, const unsigned* threads, const void* params, void** buffers) {{\n    \
-                 run({}, grid, threads, params, buffers);\n}}\n}}\n",
+                 grid, unsigned cluster, const unsigned* threads, const void* params, void** buffers) {{\n    \
+                 run({}, grid, cluster, threads, params, buffers);\n}}\n}}\n",
                 translate::ENTRY
             )
             .unwrap();
@@ -323,7 +323,8 @@ impl Emulator {
     }
 
     fn run(&self, bindings: &Bindings<Memory>, buffers: &mut [*mut c_void]) {
-        type Run = unsafe extern "C" fn(*const u32, *const u32, *const c_void, *mut *mut c_void);
+        type Run =
+            unsafe extern "C" fn(*const u32, u32, *const u32, *const c_void, *mut *mut c_void);
         let key = (bindings.dispatch.source.to_string(), bindings.halves);
         let (number, threads) = &self.kernels[&key];
         // As aligned as the kernel's structure.
@@ -332,8 +333,14 @@ impl Emulator {
         // of the sizes that the operator asked for.
         unsafe {
             let run = self.library.get::<Run>(format!("run_{number}\0").as_bytes()).unwrap();
-            let grid = bindings.dispatch.grid;
-            run(grid.as_ptr(), threads.as_ptr(), params.as_ptr().cast(), buffers.as_mut_ptr());
+            let Dispatch { grid, cluster, .. } = bindings.dispatch;
+            run(
+                grid.as_ptr(),
+                cluster,
+                threads.as_ptr(),
+                params.as_ptr().cast(),
+                buffers.as_mut_ptr(),
+            );
         }
     }
 }
@@ -404,6 +411,24 @@ fn examples_equal_the_cpu() {
     emulate(cases.iter_mut(), Half::F16, &|_, case| case.compare());
 }
 
+/// Without matrix units; see below for those.
+#[test]
+fn clusters_add_their_sums() {
+    let mut cases = Vec::new();
+    for units in [16, 132] {
+        let caps = GpuCaps { clusters: true, ..super::caps(units) };
+        for sample in rounded::samples(Rounding::F16) {
+            let inputs: Vec<_> = sample.inputs.into_iter().map(|(v, c)| (Some(v), c)).collect();
+            let name = format!("on {units} units");
+            cases.push(Case::new(name, &sample.op, &inputs, &caps, 0).expect("it is supported"));
+        }
+    }
+    let joined = |case: &&Case| case.bound.iter().any(|bound| bound.dispatch.cluster > 1);
+    let joined = cases.iter().filter(joined).count();
+    assert!(joined >= 4, "{joined} whose blocks add their sums");
+    emulate(cases.iter_mut(), Half::F16, &|_, case| case.compare());
+}
+
 #[test]
 fn examples_in_bf16_equal_the_cpu() {
     let mut cases = cases(&[super::bfloat(super::with_halves(16))]);
@@ -444,7 +469,9 @@ fn on_matrix_units(
         }
         let caps = if stored { super::with_halves(count) } else { super::caps(count) };
         let f16 = units == MatrixUnits::Fp16;
-        let caps = GpuCaps { warp_groups, f16, matrix_units: Some(units), ..caps };
+        // Devices that have the one have the other.
+        let clusters = warp_groups;
+        let caps = GpuCaps { warp_groups, clusters, f16, matrix_units: Some(units), ..caps };
         for (i, sample) in samples.iter().enumerate() {
             let how = format!(
                 "in {units:?} for {count} units, together {warp_groups}, {lead}, stored {stored}"
@@ -488,7 +515,7 @@ fn matrix_units_are_within_their_bounds() {
     for name in ["native_multiply_tf32(x", "native_multiply_half(x", "native_quad_sum(sum0)"] {
         assert!(used(&cases, name) > 10, "{name}");
     }
-    for name in ["copy_left(there", "native_group_multiply_lines_"] {
+    for name in ["copy_left(there", "native_group_multiply_lines_", "native_join()"] {
         println!("{} products with {name}", used(&cases, name));
         assert!(used(&cases, name) >= 8, "{name}");
     }

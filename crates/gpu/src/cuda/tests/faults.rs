@@ -140,7 +140,15 @@ fn a_sticky_error_is_every_later_calls_error() {
         let function = Arc::new(Function::load(&shared.context, &cubin, "illegal", 0)?);
         let stream = Stream::new(&shared.context)?;
         let (grid, threads, params) = ([1; 3], [32, 1, 1], vec![0; 4]);
-        let launch = Launch { function, grid, threads, params, buffers: vec![64], spread: false };
+        let launch = Launch {
+            function,
+            grid,
+            threads,
+            params,
+            buffers: vec![64],
+            spread: false,
+            cluster: 1,
+        };
         // SAFETY: the address is not mapped: the device refuses the access and runs nothing more
         // for this process, which is the test's own.
         unsafe { stream.launch(&launch, Turn::default()) }?;

@@ -14,6 +14,11 @@ static const Part* exchange_parts(const Part& own) {
     return all + thread / 32 * 32;
 }
 
+static void native_join() {
+    current->joining = true;
+    __syncthreads();
+}
+
 static u32 round_tf32(f32 v) {
     u32 bits; memcpy(&bits, &v, 4);
     return std::isfinite(v) ? (bits + 0x1000u) & ~0x1fffu : bits;

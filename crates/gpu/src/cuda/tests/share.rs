@@ -42,6 +42,7 @@ fn used(ordinal: usize, wanted: Option<u32>) -> Result<(Option<u32>, [usize; 2])
             grid: [GROUPS, 1, 1],
             threads: [256, 1, 1],
             spread: false,
+            cluster: 1,
             params: vec![0; 4],
             buffers: vec![counts.address],
         };

@@ -38,6 +38,13 @@ FN vec4<f32> native_exchange(vec4<f32> v) {
     return {v.x, v.y, first, second};
 }
 
+// Waits for the other blocks of the cluster, if there are any: what they wrote before is there.
+#if __CUDA_ARCH__ >= 900
+FN void native_join() { asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory"); }
+#else
+FN void native_join() {}
+#endif
+
 // Over the four lanes that hold a row of a sum.
 FN f32 native_quad_max(f32 v) {
     v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
