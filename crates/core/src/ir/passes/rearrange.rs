@@ -55,6 +55,12 @@ fn roll(e: &mut Editor, id: NodeId) -> Option<()> {
     let (mut x, mut starts) = (x, vec![0; e.shape(x).len()]);
     starts[axis] = start;
     let cuts = [e.producer(first)?, e.producer(second)?];
+    for (part, cut) in [first, second].into_iter().zip(cuts) {
+        if e.used_only_by(part, &[id]) {
+            let origin = e.node(cut).origin.clone();
+            e.add_origin(id, origin);
+        }
+    }
     let before = e.producer(x).filter(|_| e.used_only_by(x, &cuts));
     if let Some(before) = before
         && let Some(other) = e.node(before).op.downcast::<Roll>()
@@ -89,7 +95,8 @@ fn transposition(e: &mut Editor, id: NodeId) -> Option<()> {
     if !is_all(&axes, e.shape(first.base)) {
         return None;
     }
-    let view = View { base: first.base, offset: 0, axes, nodes: vec![id] };
+    let nodes = parts.iter().flat_map(|part| part.nodes.iter().copied()).chain([id]).collect();
+    let view = View { base: first.base, offset: 0, axes, nodes };
     let name = e.node(id).name.clone();
     let moved = views::rebuild(e, &view, output, id);
     let shape = e.shape(output).to_vec();
@@ -164,6 +171,11 @@ mod tests {
         assert_eq!(summary(&after), "Relu 1, Roll 2");
         let roll = after.nodes.iter().find_map(|n| n.op.downcast::<Roll>()).unwrap();
         assert_eq!(roll.starts, [0, 2, 4, 0]);
+        // Both concatenations, and what they joined.
+        assert!(
+            after.nodes.iter().all(|n| n.op.op_type() != "Roll" || n.origin.len() == 6),
+            "{after}"
+        );
     }
 
     #[test]
@@ -193,6 +205,12 @@ mod tests {
             let y = b.op("Relu", &[y]);
             let after = check(&b.graph(&[y]), &[run], 0.0);
             assert_eq!(summary(&after), "Relu 1, Transpose 1", "{after}");
+            let moved = after.nodes.iter().find(|n| n.op.op_type() == "Transpose").unwrap();
+            assert_eq!(
+                moved.origin.len(),
+                9,
+                "four times two slices, and what joins them: {after}"
+            );
         }
     }
 
