@@ -63,8 +63,9 @@ impl Block {
         2 * self.step * 4 * (self.rows + 4 * PAD + self.columns)
     }
 
-    /// Estimated cycles of a product, cut so, on `units` multiprocessors, each with four schedulers that issue an instruction for 32 invocations per
-    /// cycle. The figures are those of NVIDIA's GPUs; others are near enough for the order.
+    /// Estimated cycles of a product, cut so, on `units` multiprocessors, each with four
+    /// schedulers that issue an instruction for 32 invocations per cycle. The figures are those of
+    /// NVIDIA's GPUs; others are near enough for the order.
     fn cycles(&self, product: &Product, cut: Cut, units: usize) -> f64 {
         let tiles = product.blocks([self.rows, self.columns]);
         let per_unit = cut.per_unit(tiles, units, RESIDENT / self.threads().div_ceil(32));

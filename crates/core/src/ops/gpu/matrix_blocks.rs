@@ -282,7 +282,7 @@ pub(super) fn choose(
     };
     let blocks: &[Block] = if access.chunks { &CHUNK_BLOCKS } else { &BLOCKS };
     let choices = blocks.iter().filter(room).flat_map(|&block| {
-        // Few of these are long enough for a cluster to be worth it, as measured: 0.98 to 1.07 of the time.
+        // With operands of 16 bits clusters were no gain where they were measured (0.98 to 1.07).
         let cuts =
             product.cuts(block.step(units), caps).filter(|cut| !(cut.joined && access.chunks));
         cuts.map(move |cut| {

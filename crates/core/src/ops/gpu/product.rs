@@ -60,8 +60,9 @@ const MAX_SUMS: u64 = 64 << 20;
 const DISPATCH: f64 = 4500.0;
 /// What it costs a cluster to leave its sums and wait for one another.
 const JOIN: f64 = 2000.0;
-/// Workgroups of a cluster at most, and multiprocessors of which it takes some.
+/// Workgroups of a cluster at most.
 const MOST_JOINED: usize = 8;
+/// Multiprocessors near each other, among which a cluster must find its own: NVIDIA's have 16 to 18.
 const NEIGHBOURS: usize = 16;
 /// Cycles until a workgroup's first slice is there, and after its last.
 pub(super) const LATENCY: f64 = 1800.0;

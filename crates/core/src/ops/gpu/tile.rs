@@ -194,6 +194,9 @@ impl Tile {
         let constants: Vec<GpuConstant> = constant.into_iter().chain(self.bias.clone()).collect();
         let standards = library::standard(self, &product, caps, main.cut.dispatches());
         let standards: Vec<_> = standards.into_iter().collect();
+        let kernel = |dispatches, temps| {
+            Some(GpuKernel { dispatches, constants, temps, standards, ..GpuKernel::default() })
+        };
         let Cut { parts, span, joined } = main.cut;
         if parts == 1 {
             let shader = self.results(shader, &mut text, "store", caps);
@@ -201,8 +204,7 @@ impl Tile {
                 let sum = if self.bias.is_some() { "sum + bias[z * p.n4 + col]" } else { "sum" };
                 text.push_str(&STORE_BESIDE.replace("$sum", sum));
             }
-            let dispatches = vec![main.dispatch(shader, &text)?];
-            return Some(GpuKernel { dispatches, constants, standards, ..GpuKernel::default() });
+            return kernel(vec![main.dispatch(shader, &text)?], Vec::new());
         }
         let count = self.m * self.n4() * self.batch;
         let temps = vec![16 * count * parts];
@@ -216,13 +218,7 @@ impl Tile {
         if joined {
             let shader = self.results(shader, &mut text, clusters::STORE, caps);
             let dispatches = vec![main.dispatch(shader, &text)?];
-            return Some(GpuKernel {
-                dispatches,
-                constants,
-                temps,
-                standards,
-                ..GpuKernel::default()
-            });
+            return kernel(dispatches, temps);
         }
         let products = main.dispatch(shader, &text)?;
 
@@ -234,13 +230,7 @@ impl Tile {
         let mut text = String::new();
         let shader = self.results(shader, &mut text, "store", caps);
         let sums = shader.build(&(text + &sum), grid)?;
-        Some(GpuKernel {
-            dispatches: vec![products, sums],
-            constants,
-            temps,
-            standards,
-            ..GpuKernel::default()
-        })
+        kernel(vec![products, sums], temps)
     }
 
     /// Whether the results are whole vec4s.
@@ -302,8 +292,8 @@ impl Tile {
         (shader.buffer("b", binding, element).size("b_z", between), constant)
     }
 
-    /// The output and a function `(row, col, z, part, sum)` of the `name`: bias, epilogue, and the ends of rows that
-    /// are no whole vec4s. There is one part.
+    /// The output and the function `name(row, col, z, part, sum)`: bias, epilogue, and the ends of
+    /// rows that are no whole vec4s. There is one part.
     fn results(&self, shader: Shader, text: &mut String, name: &str, caps: &GpuCaps) -> Shader {
         let vector = self.vector_results(caps);
         let (element, unit) = if vector { ("vec4<f32>", 4) } else { ("f32", 1) };
