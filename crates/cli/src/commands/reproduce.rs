@@ -3,6 +3,7 @@
 mod document;
 mod page;
 mod play;
+mod rows;
 mod setting;
 mod text;
 
@@ -17,8 +18,9 @@ use crate::{
     sessions::BuildRequest,
     targets::{Target, subject},
 };
-use document::{Document, Played, Summary, TargetRows};
+use document::{Document, Summary, TargetRows};
 use play::{Board, Model, in_parallel};
+use rows::Played;
 use setting::Setting;
 
 /// Models whose pruned variants have a table of their own.

@@ -16,6 +16,7 @@
 //! ```
 
 mod error;
+mod found;
 mod hwmon;
 mod meter;
 mod modelled;

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Domain, EnergyError, EnergyMethod, EnergyReader, EnergySource, Sample, number,
-    sensors::{Found, Role},
+    Domain, EnergyError, EnergyMethod, EnergyReader, EnergySource, Sample,
+    found::{Found, Role},
+    number,
 };
 
 /// The counters change about once in a millisecond.

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Domain, EnergyError, EnergyMethod, EnergyReader, EnergySource, hwmon, rapl};
+use super::{
+    Domain, EnergyError, EnergyMethod, EnergyReader, EnergySource,
+    found::{Found, Role},
+    hwmon, rapl,
+};
 
 /// A sensor that somebody else than this module knows to read: a graphics card's.
 pub struct Sensor {
@@ -29,38 +33,6 @@ pub struct SensorInfo {
     pub reason: Option<String>,
     /// Whether the reason is that it cannot be read.
     pub unreadable: bool,
-}
-
-/// How a sensor counts beside others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// A rail of a board whose rails together are all of it: before everything else.
-    Whole,
-    /// A part of the machine that no other part contains.
-    Part,
-    /// The package once more: where no other sensor has it.
-    PackageAgain,
-    /// The whole machine, slowly or by a firmware that often does not tell: where nothing else is.
-    LastResort,
-    /// Not at all, and why.
-    Never(&'static str),
-}
-
-/// A sensor that was found.
-pub(super) struct Found {
-    pub source: EnergySource,
-    pub reader: Result<Box<dyn EnergyReader>, EnergyError>,
-    pub role: Role,
-}
-
-impl Found {
-    pub fn new(
-        source: EnergySource,
-        reader: Result<Box<dyn EnergyReader>, EnergyError>,
-        role: Role,
-    ) -> Found {
-        Found { source, reader, role }
-    }
 }
 
 /// All sensors below a root folder and the given ones: readers of those to be summed, and the list.

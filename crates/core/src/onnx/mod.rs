@@ -15,6 +15,7 @@ mod export;
 mod external;
 mod functions;
 mod import;
+mod missing;
 mod mmap;
 mod names;
 mod opset;
@@ -124,7 +125,7 @@ fn decode_and_import(
         .ok_or_else(|| LoadErrorKind::Decode("it holds no graph".to_owned()))?;
     let opsets = Opsets::parse(&proto.opset_import)?;
     let functions = functions::Functions::new(&proto)?;
-    opset::check_operators(graph, &opsets, &functions)?;
+    missing::check(graph, &opsets, &functions)?;
     let tensors = TensorReader {
         model,
         external: ExternalData::new(folder, options.map_files),

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use sparoa::Policy;
 
 use super::{
-    document::{Document, PolicyRow, TargetRows},
+    document::{Document, TargetRows},
+    rows::PolicyRow,
     text::summary_rows,
 };
 use crate::{

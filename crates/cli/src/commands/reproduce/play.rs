@@ -11,7 +11,7 @@ use sparoa::{
 };
 
 use super::{
-    document::{Played, PolicyRow, Rows},
+    rows::{Played, PolicyRow, Rows},
     setting::Setting,
 };
 use crate::learned::{Ablation, learned};

@@ -2,7 +2,10 @@
 
 use sparoa::Policy;
 
-use super::document::{Document, Figures, PAPER, PolicyRow, TargetRows};
+use super::{
+    document::{Document, Figures, PAPER, TargetRows},
+    rows::PolicyRow,
+};
 use crate::table::{Table, ms};
 
 /// The document as text.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    attention_bias::{Addend, Bias, combined},
+    attention_bias::{Addend, Bias, Sizes, combined},
     editor::Editor,
     pattern,
     strided::{self, Axis, Kind},
@@ -22,19 +22,6 @@ pub(super) fn run(e: &mut Editor) {
             rewrite(e, id);
         }
     }
-}
-
-/// The sizes of an attention.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
-    /// Batch.
-    pub(super) batch: usize,
-    /// Heads.
-    pub(super) heads: usize,
-    /// Query rows.
-    pub(super) q_len: usize,
-    /// Key rows.
-    pub(super) kv_len: usize,
 }
 
 /// The way from the softmax down to the first product.

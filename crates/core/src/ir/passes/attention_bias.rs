@@ -1,11 +1,24 @@
 //! What is added to attention scores before the softmax, brought into the form that the operator
 //! takes: position biases, masks, both.
 
-use super::{attention::Sizes, editor::Editor, pattern};
+use super::{editor::Editor, pattern};
 use crate::{
     ir::ValueId,
     tensor::{DType, Tensor},
 };
+
+/// The sizes of an attention.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Batch.
+    pub(super) batch: usize,
+    /// Heads.
+    pub(super) heads: usize,
+    /// Query rows.
+    pub(super) q_len: usize,
+    /// Key rows.
+    pub(super) kv_len: usize,
+}
 
 /// An addend of the scores.
 pub(super) struct Bias {
