@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     backend::Program,
-    plan::{Lane, Plan, Step, awaited},
+    plan::{Lane, Plan, Step},
     tensor::Tensor,
 };
 
@@ -291,7 +291,7 @@ impl Shared {
         for (index, &step) in self.plan.lane(lane).iter().enumerate() {
             match step {
                 Step::Wait(event) => {
-                    let signals = &self.signals[awaited(lane).index()];
+                    let signals = &self.signals[lane.awaited().index()];
                     signals.wait(self.ordinal[event], spin, aborted);
                 }
                 Step::Signal(event) => self.signals[lane.index()].set(self.ordinal[event]),

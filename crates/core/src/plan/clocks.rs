@@ -114,7 +114,7 @@ impl Walk<'_> {
                     return Err(PlanError::Event { event, what: "it does not exist" });
                 };
                 let Some((from, clock)) = *slot else { return Ok(false) };
-                if from != super::lower::awaited(lane) {
+                if from != lane.awaited() {
                     return Err(PlanError::Event { event, what: "the wrong lane waits for it" });
                 }
                 self.waited[event] = true;

@@ -56,16 +56,6 @@ pub fn compile(
     Ok(plan)
 }
 
-/// The only lane that a lane ever waits for: data move in a circle.
-pub(crate) const fn awaited(lane: Lane) -> Lane {
-    match lane {
-        Lane::Cpu => Lane::DeviceToHost,
-        Lane::HostToDevice => Lane::Cpu,
-        Lane::Gpu => Lane::HostToDevice,
-        Lane::DeviceToHost => Lane::Gpu,
-    }
-}
-
 /// Signals and waits around a lane's items (tasks or copies).
 #[derive(Default)]
 struct Fences {
@@ -89,7 +79,7 @@ impl Fencing {
         }
         self.lanes[lane.index()].known = need;
         let events = &mut self.events;
-        let signal = &mut self.lanes[awaited(lane).index()].signal_after[need - 1];
+        let signal = &mut self.lanes[lane.awaited().index()].signal_after[need - 1];
         Some(*signal.get_or_insert_with(|| {
             *events += 1;
             *events - 1
@@ -106,7 +96,7 @@ fn lower(graph: &Graph, flow: Dataflow, order: &[usize]) -> Plan {
         let foreign = deps.iter().filter(|&&d| lane_of[d] != lane);
         foreign
             .map(|&d| {
-                debug_assert_eq!(lane_of[d], awaited(lane), "data move in a circle");
+                debug_assert_eq!(lane_of[d], lane.awaited(), "data move in a circle");
                 item[d] + 1
             })
             .max()

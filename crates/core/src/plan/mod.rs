@@ -36,7 +36,6 @@ pub use support::{SplitAxis, Support, part_reads};
 pub use verify::{PlanError, verify};
 
 pub(crate) use clocks::overlapping_processors;
-pub(crate) use lower::awaited;
 pub(crate) use support::slice_tensor;
 
 /// A queue of steps that run in order, one after the other.
@@ -68,6 +67,16 @@ impl Lane {
             Lane::Gpu => "gpu",
             Lane::HostToDevice => "upload",
             Lane::DeviceToHost => "download",
+        }
+    }
+
+    /// The only lane that this one ever waits for: data move in a circle.
+    pub(crate) const fn awaited(self) -> Lane {
+        match self {
+            Lane::Cpu => Lane::DeviceToHost,
+            Lane::HostToDevice => Lane::Cpu,
+            Lane::Gpu => Lane::HostToDevice,
+            Lane::DeviceToHost => Lane::Gpu,
         }
     }
 }

@@ -10,7 +10,8 @@ use sparoa_kernels::{Arithmetic, isa, pool::Pool};
 
 use super::{
     Decision, GuardOptions, MeasureOptions, Session, SessionError, ValueInfo,
-    decide::{Choice, Verdict, Work},
+    decide::{Choice, Verdict},
+    work::Work,
 };
 use crate::{
     analyze::analyze,

@@ -1,26 +1,22 @@
 //! How a session decides: what is measured, what is remembered, and `auto`'s contest.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use sparoa_kernels::pool::Pool;
 
 use super::{
     GuardEntry, GuardReport, Progress, SessionBuilder, SessionError, choose, choose_by_energy,
     inputs::random_inputs,
     measure::Measurer,
-    memory::Footprint,
     nanoseconds,
     power::{measure_runs, model_runs},
+    work::Work,
 };
 use crate::{
-    backend::{Accelerator, DeviceInfo, upload_ready},
-    energy::EnergyMeter,
-    engine::{Engine, KernelCache},
-    ir::Graph,
-    ops::variant,
-    plan::{Place, Placement, Support, compile, fingerprint},
-    profile::{CostCache, Profile, hash_text},
+    backend::upload_ready,
+    engine::Engine,
+    plan::{Placement, compile, fingerprint},
+    profile::{Profile, hash_text},
     schedule::{Candidate, Problem, candidates, finalists},
     tensor::Tensor,
 };
@@ -41,88 +37,7 @@ pub(super) struct Verdict {
     pub report: GuardReport,
 }
 
-/// What the later stages share.
-pub(super) struct Work<'a> {
-    pub graph: &'a Arc<Graph>,
-    pub support: &'a Support,
-    pub pool: &'a Arc<Pool>,
-    pub kernels: &'a KernelCache,
-    pub accelerator: Option<Arc<dyn Accelerator>>,
-    pub pins: &'a [Option<Place>],
-    /// The processors, as text: the cache's key.
-    pub machine: String,
-    pub cache_dir: PathBuf,
-    pub cache: Option<CostCache>,
-    /// The CPU as the session uses it.
-    pub cpu: &'a DeviceInfo,
-    /// The machine's energy sensors.
-    pub meter: Option<EnergyMeter>,
-    /// Measure again whatever the cache knows.
-    pub fresh: bool,
-    /// Bytes that a prepared plan may take.
-    pub memory_limit: Option<usize>,
-}
-
 impl Work<'_> {
-    pub fn cache(&mut self) -> &mut CostCache {
-        self.cache.get_or_insert_with(|| match self.fresh {
-            true => CostCache::new(&self.machine),
-            false => CostCache::load(&self.cache_dir, &self.machine),
-        })
-    }
-
-    /// Writes the cache; a failure costs the next start time, not this one its result.
-    pub fn store(&mut self) {
-        if let Some(cache) = &self.cache
-            && let Err(e) = cache.store(&self.cache_dir)
-        {
-            tracing::warn!("{e}");
-        }
-    }
-
-    /// Tells the operators which kernels were chosen for pruned weights before.
-    pub fn recall_variants(&mut self) {
-        variant::learn(&self.cache().variants);
-    }
-
-    /// Keeps what was chosen since.
-    pub fn keep_variants(&mut self) {
-        let choices = variant::choices();
-        if self.cache().variants != choices {
-            self.cache().variants = choices;
-            self.store();
-        }
-    }
-
-    pub fn engine(
-        &self,
-        placement: &Placement,
-        profile: Option<&Profile>,
-    ) -> Result<Engine, SessionError> {
-        let plan = compile(self.graph, placement, self.support, profile)?;
-        Footprint::least(&plan, self.graph).within(self.memory_limit)?;
-        let accelerator = self.accelerator.as_deref();
-        let engine = Engine::new(plan, self.graph, self.kernels, self.pool, accelerator)?;
-        Footprint::of(&engine).within(self.memory_limit)?;
-        Ok(engine)
-    }
-
-    /// Refuses a limit that no plan can keep, before anything is measured: every plan holds the
-    /// weights once, and the values on one processor alone are the fewest.
-    pub fn check_limit(&self) -> Result<(), SessionError> {
-        if self.memory_limit.is_none() {
-            return Ok(());
-        }
-        let least = |place| -> Result<Footprint, SessionError> {
-            let placement = alone(self.graph, self.support, place);
-            let plan = compile(self.graph, &placement, self.support, None)?;
-            Ok(Footprint::least(&plan, self.graph))
-        };
-        let (cpu, gpu) = (least(Place::Cpu)?, least(Place::Gpu)?);
-        let smaller = if gpu.total() < cpu.total() { gpu } else { cpu };
-        smaller.within(self.memory_limit)
-    }
-
     /// Random inputs of the graph, where the accelerator reads them by itself.
     pub fn random_inputs(&self) -> Vec<Tensor> {
         let ready = |tensor| upload_ready(self.accelerator.as_deref(), tensor);
@@ -347,15 +262,4 @@ impl Lineup {
         self.engine(i, work, candidate, profile)?;
         Ok(self.engines.swap_remove(i).expect("it was prepared"))
     }
-}
-
-/// Everything on one processor that runs there.
-pub(super) fn alone(graph: &Graph, support: &Support, place: Place) -> Placement {
-    let mut placement = Placement::uniform(graph, place);
-    for (p, gpu) in placement.places.iter_mut().zip(&support.gpu) {
-        if *p == Place::Gpu && gpu.is_err() {
-            *p = Place::Cpu;
-        }
-    }
-    placement
 }

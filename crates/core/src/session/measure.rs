@@ -12,7 +12,7 @@ use std::{
 
 use sparoa_kernels::pool::Pool;
 
-use super::{SessionError, decide::alone, inputs::random_inputs, memory::Footprint, nanoseconds};
+use super::{SessionError, inputs::random_inputs, memory::Footprint, nanoseconds, work::alone};
 use crate::{
     backend::{Accelerator, BackendError, Device, ProgramSpec, View},
     engine::{Engine, KernelCache, handoff_ns},

@@ -15,6 +15,7 @@ mod roofline;
 mod scout;
 mod tolerance;
 mod verify;
+mod work;
 
 use std::{
     collections::BTreeMap,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Session, SessionError,
-    decide::{Work, alone},
+    work::{Work, alone},
 };
 use crate::{
     energy::{EnergyError, EnergyMeter, Measured, ModelledPower, modelled_power, system_root},

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{SessionError, decide::Work, nanoseconds};
+use super::{SessionError, nanoseconds, work::Work};
 use crate::{
     engine::Engine,
     schedule::{Candidate, Problem, common_parts, common_share, split_of},
