@@ -8,29 +8,14 @@ use sparoa_core::{
 };
 
 use crate::{
-    Transfer, WgpuOptions, adapter, bind, fault::Fault, load, pipelines::Pipelines,
-    residency::Residency, transfer,
+    WgpuOptions, adapter, bind, fault::Fault, load, opened::Shared, pipelines::Pipelines,
+    residency::Residency,
 };
 
 /// A GPU opened through wgpu. Cheap to clone; clones share the device, pipelines and weights.
 #[derive(Clone)]
 pub struct WgpuBackend {
     shared: Arc<Shared>,
-}
-
-/// What programs keep of their backend.
-pub(crate) struct Shared {
-    pub(crate) device: wgpu::Device,
-    pub(crate) queue: wgpu::Queue,
-    pub(crate) info: DeviceInfo,
-    pub(crate) caps: GpuCaps,
-    pub(crate) features: wgpu::Features,
-    pub(crate) limits: wgpu::Limits,
-    pub(crate) fault: Fault,
-    pub(crate) pipelines: Pipelines,
-    pub(crate) residency: Residency<wgpu::Buffer>,
-    transfer: Transfer,
-    direct_is_faster: OnceLock<bool>,
 }
 
 impl WgpuBackend {
@@ -66,22 +51,6 @@ impl WgpuBackend {
     /// What kernels may use of this adapter.
     pub fn caps(&self) -> &GpuCaps {
         &self.shared.caps
-    }
-}
-
-impl Shared {
-    /// Whether host and device may share buffers where a program allows it.
-    pub(crate) fn direct_transfers(&self) -> bool {
-        let possible = self.features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
-        match self.transfer {
-            Transfer::Staged => false,
-            Transfer::Direct => possible,
-            Transfer::Auto => {
-                possible
-                    && self.info.unified_memory
-                    && *self.direct_is_faster.get_or_init(|| transfer::direct_is_faster(self))
-            }
-        }
     }
 }
 

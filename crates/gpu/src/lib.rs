@@ -22,6 +22,7 @@ mod pipelines;
 mod residency;
 mod bind;
 mod copies;
+mod opened;
 mod transfer;
 mod backend;
 mod load;

@@ -10,8 +10,8 @@ use sparoa_core::{
 };
 
 use crate::{
-    backend::Shared,
     bind::{Binder, Bindings, Bound, check_ranges},
+    opened::Shared,
     program::{Step, WgpuProgram},
     residency::{Resident, padded},
     transfer::Transfers,

@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use sparoa_core::backend::{BackendError, Program};
 use sparoa_kernels::Pool;
 
-use crate::{backend::Shared, residency::Resident, timing, transfer::Transfers};
+use crate::{opened::Shared, residency::Resident, timing, transfer::Transfers};
 
 /// One dispatch, ready to record.
 pub(crate) struct Step {

@@ -19,8 +19,9 @@ use sparoa_core::backend::{BackendError, ProgramSpec, View};
 use wgpu::{BufferUsages, MapMode, SubmissionIndex};
 
 use crate::{
-    backend::Shared,
+    Transfer,
     copies::{self, Plan, check_length, no_such, read_views, written_views},
+    opened::Shared,
     residency::padded,
 };
 
@@ -107,7 +108,7 @@ pub(crate) type Recorded<'a> = MutexGuard<'a, Vec<usize>>;
 impl Transfers {
     /// Decides every copy's path and makes the staging buffers.
     pub(crate) fn new(shared: &Shared, spec: &ProgramSpec) -> Transfers {
-        Transfers::with(shared, spec, shared.direct_transfers())
+        Transfers::with(shared, spec, direct(shared))
     }
 
     fn with(shared: &Shared, spec: &ProgramSpec, direct: bool) -> Transfers {
@@ -383,8 +384,22 @@ fn finish(
     result.map_err(|e| shared.fault.lost(e))
 }
 
+/// Whether host and device may share buffers where a program allows it.
+fn direct(shared: &Shared) -> bool {
+    let possible = shared.features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+    match shared.transfer {
+        Transfer::Staged => false,
+        Transfer::Direct => possible,
+        Transfer::Auto => {
+            possible
+                && shared.info.unified_memory
+                && *shared.direct_is_faster.get_or_init(|| direct_is_faster(shared))
+        }
+    }
+}
+
 /// Measures a round trip of a typical tensor both ways, some milliseconds.
-pub(crate) fn direct_is_faster(shared: &Shared) -> bool {
+fn direct_is_faster(shared: &Shared) -> bool {
     const BYTES: usize = 1 << 20;
     const ROUNDS: usize = 5;
     let view = View { slot: 0, offset: 0, bytes: BYTES };

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::{DriverError, sys::CUresult};
 use sparoa_core::{
     backend::{Accelerator, BackendError, Device, DeviceInfo, Program, ProgramSpec},
     ops::{GpuCaps, Halves, MatrixUnits, Op, Operands},
@@ -11,11 +10,12 @@ use sparoa_core::{
 
 use super::{
     CudaOptions,
-    driver::{self, Context, DeviceFacts, DeviceMemory, TensorMemory},
+    driver::{self, Context, DeviceFacts, TensorMemory},
     kernels::Kernels,
     libraries::Libraries,
     load,
     nvrtc::Nvrtc,
+    opened::{Shared, words},
     round_trip, share,
     storage::Half,
 };
@@ -30,19 +30,6 @@ pub struct CudaBackend {
 /// Where a GPU has memory of its own, its kernels write downloads of so many bytes at most to the host's
 /// memory themselves, over the bus: a copy would begin some microseconds after them.
 const SMALL: usize = 256 << 10;
-
-/// What programs keep of their backend.
-pub(crate) struct Shared {
-    pub(crate) kernels: Kernels,
-    pub(crate) residency: Residency<DeviceMemory>,
-    pub(crate) libraries: Libraries,
-    pub(crate) context: Arc<Context>,
-    pub(crate) info: DeviceInfo,
-    pub(crate) caps: GpuCaps,
-    /// Which copies are direct where a program allows it; measured if it is empty.
-    direct: OnceLock<Direct>,
-    fault: Fault,
-}
 
 /// Every CUDA device of this machine. Empty when there is no driver.
 pub fn cuda_devices() -> Vec<DeviceInfo> {
@@ -119,70 +106,11 @@ impl CudaBackend {
     pub fn caps(&self) -> &GpuCaps {
         &self.shared.caps
     }
-}
 
-impl Shared {
     /// Which copies are direct where a program allows it.
-    pub(crate) fn direct(self: &Arc<Shared>) -> Direct {
-        *self.direct.get_or_init(|| round_trip::direct_is_faster(self).into())
-    }
-
-    /// Runs driver calls with the context current. Their error is returned in our terms; one that
-    /// leaves the context unusable is what every later call gets as well.
-    pub(crate) fn run<T>(
-        &self,
-        task: &str,
-        work: impl FnOnce() -> Result<T, DriverError>,
-    ) -> Result<T, BackendError> {
-        self.fault.check()?;
-        self.context.bind().and_then(|()| work()).map_err(|e| self.typed(task, e))
-    }
-
-    fn typed(&self, task: &str, error: DriverError) -> BackendError {
-        let device = self.info.name.clone();
-        if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let detail = format!("{task} (use a smaller batch, or place fewer operators here)");
-            return BackendError::OutOfMemory { device, detail };
-        }
-        let detail = format!("{task}: {}", words(error));
-        if is_sticky(error.0) {
-            let lost = BackendError::Lost { device, detail };
-            self.fault.set(lost.clone());
-            return lost;
-        }
-        BackendError::Kernel { task: task.to_owned(), detail: words(error) }
-    }
-}
-
-/// Whether a context is unusable after this error.
-fn is_sticky(error: CUresult) -> bool {
-    use CUresult as E;
-    matches!(
-        error,
-        E::CUDA_ERROR_ILLEGAL_ADDRESS
-            | E::CUDA_ERROR_LAUNCH_FAILED
-            | E::CUDA_ERROR_LAUNCH_TIMEOUT
-            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | E::CUDA_ERROR_MISALIGNED_ADDRESS
-            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | E::CUDA_ERROR_INVALID_PC
-            | E::CUDA_ERROR_ASSERT
-            | E::CUDA_ERROR_ECC_UNCORRECTABLE
-            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | E::CUDA_ERROR_DEINITIALIZED
-            | E::CUDA_ERROR_DEVICE_UNAVAILABLE
-            | E::CUDA_ERROR_EXTERNAL_DEVICE
-            | E::CUDA_ERROR_UNKNOWN
-    )
-}
-
-/// The driver's words for an error.
-fn words(error: DriverError) -> String {
-    match error.error_string() {
-        Ok(text) => format!("{} ({:?})", text.to_string_lossy(), error.0),
-        Err(_) => format!("{:?}", error.0),
+    pub(crate) fn direct(&self) -> Direct {
+        let faster = || round_trip::direct_is_faster(&self.shared).into();
+        *self.shared.direct.get_or_init(faster)
     }
 }
 
@@ -291,13 +219,13 @@ impl Accelerator for CudaBackend {
     }
 
     fn load(&self, spec: ProgramSpec) -> Result<Box<dyn Program>, BackendError> {
-        Ok(Box::new(load::load(&self.shared, spec)?))
+        Ok(Box::new(load::load(&self.shared, spec, self.direct())?))
     }
 
     fn host_memory(&self, bytes: usize) -> Option<Storage> {
         // Where uploads write the slot itself nothing is gained, and nothing can be allocated of
         // length zero.
-        if self.shared.direct().uploads || bytes == 0 {
+        if self.direct().uploads || bytes == 0 {
             return None;
         }
         let memory = TensorMemory::new(&self.shared.context, bytes).ok()?;

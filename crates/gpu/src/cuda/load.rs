@@ -10,8 +10,8 @@ use sparoa_core::{
 };
 
 use super::{
-    backend::Shared,
     driver::{Address, DeviceMemory, Launch, Stream, Turn},
+    opened::Shared,
     parts::{self, Part},
     program::{CudaProgram, Step},
     recording,
@@ -24,12 +24,8 @@ use crate::{
     residency::{Resident, padded},
 };
 
-pub(crate) fn load(shared: &Arc<Shared>, spec: ProgramSpec) -> Result<CudaProgram, BackendError> {
-    load_with(shared, spec, shared.direct())
-}
-
 /// `direct`: which copies are, where the program allows it.
-pub(crate) fn load_with(
+pub(crate) fn load(
     shared: &Arc<Shared>,
     mut spec: ProgramSpec,
     direct: Direct,

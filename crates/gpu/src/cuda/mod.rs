@@ -8,6 +8,7 @@ mod kernels;
 mod libraries;
 mod load;
 mod nvrtc;
+mod opened;
 mod options;
 mod parts;
 mod program;

@@ -9,10 +9,10 @@ use sparoa_core::{
 };
 
 use super::{
-    backend::Shared,
     driver::{Address, DeviceMemory},
     libraries::{Call, Known, Operands, Scratch, Sizes, Way},
     load::Places,
+    opened::Shared,
     program::Step,
 };
 use crate::{

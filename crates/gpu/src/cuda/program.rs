@@ -7,9 +7,9 @@ use sparoa_core::backend::{BackendError, Program};
 use sparoa_kernels::Pool;
 
 use super::{
-    backend::Shared,
     driver::{DeviceMemory, Event, EventKind, Graph, Launch, Stream, Turn},
     libraries::Call,
+    opened::Shared,
     transfer::Transfers,
 };
 use crate::{copies::no_such, residency::Resident};

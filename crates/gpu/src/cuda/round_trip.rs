@@ -10,7 +10,7 @@ use sparoa_core::{
 };
 use sparoa_kernels::Pool;
 
-use super::{backend::Shared, driver::TensorMemory, load::load_with};
+use super::{driver::TensorMemory, load::load, opened::Shared};
 use crate::copies;
 
 /// Bytes of a typical tensor.
@@ -47,7 +47,7 @@ pub(crate) fn round_trip_ns(shared: &Arc<Shared>, direct: bool) -> Result<u128, 
     };
     // As sessions keep inputs where it is of use; dropped after the program, which may be reading it.
     let input = shared.run("measuring copies", || TensorMemory::new(&shared.context, BYTES))?;
-    let program = load_with(shared, program, direct.into())?;
+    let program = load(shared, program, direct.into())?;
     let (mut output, pool) = (vec![0; BYTES], Pool::new(1));
     let mut least = u128::MAX;
     for _ in 0..ROUNDS {

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use sparoa_core::{backend::BackendError, ops::Dispatch};
 
 use super::{
-    backend::Shared,
     driver::{Address, Launch, PageLocked, Rounding},
+    opened::Shared,
 };
 
 /// Bytes of f32 that a thread rounds.

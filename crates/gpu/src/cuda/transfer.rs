@@ -18,8 +18,8 @@ use sparoa_core::backend::{Arg, BackendError, ProgramSpec, View};
 use sparoa_kernels::Pool;
 
 use super::{
-    backend::Shared,
     driver::{Address, DeviceMemory, Event, EventKind, HostMemory, PageLocked, Rounding, Stream},
+    opened::Shared,
     rounding,
     storage::Half,
 };

@@ -17,8 +17,8 @@ use super::{Operands, measure::WORKSPACE};
 use crate::{
     CudaBackend, CudaLibraries, CudaOptions, GpuPrecision,
     cuda::{
-        backend::Shared,
         driver::{DeviceMemory, Stream},
+        opened::Shared,
         storage::Half,
         tests::{
             emulation::{of_bits, to_bits},

@@ -133,7 +133,7 @@ fn launching_a_model_is_one_call() {
         let spec = program(model, 1, Place::Gpu);
         assert_eq!(spec.segments.len(), 1, "{model}");
         let tasks = spec.tasks.len();
-        let program = load(&backend.shared, spec).unwrap();
+        let program = load(&backend.shared, spec, backend.direct()).unwrap();
         assert_eq!(program.graphs.iter().flatten().count(), 1, "{model}");
         assert!(program.steps.len() >= tasks, "{model}: every operator is in it");
         let turn = Turn { early: true, overlapped: true };
@@ -161,7 +161,7 @@ fn kernels_that_begin_early_wait_for_what_they_read() {
             let spec = program(model, 2, Place::Gpu);
             let (bytes, result) = (spec.uploads[0].bytes, spec.downloads[0].bytes);
             let inputs = [1, 2].map(|seed| floats([bytes / 4], seed));
-            let mut program = load(shared, spec).unwrap();
+            let mut program = load(shared, spec, backend.direct()).unwrap();
             let run = |program: &CudaProgram, input: &Tensor| {
                 let mut output = vec![0; result];
                 program.upload(0, input.bytes(), &pool).unwrap();
