@@ -46,11 +46,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         first.segments = vec![0..1];
         first.values.clear();
         let operators = whole.tasks.len();
-        let programs = [alone, whole, first].map(|spec| backend.load(spec));
+        let programs = [backend.load(alone)?, backend.load(whole)?, backend.load(first)?];
         let mut medians = [const { Vec::new() }; 3];
         for _ in 0..TURNS {
             for (program, medians) in programs.iter().zip(&mut medians) {
-                let program = program.as_ref().map_err(|error| error.to_string())?;
                 let mut launches = Vec::new();
                 for _ in 0..LAUNCHES {
                     program.wait_idle()?;

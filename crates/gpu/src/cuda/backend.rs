@@ -203,6 +203,7 @@ fn caps(
             GpuPrecision::Bf16 => Some(MatrixUnits::Bf16),
         },
         warp_groups,
+        // Nobody has run any in a share.
         clusters: facts.clusters && share.is_none(),
         halves: Halves::default(),
         libraries: false,

@@ -79,8 +79,7 @@ fn rewrite(e: &mut Editor, softmax: NodeId) -> Option<()> {
         causal,
     });
     let shape = e.shape(output).to_vec();
-    let origin: Vec<String> =
-        [scores.product, softmax].iter().flat_map(|id| e.node(*id).origin.clone()).collect();
+    let origin = e.origins(&[scores.product, softmax]);
     let (_, result) = *e.rewrite(second, op, inputs).ok()?.first()?;
     e.add_origin(second, origin);
     let Sizes { batch, heads, q_len, .. } = sizes;

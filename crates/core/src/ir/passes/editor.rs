@@ -288,6 +288,17 @@ impl Editor {
         self.push_node(Node { name, op, inputs, outputs: vec![Some(value)], origin: Vec::new() });
     }
 
+    /// The names that nodes stand for, each once.
+    pub(super) fn origins(&self, nodes: &[NodeId]) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for name in nodes.iter().flat_map(|id| &self.node(*id).origin) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+
     /// Adds names of nodes that a node stands for.
     pub(super) fn add_origin(&mut self, id: NodeId, names: impl IntoIterator<Item = String>) {
         if let Some(node) = &mut self.nodes[id.index()] {

@@ -55,12 +55,9 @@ fn roll(e: &mut Editor, id: NodeId) -> Option<()> {
     let (mut x, mut starts) = (x, vec![0; e.shape(x).len()]);
     starts[axis] = start;
     let cuts = [e.producer(first)?, e.producer(second)?];
-    for (part, cut) in [first, second].into_iter().zip(cuts) {
-        if e.used_only_by(part, &[id]) {
-            let origin = e.node(cut).origin.clone();
-            e.add_origin(id, origin);
-        }
-    }
+    let parts = [first, second].into_iter().zip(cuts);
+    let vanishing = parts.filter(|(part, _)| e.used_only_by(*part, &[id]));
+    let mut replaced: Vec<NodeId> = vanishing.map(|(_, cut)| cut).collect();
     let before = e.producer(x).filter(|_| e.used_only_by(x, &cuts));
     if let Some(before) = before
         && let Some(other) = e.node(before).op.downcast::<Roll>()
@@ -68,10 +65,11 @@ fn roll(e: &mut Editor, id: NodeId) -> Option<()> {
         let sizes = e.shape(x);
         let both = starts.iter().zip(&other.starts).zip(sizes).map(|((a, b), size)| (a + b) % size);
         starts = both.collect();
-        let origin = e.node(before).origin.clone();
         x = e.input(before, 0)?;
-        e.add_origin(id, origin);
+        replaced.push(before);
     }
+    let origin = e.origins(&replaced);
+    e.add_origin(id, origin);
     e.replace_op(id, Arc::new(Roll { starts }), vec![Some(x)]);
     Some(())
 }

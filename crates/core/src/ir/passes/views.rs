@@ -50,12 +50,7 @@ fn shorten(e: &mut Editor, id: NodeId) -> Option<()> {
 /// left out where it would change nothing.
 pub(super) fn rebuild(e: &mut Editor, view: &View, output: ValueId, id: NodeId) -> ValueId {
     let name = e.node(id).name.clone();
-    let mut origin: Vec<String> = Vec::new();
-    for name in view.nodes.iter().flat_map(|node| &e.node(*node).origin) {
-        if !origin.contains(name) {
-            origin.push(name.clone());
-        }
-    }
+    let origin = e.origins(&view.nodes);
     let order = in_base_dims(e.shape(view.base), view).unwrap_or_else(|| by_stride(view));
     let sizes: Vec<usize> = order.iter().map(|&i| view.axes[i].size).collect();
     let perm = pattern::inverse(&order);
