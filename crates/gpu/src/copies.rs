@@ -51,7 +51,7 @@ impl Plan {
     /// The plan's events order everything that touches the same bytes, except two readers. So a
     /// slot may be mapped for a copy if every other view of it overlaps the copy's (disjoint ones
     /// may be in use at the same time: parts of a split value) and, for a download, no kernel
-    /// reads these bytes and no other copy writes them.
+    /// reads these bytes and no staged copy writes them.
     pub(crate) fn new(spec: &ProgramSpec, direct: Direct) -> Plan {
         let overlaps_all = |copy: &View| {
             read_views(spec)
@@ -68,7 +68,8 @@ impl Plan {
             .iter()
             .map(|copy| {
                 let read = read_views(spec).any(|view| overlap(view, copy));
-                let staged = uploaded(copy) && !direct.uploads;
+                let mut uploads = spec.uploads.iter().zip(&direct_uploads);
+                let staged = uploads.any(|(view, &direct)| !direct && overlap(view, copy));
                 copy.bytes <= direct.downloads && !read && !staged && overlaps_all(copy)
             })
             .collect();
@@ -206,6 +207,22 @@ mod tests {
         let plan = Plan::new(&spec, false.into());
         assert_eq!(plan.direct_uploads, [false, false]);
         assert_eq!(plan.eager_after, [vec![0], vec![1]]);
+    }
+
+    #[test]
+    fn what_a_staged_copy_writes_is_not_read_directly() {
+        let spec = ProgramSpec {
+            // The kernel's half keeps the upload of the other one from being direct.
+            tasks: vec![task(&[view(0, 0, 64)], view(1, 0, 32))],
+            segments: vec![0..1],
+            slots: vec![64, 64],
+            uploads: vec![view(0, 0, 64), view(1, 32, 32)],
+            downloads: vec![view(1, 0, 64)],
+            ..ProgramSpec::default()
+        };
+        let plan = Plan::new(&spec, true.into());
+        assert_eq!(plan.direct_uploads, [true, false]);
+        assert_eq!(plan.direct_downloads, [false]);
     }
 
     #[test]
