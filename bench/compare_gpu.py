@@ -14,7 +14,8 @@ A SparOA inference begins and ends with tensors in the host's memory, so a PyTor
 page-locked memory to the card and its output back. `device` is the best of PyTorch's engines without these copies: what a
 program gets whose tensors are on the card anyway. Of torch.compile there are `compile`, its default, `graphs`, mode
 reduce-overhead, which replays CUDA graphs, and `autotune`, mode max-autotune, which replays them too and takes minutes a model
-to choose kernels: it is left out unless asked for (`--engines cuda,graphs,autotune`).
+to choose kernels: it is left out unless asked for (`--engines cuda,graphs,autotune`). Its choices outlive the run where
+TORCHINDUCTOR_CACHE_DIR names a folder that does.
 """
 import argparse
 import json
