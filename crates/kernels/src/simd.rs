@@ -37,6 +37,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Runs `kernel` in a function of its own compiled for this instruction set.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// Whether [`Simd::prefetch`] does anything.
+    const PREFETCHES: bool = false;
     /// Asks for the cache line at `p`, which need not be readable, in the first-level cache.
     #[inline(always)]
     fn prefetch(self, p: *const f32) {

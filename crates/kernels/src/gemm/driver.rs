@@ -17,6 +17,8 @@ const A_BLOCK_BYTES: usize = 384 * 1024;
 const SHARED_B_BYTES: usize = 256 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
+/// The fewest tiles of rows among which the way of the next panel of B is shared out.
+const FETCH_TILES: usize = 4;
 /// Threads that a system mostly gives cores of the same kind.
 const FEW_THREADS: usize = 4;
 
@@ -197,6 +199,14 @@ impl Kernel for Block<'_> {
     }
 }
 
+/// Of a panel of `rows` rows of a B of so many bytes, how many each of the tiles of `m` rows asks for
+/// while the panel before is multiplied. None where B stays in the second-level cache, or the tiles
+/// are too few to keep requests apart.
+pub(crate) fn fetched(m: usize, mr: usize, rows: usize, bytes: usize) -> usize {
+    let tiles = m.div_ceil(mr);
+    if tiles >= FETCH_TILES && bytes > SHARED_B_BYTES { rows.div_ceil(tiles) } else { 0 }
+}
+
 /// Whether rows so far apart share their places in the first-level cache: a tile's rows, of which
 /// each step reads an element, then drive each other out.
 fn collide(lda: usize) -> bool {
@@ -246,6 +256,7 @@ impl Block<'_> {
             }
             rows => (rows, run.start),
         };
+        let share = fetched(self.m, S::TILE.0, run.len(), p.b.bytes());
         for panel in self.panels.clone() {
             let column = panel * nr;
             let columns = nr.min(n - column);
@@ -254,7 +265,15 @@ impl Block<'_> {
             let b = &p.packed[panel * nr * p.b.k() + depth * nv * S::LANES..];
             assert!(b.len() >= (taps.len() - 1) * p.run * nv * S::LANES);
             let bias = p.bias.map_or(std::ptr::null(), |bias| bias[column..][..columns].as_ptr());
-            for (row, mr) in tiles(self.m, S::TILE.0) {
+            let (following, its_depth) = match panel + 1 < self.panels.end {
+                true => (panel + 1, depth),
+                false => (self.panels.start, depth + taps.len() * run.len()),
+            };
+            let its_width = nr.min((n - following * nr).next_multiple_of(S::LANES));
+            let next = following * nr * p.b.k() + its_depth * its_width;
+            let next = p.packed.as_ptr().wrapping_add(next);
+            let fetched = if its_depth < p.b.k() { share } else { 0 };
+            for (index, (row, mr)) in tiles(self.m, S::TILE.0).enumerate() {
                 let at = (self.first_row + row) * p.ldc + column;
                 let mut dense = [std::ptr::null(); 16];
                 let rows = match rows {
@@ -274,6 +293,8 @@ impl Block<'_> {
                     run: run.len(),
                     offset,
                     b: b.as_ptr(),
+                    next: next.wrapping_add(index * taps.len() * fetched * nr),
+                    fetched,
                     // SAFETY: rows first_row .. first_row + m of c exist and are this block's.
                     c: unsafe { p.c.ptr().add(at) },
                     ldc: p.ldc,
@@ -304,18 +325,29 @@ pub(crate) fn call_tile<S: Simd>(s: S, mr: usize, nv: usize, tile: Tile<'_>) {
 #[inline(always)]
 fn call_height<S: Simd, const NV: usize>(s: S, mr: usize, tile: Tile<'_>) {
     match mr {
-        1 => s.call(Micro::<1, NV, 4>(tile)),
-        2 => s.call(Micro::<2, NV, 2>(tile)),
-        3 => s.call(Micro::<3, NV, 2>(tile)),
-        4 => s.call(Micro::<4, NV, 1>(tile)),
-        5 if const { S::TILE.0 >= 5 } => s.call(Micro::<5, NV, 1>(tile)),
-        6 if const { S::TILE.0 >= 6 } => s.call(Micro::<6, NV, 1>(tile)),
-        7 if const { S::TILE.0 >= 7 } => s.call(Micro::<7, NV, 1>(tile)),
-        8 if const { S::TILE.0 >= 8 } => s.call(Micro::<8, NV, 1>(tile)),
-        9 if const { S::TILE.0 >= 9 } => s.call(Micro::<9, NV, 1>(tile)),
-        10 if const { S::TILE.0 >= 10 } => s.call(Micro::<10, NV, 1>(tile)),
-        11 if const { S::TILE.0 >= 11 } => s.call(Micro::<11, NV, 1>(tile)),
-        12 if const { S::TILE.0 >= 12 } => s.call(Micro::<12, NV, 1>(tile)),
+        1 => s.call(Micro::<1, NV, 4, false>(tile)),
+        2 => s.call(Micro::<2, NV, 2, false>(tile)),
+        3 => s.call(Micro::<3, NV, 2, false>(tile)),
+        4 => call_fetching::<S, 4, NV>(s, tile),
+        5 if const { S::TILE.0 >= 5 } => call_fetching::<S, 5, NV>(s, tile),
+        6 if const { S::TILE.0 >= 6 } => call_fetching::<S, 6, NV>(s, tile),
+        7 if const { S::TILE.0 >= 7 } => call_fetching::<S, 7, NV>(s, tile),
+        8 if const { S::TILE.0 >= 8 } => call_fetching::<S, 8, NV>(s, tile),
+        9 if const { S::TILE.0 >= 9 } => call_fetching::<S, 9, NV>(s, tile),
+        10 if const { S::TILE.0 >= 10 } => call_fetching::<S, 10, NV>(s, tile),
+        11 if const { S::TILE.0 >= 11 } => call_fetching::<S, 11, NV>(s, tile),
+        12 if const { S::TILE.0 >= 12 } => call_fetching::<S, 12, NV>(s, tile),
         _ => unreachable!("a tile has 1 to TILE.0 rows"),
+    }
+}
+
+/// A tile that asks for the next panel of B meanwhile, or does not.
+#[inline(always)]
+fn call_fetching<S: Simd, const MR: usize, const NV: usize>(s: S, tile: Tile<'_>) {
+    // Of several tiles (see `FETCH_TILES`), none is much lower than the highest.
+    if const { S::PREFETCHES && 3 * MR >= 2 * S::TILE.0 } && tile.fetched > 0 {
+        s.call(Micro::<MR, NV, 1, true>(tile));
+    } else {
+        s.call(Micro::<MR, NV, 1, false>(tile));
     }
 }

@@ -93,6 +93,10 @@ pub(crate) struct Tile<'a> {
     pub(crate) run: usize,
     pub(crate) offset: usize,
     pub(crate) b: *const f32,
+    /// What of B is multiplied after this, and how much of it this tile asks for: for each tap so many
+    /// rows as wide as its own.
+    pub(crate) next: *const f32,
+    pub(crate) fetched: usize,
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     /// A vector per column, if `finish.bias`.
@@ -117,30 +121,43 @@ impl Tile<'_> {
 }
 
 /// Products of a tile's element from which it takes long enough for the output to arrive meanwhile.
-const FETCH: usize = 192;
+const LONG: usize = 192;
+/// Of so many rows of B that are multiplied, at most one row of what comes next is asked for: requests
+/// all at once keep the loads between them waiting.
+const FETCH_EVERY: usize = 4;
+/// Elements of a cache line.
+const LINE: usize = 64 / size_of::<f32>();
 
-/// Computes a tile of MR x NV vectors, with U independent sums along K.
+/// Computes a tile of MR x NV vectors, with U independent sums along K; if FETCH, it asks for its share
+/// of what comes next in B meanwhile.
 ///
 /// The pointers in the tile must be valid for what their descriptions say.
-pub(crate) struct Micro<'a, const MR: usize, const NV: usize, const U: usize>(pub(crate) Tile<'a>);
+pub(crate) struct Micro<'a, const MR: usize, const NV: usize, const U: usize, const FETCH: bool>(
+    pub(crate) Tile<'a>,
+);
 
-impl<const MR: usize, const NV: usize, const U: usize> Kernel for Micro<'_, MR, NV, U> {
+impl<const MR: usize, const NV: usize, const U: usize, const FETCH: bool> Kernel
+    for Micro<'_, MR, NV, U, FETCH>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: whoever builds a Micro guarantees its pointers (see `driver`).
-        unsafe { tile::<S, MR, NV, U>(s, &self.0) }
+        unsafe { tile::<S, MR, NV, U, FETCH>(s, &self.0) }
     }
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const U: usize>(s: S, t: &Tile<'_>) {
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const U: usize, const FETCH: bool>(
+    s: S,
+    t: &Tile<'_>,
+) {
     let zero = s.splat(0.0);
     let mut acc = [[[zero; NV]; MR]; U];
     let mut b = t.b;
     let width = NV * S::LANES;
-    if t.taps * t.run >= FETCH {
+    if t.taps * t.run >= LONG {
         for r in 0..MR {
             for v in 0..NV {
                 s.prefetch(t.c.wrapping_add(r * t.ldc + v * S::LANES));
@@ -162,6 +179,25 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const U: usize>(s: S, 
             k += U;
             // SAFETY: at most one past the tile's part of the panel.
             b = unsafe { b.add(U * width) };
+        }
+        if FETCH {
+            let mut next = t.next.wrapping_add(tap * t.fetched * width);
+            let end = next.wrapping_add(t.fetched * width);
+            while k + FETCH_EVERY <= t.run {
+                if next < end {
+                    for line in 0..const { (NV * S::LANES).div_ceil(LINE) } {
+                        s.prefetch(next.wrapping_add(line * LINE));
+                    }
+                    next = next.wrapping_add(width);
+                }
+                for u in 0..FETCH_EVERY {
+                    // SAFETY: k + u < run; b has `width` elements for each k.
+                    unsafe { step::<S, MR, NV>(s, &a, k + u, b.add(u * width), &mut acc[0]) };
+                }
+                k += FETCH_EVERY;
+                // SAFETY: at most one past the tile's part of the panel.
+                b = unsafe { b.add(FETCH_EVERY * width) };
+            }
         }
         while k < t.run {
             // SAFETY: k < run; b has `width` elements for each k.

@@ -2,10 +2,12 @@
 
 use proptest::prelude::*;
 
+use super::driver::fetched;
 use super::{BatchedGemm, PackedB, gemm};
 use crate::activation::{Activation, Epilogue, Residual};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::simd;
 use crate::testing::{close, epilogue_reference, random};
 
 #[derive(Clone, Debug)]
@@ -130,6 +132,37 @@ proptest! {
                     let want = epilogue_reference(sums[i], None, &epi, i);
                     prop_assert!(close(y, want), "{isa} batch {batch} at {i}: {y}, {want:?}");
                 }
+            }
+        }
+    }
+}
+
+/// Of matrices beyond the second-level cache the next panel is asked for: by tiles of all heights, of
+/// one block of k and several, with a last panel of its own width.
+#[test]
+fn large_matrices_match_double_precision() {
+    for [m, n, k] in [[61, 250, 287], [53, 150, 447], [100, 66, 1101]] {
+        let c = Case {
+            m,
+            n,
+            k,
+            transposed: true,
+            bias: false,
+            residual: 0,
+            activation: Activation::None,
+            threads: 1,
+        };
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let sums = reference(&c, 1.0, &a, k, &b);
+        for isa in Isa::available() {
+            let packed = PackedB::new_with_isa(isa, k, n, &b, c.transposed);
+            let (_, mr, _) = simd::tile_of(isa);
+            assert!(fetched(m, mr, k, packed.bytes()) > 0, "{isa} asks for nothing");
+            let mut y = vec![f32::NAN; m * n];
+            gemm(m, &a, k, &packed, None, &Epilogue::NONE, &mut y, &Pool::single());
+            for (i, &y) in y.iter().enumerate() {
+                let want = epilogue_reference(sums[i], None, &Epilogue::NONE, i);
+                assert!(close(y, want), "{isa} {m}x{n}x{k} at {i}: {y} instead of {want:?}");
             }
         }
     }

@@ -99,6 +99,7 @@ impl<const EXTENSION: u8> Simd for Avx2<EXTENSION> {
             }
         }
     }
+    const PREFETCHES: bool = true;
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // A hint: it faults on no address.

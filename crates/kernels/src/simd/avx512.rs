@@ -72,6 +72,7 @@ impl<const EXTENSION: u8> Simd for Avx512<EXTENSION> {
             }
         }
     }
+    const PREFETCHES: bool = true;
     #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // A hint: it faults on no address.

@@ -205,6 +205,8 @@ impl Block<'_> {
                 run: 0,
                 offset: 0,
                 b: std::ptr::null(),
+                next: std::ptr::null(),
+                fetched: 0,
                 // SAFETY: c has this row, and it is this block's.
                 c: unsafe { p.c.ptr().add(at) },
                 ldc: p.ldc,
