@@ -14,7 +14,8 @@ that two cores are near each other: neighbours slow engines unequally, and a vir
 how many rounds were left out, and marks a row (busy) whose rounds had to be taken as they came.
 
 `--avx2` hides AVX-512 and AMX from all engines alike (hide_avx512.c; needs cc): environment variables would cap some of the
-libraries in them and not others.
+libraries in them and not others. On CPUs that cannot make CPUID fault (AMD's) it hides them from a copy of ONNX Runtime (needs
+objdump), and `SPAROA_ISA=avx2` caps SparOA.
 """
 import argparse
 import json
@@ -22,6 +23,7 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -186,12 +188,36 @@ def ours(binary, model, batch, threads, cores, seconds, extra):
     return json.loads(done.stdout)["results"][0]["latency_ms"]["p50"]
 
 
-def hide_avx512():
+def hide_avx512(peers):
     """Builds the library that hides AVX-512 and AMX, and has every process started from here on load it."""
     library = ROOT / "target" / "hide_avx512.so"
     source = ROOT / "bench" / "hide_avx512.c"
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, source], check=True)
-    os.environ["LD_PRELOAD"] = ":".join([str(library), *filter(None, [os.environ.get("LD_PRELOAD")])])
+    preload = ":".join([str(library), *filter(None, [os.environ.get("LD_PRELOAD")])])
+    if subprocess.run(["true"], env={**os.environ, "LD_PRELOAD": preload}, stderr=subprocess.DEVNULL).returncode != 0:
+        if set(peers) - {"onnxruntime"}:
+            sys.exit("--avx2: this CPU cannot make CPUID fault: only ONNX Runtime can be held to AVX2 (--peers onnxruntime)")
+        os.environ |= {"HIDE_AVX512_UD2": "1", "SPAROA_ISA": "avx2", "PYTHONPATH": str(without_cpuid("onnxruntime"))}
+    os.environ["LD_PRELOAD"] = preload
+
+
+def without_cpuid(package):
+    """The folder of a copy of a Python package whose libraries have UD2 in the place of CPUID."""
+    site = next(VENV.glob("lib/python3*/site-packages"))
+    folder = ROOT / "target" / "bench-ud2"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(site / package, folder / package)
+    for library in (folder / package).rglob("*.so*"):
+        listed = subprocess.run(["objdump", "-d", "--no-show-raw-insn", library], stdout=subprocess.PIPE, text=True, check=True)
+        code = bytearray(library.read_bytes())
+        for line in listed.stdout.splitlines():
+            if line.split()[1:] == ["cpuid"]:
+                at = int(line.split(":")[0], 16)
+                if code[at : at + 2] != b"\x0f\xa2":
+                    sys.exit(f"--avx2: {library}: instructions do not lie in the file where they lie in memory")
+                code[at : at + 2] = b"\x0f\x0b"
+        library.write_bytes(code)
+    return folder
 
 
 def geomean(values):
@@ -229,7 +255,7 @@ def main():
         return path
 
     if args.avx2:
-        hide_avx512()
+        hide_avx512(peers)
     rows, left_out = [], 0
     print("| model | batch | threads | SparOA ms | " + " | ".join(f"{p} ms | ratio (min-max)" for p in peers) + " |", flush=True)
     print("|---" * (4 + 2 * len(peers)) + "|", flush=True)

@@ -3,10 +3,14 @@
  * the fault's handler runs the instruction and clears the bits.
  *
  *     cc -O2 -shared -fPIC -o hide_avx512.so hide_avx512.c && LD_PRELOAD=./hide_avx512.so PROGRAM
+ *
+ * On other CPUs, with HIDE_AVX512_UD2 set, it hides them from libraries that have UD2 in CPUID's place (compare.py makes such
+ * copies).
  */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -22,15 +26,20 @@ static void on_fault(int signal_number, siginfo_t *info, void *context) {
   (void)info;
   greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
   const uint8_t *at = (const uint8_t *)registers[REG_RIP];
-  if (at[0] != 0x0f || at[1] != 0xa2) {
+  const int cpuid = at[0] == 0x0f && at[1] == 0xa2, ud2 = at[0] == 0x0f && at[1] == 0x0b;
+  if (!cpuid && !ud2) {
     /* Some other fault: it comes again, and ends the process as it would have. */
     signal(signal_number, SIG_DFL);
     return;
   }
   uint32_t leaf = registers[REG_RAX], subleaf = registers[REG_RCX], a = leaf, b, c = subleaf, d;
-  syscall(SYS_arch_prctl, ARCH_SET_CPUID, RUNS);
+  if (cpuid) {
+    syscall(SYS_arch_prctl, ARCH_SET_CPUID, RUNS);
+  }
   __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  syscall(SYS_arch_prctl, ARCH_SET_CPUID, FAULTS);
+  if (cpuid) {
+    syscall(SYS_arch_prctl, ARCH_SET_CPUID, FAULTS);
+  }
   if (leaf == 7 && subleaf == 0) {
     b &= ~EBX_7;
     c &= ~ECX_7;
@@ -48,6 +57,10 @@ static void on_fault(int signal_number, siginfo_t *info, void *context) {
 
 __attribute__((constructor)) static void hide(void) {
   struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
+  if (getenv("HIDE_AVX512_UD2")) {
+    sigaction(SIGILL, &action, NULL);
+    return;
+  }
   sigaction(SIGSEGV, &action, NULL);
   if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, FAULTS) != 0) {
     static const char message[] = "hide_avx512: this CPU or kernel cannot make CPUID fault\n";
