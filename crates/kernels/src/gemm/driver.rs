@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::activation::{Epilogue, Residual};
 use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::gemm::PackedB;
-use crate::gemm::micro::{Finish, Micro, Tile};
+use crate::gemm::micro::{Destination, Finish, Micro, Tile};
 use crate::gemm::skip::{self, Skipping};
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd};
@@ -14,7 +14,7 @@ use crate::simd::{Kernel, Simd};
 /// Bytes of a block of rows of A that should stay in the second-level cache.
 const A_BLOCK_BYTES: usize = 384 * 1024;
 /// Bytes of B that each thread may well keep in its own second-level cache.
-const SHARED_B_BYTES: usize = 256 * 1024;
+pub(super) const SHARED_B_BYTES: usize = 256 * 1024;
 /// Multiply-adds below which a task is not worth handing to another thread.
 const TASK_MACS: usize = 48 * 1024;
 /// The fewest tiles of rows among which the way of the next panel of B is shared out.
@@ -199,12 +199,11 @@ impl Kernel for Block<'_> {
     }
 }
 
-/// Of a panel of `rows` rows of a B of so many bytes, how many each of the tiles of `m` rows asks for
-/// while the panel before is multiplied. None where B stays in the second-level cache, or the tiles
-/// are too few to keep requests apart.
-pub(crate) fn fetched(m: usize, mr: usize, rows: usize, bytes: usize) -> usize {
+/// Of a panel of `rows` rows of B, how many each of the tiles of `m` rows asks for while the panel
+/// before is multiplied. None if the tiles are too few to keep requests apart.
+pub(crate) fn fetched(m: usize, mr: usize, rows: usize) -> usize {
     let tiles = m.div_ceil(mr);
-    if tiles >= FETCH_TILES && bytes > SHARED_B_BYTES { rows.div_ceil(tiles) } else { 0 }
+    if tiles < FETCH_TILES { 0 } else { rows.div_ceil(tiles) }
 }
 
 /// Whether rows so far apart share their places in the first-level cache: a tile's rows, of which
@@ -256,7 +255,8 @@ impl Block<'_> {
             }
             rows => (rows, run.start),
         };
-        let share = fetched(self.m, S::TILE.0, run.len(), p.b.bytes());
+        // A smaller B stays in the second-level cache.
+        let large = p.b.bytes() > SHARED_B_BYTES;
         for panel in self.panels.clone() {
             let column = panel * nr;
             let columns = nr.min(n - column);
@@ -272,7 +272,8 @@ impl Block<'_> {
             let its_width = nr.min((n - following * nr).next_multiple_of(S::LANES));
             let next = following * nr * p.b.k() + its_depth * its_width;
             let next = p.packed.as_ptr().wrapping_add(next);
-            let fetched = if its_depth < p.b.k() { share } else { 0 };
+            let fetches = large && its_depth < p.b.k();
+            let fetched = if fetches { fetched(self.m, S::TILE.0, run.len()) } else { 0 };
             for (index, (row, mr)) in tiles(self.m, S::TILE.0).enumerate() {
                 let at = (self.first_row + row) * p.ldc + column;
                 let mut dense = [std::ptr::null(); 16];
@@ -293,16 +294,18 @@ impl Block<'_> {
                     run: run.len(),
                     offset,
                     b: b.as_ptr(),
-                    next: next.wrapping_add(index * taps.len() * fetched * nr),
+                    next: next.wrapping_add(index * taps.len() * fetched * nv * S::LANES),
                     fetched,
-                    // SAFETY: rows first_row .. first_row + m of c exist and are this block's.
-                    c: unsafe { p.c.ptr().add(at) },
-                    ldc: p.ldc,
-                    bias,
-                    residual: p.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
-                    tail: columns - (nv - 1) * S::LANES,
-                    accumulate: depth > 0 || p.accumulate,
-                    finish: finishes.then_some(&p.finish),
+                    to: Destination {
+                        // SAFETY: rows first_row .. first_row + m of c exist and are this block's.
+                        c: unsafe { p.c.ptr().add(at) },
+                        ldc: p.ldc,
+                        bias,
+                        residual: p.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+                        tail: columns - (nv - 1) * S::LANES,
+                        accumulate: depth > 0 || p.accumulate,
+                        finish: finishes.then_some(&p.finish),
+                    },
                 };
                 call_tile(s, mr, nv, tile);
             }

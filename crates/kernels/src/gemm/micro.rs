@@ -97,6 +97,13 @@ pub(crate) struct Tile<'a> {
     /// rows as wide as its own.
     pub(crate) next: *const f32,
     pub(crate) fetched: usize,
+    pub(crate) to: Destination<'a>,
+}
+
+/// Where a tile's sums go, and what happens to them on the way. All pointers are to the tile's first
+/// element.
+#[derive(Clone, Copy)]
+pub(crate) struct Destination<'a> {
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     /// A vector per column, if `finish.bias`.
@@ -111,12 +118,12 @@ pub(crate) struct Tile<'a> {
     pub(crate) finish: Option<&'a Finish>,
 }
 
-impl Tile<'_> {
-    /// The tile of the output's rows from `row` on, whose sums are known.
+impl Destination<'_> {
+    /// The same from a later row of the output on.
     pub(crate) fn down(&self, row: usize) -> Self {
         let (c, residual) = (self.c.wrapping_add(row * self.ldc), self.residual);
         let skip = if residual.is_null() { 0 } else { row * self.ldc };
-        Tile { c, residual: residual.wrapping_add(skip), ..*self }
+        Destination { c, residual: residual.wrapping_add(skip), ..*self }
     }
 }
 
@@ -126,7 +133,7 @@ const LONG: usize = 192;
 /// all at once keep the loads between them waiting.
 const FETCH_EVERY: usize = 4;
 /// Elements of a cache line.
-const LINE: usize = 64 / size_of::<f32>();
+pub(super) const LINE: usize = 64 / size_of::<f32>();
 
 /// Computes a tile of MR x NV vectors, with U independent sums along K; if FETCH, it asks for its share
 /// of what comes next in B meanwhile.
@@ -160,7 +167,7 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const U: usize, const 
     if t.taps * t.run >= LONG {
         for r in 0..MR {
             for v in 0..NV {
-                s.prefetch(t.c.wrapping_add(r * t.ldc + v * S::LANES));
+                s.prefetch(t.to.c.wrapping_add(r * t.to.ldc + v * S::LANES));
             }
         }
     }
@@ -215,7 +222,7 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const U: usize, const 
         }
     }
     // SAFETY: the caller's contract.
-    unsafe { store::<S, MR, NV>(s, t, acc[0]) };
+    unsafe { store::<S, MR, NV>(s, &t.to, acc[0]) };
 }
 
 #[inline(always)]
@@ -247,7 +254,7 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 pub(crate) unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    t: &Tile<'_>,
+    t: &Destination<'_>,
     mut acc: [[S::V; NV]; MR],
 ) {
     // SAFETY: c, bias and residual have the tile's columns: whole vectors, the last `tail` lanes.
@@ -316,7 +323,7 @@ pub(crate) unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 unsafe fn add_residual<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    t: &Tile<'_>,
+    t: &Destination<'_>,
     mut acc: [[S::V; NV]; MR],
 ) -> [[S::V; NV]; MR] {
     for r in 0..MR {
@@ -332,7 +339,7 @@ unsafe fn add_residual<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 unsafe fn load_column<S: Simd, const NV: usize>(
     s: S,
-    t: &Tile<'_>,
+    t: &Destination<'_>,
     row: *const f32,
     v: usize,
 ) -> S::V {

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::gemm::driver::{Block, Rows};
-use crate::gemm::micro::{Tile, store};
+use crate::gemm::micro::{Destination, LINE, store};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
 /// Rows that are listed together: so often are weights used once they are in the nearest cache.
@@ -226,13 +226,13 @@ impl<const NP: usize, const NV: usize, const U: usize> Kernel for Group<'_, NP, 
         // fetched, a share with every row. A few rows leave out too many to fetch them all.
         let first_rows = lists.rows.start == 0 && lists.rows.len() >= 8;
         let next = if first_rows { NP.min(block.panels.end - self.panel - NP) } else { 0 };
-        let lines = lists.range.len() * width / 16;
+        let lines = lists.range.len() * width / LINE;
         for (i, index) in lists.rows.clone().enumerate() {
             for panel in 0..next {
                 let fetched = b.wrapping_add((NP + panel) * nr * k);
                 let rows = lists.rows.len();
                 for line in lines * i / rows..lines * (i + 1) / rows {
-                    s.prefetch(fetched.wrapping_add(line * 16));
+                    s.prefetch(fetched.wrapping_add(line * LINE));
                 }
             }
             // SAFETY: `list_row` wrote so many.
@@ -261,14 +261,7 @@ impl<const NP: usize, const NV: usize, const U: usize> Kernel for Group<'_, NP, 
                         sums[v] = s.add(sums[v], acc[panel][v]);
                     }
                 }
-                let tile = Tile {
-                    rows: std::ptr::null(),
-                    taps: 1,
-                    run: lists.range.len(),
-                    offset: lists.range.start,
-                    b,
-                    next: std::ptr::null(),
-                    fetched: 0,
+                let to = Destination {
                     c: p.c.ptr().wrapping_add(at + panel * width),
                     ldc: p.ldc,
                     bias: bias.wrapping_add(panel * width),
@@ -278,7 +271,7 @@ impl<const NP: usize, const NV: usize, const U: usize> Kernel for Group<'_, NP, 
                     finish: (lists.range.end == k).then_some(&p.finish),
                 };
                 // SAFETY: output, bias and residual have the columns of all panels.
-                unsafe { store::<S, 1, NV>(s, &tile, [sums]) };
+                unsafe { store::<S, 1, NV>(s, &to, [sums]) };
             }
         }
     }

@@ -7,7 +7,7 @@ use super::transform::Transform;
 use super::{Buffers, Run, Winograd};
 use crate::activation::Residual;
 use crate::gemm::driver::{call_tile, fetched, tiles};
-use crate::gemm::micro::Tile;
+use crate::gemm::micro::{Destination, Tile};
 use crate::simd::{Kernel, Simd};
 use crate::vmath;
 
@@ -138,7 +138,7 @@ impl Kernel for Products<'_> {
         // The next point's weights lie behind this one's. Tiles of AVX-512, twice as high, gain nothing.
         let next = u.as_ptr_range().end;
         let fetches = S::LANES < 16 && w.bytes() > KEPT_BYTES;
-        let fetched = if fetches { fetched(self.tiles, S::TILE.0, ci, w.bytes()) } else { 0 };
+        let fetched = if fetches { fetched(self.tiles, S::TILE.0, ci) } else { 0 };
         for (index, (row, mr)) in tiles(self.tiles, S::TILE.0).enumerate() {
             let mut rows = [std::ptr::null(); 16];
             for (r, pointer) in rows.iter_mut().enumerate().take(mr) {
@@ -152,13 +152,15 @@ impl Kernel for Products<'_> {
                 b: u.as_ptr(),
                 next: next.wrapping_add(index * fetched * width),
                 fetched,
-                c: m.at(row * of.width).ptr(),
-                ldc: of.width,
-                bias: std::ptr::null(),
-                residual: std::ptr::null(),
-                tail: S::LANES,
-                accumulate: false,
-                finish: None,
+                to: Destination {
+                    c: m.at(row * of.width).ptr(),
+                    ldc: of.width,
+                    bias: std::ptr::null(),
+                    residual: std::ptr::null(),
+                    tail: S::LANES,
+                    accumulate: false,
+                    finish: None,
+                },
             };
             call_tile(s, mr, nv, tile);
         }

@@ -8,7 +8,7 @@ use super::{LINE, PANEL, PackedTiles, Panel, Terms};
 use crate::activation::{Epilogue, Residual};
 use crate::aligned::{AlignedBuffer, SharedMut};
 use crate::amx::{SIDE, Sums, TILE, Tiles};
-use crate::gemm::micro::{self, Finish, Tile};
+use crate::gemm::micro::{self, Destination, Finish};
 use crate::simd::{Kernel, Simd};
 
 /// A product whose B, output and epilogue are known.
@@ -199,14 +199,7 @@ impl Block<'_> {
             }
             let row_of_c = self.first_row + (image * lines + line) * self.valid + x;
             let at = row_of_c * p.ldc + column;
-            let tile = Tile {
-                rows: std::ptr::null(),
-                taps: 0,
-                run: 0,
-                offset: 0,
-                b: std::ptr::null(),
-                next: std::ptr::null(),
-                fetched: 0,
+            let to = Destination {
                 // SAFETY: c has this row, and it is this block's.
                 c: unsafe { p.c.ptr().add(at) },
                 ldc: p.ldc,
@@ -220,16 +213,16 @@ impl Block<'_> {
             unsafe {
                 let sums = sums.add(row * LINE);
                 match (rows, tiles) {
-                    (GROUP, 1) => store::<S, GROUP, 1>(s, &tile, sums),
-                    (GROUP, _) => store::<S, GROUP, 2>(s, &tile, sums),
+                    (GROUP, 1) => store::<S, GROUP, 1>(s, &to, sums),
+                    (GROUP, _) => store::<S, GROUP, 2>(s, &to, sums),
                     (rows, 1) => {
                         for row in 0..rows {
-                            store::<S, 1, 1>(s, &tile.down(row), sums.add(row * LINE));
+                            store::<S, 1, 1>(s, &to.down(row), sums.add(row * LINE));
                         }
                     }
                     (rows, _) => {
                         for row in 0..rows {
-                            store::<S, 1, 2>(s, &tile.down(row), sums.add(row * LINE));
+                            store::<S, 1, 2>(s, &to.down(row), sums.add(row * LINE));
                         }
                     }
                 }
@@ -301,7 +294,11 @@ const GROUP: usize = 8;
 /// # Safety
 /// The tiles have these rows from `sums` on; c, bias and residual have their columns.
 #[inline(always)]
-unsafe fn store<S: Simd, const R: usize, const NV: usize>(s: S, t: &Tile<'_>, sums: *const f32) {
+unsafe fn store<S: Simd, const R: usize, const NV: usize>(
+    s: S,
+    to: &Destination<'_>,
+    sums: *const f32,
+) {
     let mut acc = [[s.splat(0.0); NV]; R];
     for (row, acc) in acc.iter_mut().enumerate() {
         for (v, acc) in acc.iter_mut().enumerate() {
@@ -310,7 +307,7 @@ unsafe fn store<S: Simd, const R: usize, const NV: usize>(s: S, t: &Tile<'_>, su
         }
     }
     // SAFETY: the caller's contract.
-    unsafe { micro::store::<S, R, NV>(s, t, acc) };
+    unsafe { micro::store::<S, R, NV>(s, to, acc) };
 }
 
 /// A tile's sums on the stack, on cache lines of their own.
